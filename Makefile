@@ -1,0 +1,83 @@
+# Two commands do everything on a fresh machine with Python 3.11+: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One torch is enough for everything here; TORCH= takes what pip would choose.
+TORCH ?= torch==2.13.0
+# Two processes of one thread each: torch gains less from a second thread on tiny models than pytest from a second process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO := runs/demo
+
+.PHONY: demo test test-extras test-browser test-slow test-full lint format model bench clean help
+
+help:
+	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 5 minutes)"
+	@echo "make test    install what the tests need and run them"
+	@echo "make lint    ruff and mypy"
+	@echo "make test-full   also the extras (lm-eval, Ray), the report in Chromium, kvpress, and the slow tests"
+	@echo "make bench   time and memory against the bare forward passes"
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (torch is the large part)..."
+	$(PIP) "$(TORCH)"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	$(PIP) --editable ".[test]"
+	touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.test-installed
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+model: $(VENV)/.installed
+	$(BIN)/forward-influence models pull smollm2-135m
+
+demo: $(VENV)/.installed model
+	$(BIN)/forward-influence measure --documents sotu --max-documents 6 --context 512 --continuation 1536 --save-selections --out $(DEMO)
+	$(BIN)/forward-influence plot $(DEMO)
+	@echo "run folder: $(DEMO)   picture: $(DEMO)/plots/decay.png"
+
+test: $(VENV)/.test-installed model
+	$(PYTEST) -m "not slow and not browser"
+
+$(VENV)/.extras-installed: $(VENV)/.test-installed
+	$(PIP) --editable ".[test,evaluate,ray]"
+	touch $@
+
+# What needs an optional package; without it these tests are skipped by `make test`.
+EXTRAS := tests/test_lm_eval.py tests/test_tasks.py tests/test_evaluation.py tests/test_ray.py
+
+test-extras: $(VENV)/.extras-installed model
+	$(PYTEST) -m "not slow" $(EXTRAS)
+
+# Debian's Chromium; elsewhere any chromium on the PATH will do.
+test-browser: $(VENV)/.test-installed
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	$(BIN)/python -m pytest -m browser
+
+test-slow: $(VENV)/.extras-installed model
+	$(BIN)/python -m pytest -m slow
+
+test-full: test test-extras test-browser test-kvpress test-slow
+
+lint: $(VENV)/.dev-installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	rm -rf .typed && mkdir -p .typed/forward_influence
+	ln -s $(CURDIR)/forward_influence/* .typed/forward_influence/
+	for part in cli analysis data; do ln -s $(CURDIR)/$$part .typed/forward_influence/$$part; done
+	cd .typed && ../$(BIN)/mypy --config-file ../pyproject.toml -p forward_influence
+
+format: $(VENV)/.dev-installed
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/.installed model
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf $(VENV) .typed build dist *.egg-info
+
+-include make/*.mk

@@ -1,0 +1,143 @@
+"""Accuracy of compressors on tasks, paired with the full cache (or another compressor) on the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from forward_influence.analysis.statistics import bootstrap_interval, t_interval, wilcoxon
+from forward_influence.errors import UsageError, did_you_mean
+
+FULL = "full"
+CONFIDENCE = 0.95
+#: What one accuracy is of.
+CELL = ["task", "family", "reasons", "length", "protocol", "compressor", "budget"]
+
+
+def is_binary(scores: np.ndarray) -> bool:
+    """Whether every score is 0 or 1."""
+    return bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def accuracy_interval(scores: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Mean of scores (n,) in 0..1 with its interval: Wilson's where all are 0 or 1, else a bootstrap."""
+    x = np.asarray(scores, dtype=float)
+    if is_binary(x):
+        ci = stats.binomtest(int(x.sum()), len(x)).proportion_ci(confidence, method="wilson")
+        return float(x.mean()), float(ci.low), float(ci.high)
+    return tuple(float(v) for v in bootstrap_interval(x, confidence))  # type: ignore[return-value]
+
+
+def paired_difference(
+    scores: np.ndarray, baseline: np.ndarray, confidence: float = CONFIDENCE
+) -> tuple[float, float, float, float]:
+    """Mean of scores - baseline on the same items, its interval, and a two-sided p-value.
+
+    Where all are 0 or 1: the adjusted Wald interval of Bonett and Price (2012, doi:10.3102/1076998611411915), which
+    adds one item to each of the two discordant counts and so has a width even where no item differs, and McNemar's
+    exact test. Else a t-interval and Wilcoxon's signed-rank test.
+    """
+    x, y = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
+    n, d = len(x), x - y
+    if not (is_binary(x) and is_binary(y)):
+        mean, low, high = t_interval(d, confidence)
+        return float(mean), float(low), float(high), wilcoxon(d)
+    better, worse = int((d > 0).sum()), int((d < 0).sum())
+    up, down = (better + 1) / (n + 2), (worse + 1) / (n + 2)
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    p = 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse).pvalue)
+    return float(d.mean()), max(-1.0, up - down - half), min(1.0, up - down + half), p
+
+
+def accuracy_table(frame: pd.DataFrame, baseline: str = FULL) -> pd.DataFrame:
+    """One row per task, length, protocol, compressor and budget, paired with `baseline` item by item.
+
+    Args:
+        frame: an evaluation's results (`Evaluation.frame()`).
+        baseline: "full", or a compressor, which is then paired at the same budget.
+
+    Returns:
+        Columns `CELL`, items, accuracy, low, high, difference, difference_low, difference_high, p, better, worse,
+        same_response (share of items answered word for word as the baseline), held, cache_bytes, full_bytes,
+        compress_seconds (medians). Differences are NaN for the baseline itself and where no item has both.
+
+    Raises:
+        UsageError: the baseline was not evaluated.
+    """
+    known = frame["compressor"].unique().tolist()
+    if baseline not in known:
+        raise UsageError(f"{baseline!r} was not evaluated{did_you_mean(baseline, known)}; there are {', '.join(known)}")
+    where = ["task", "length", "protocol"]
+    references = {key: part.set_index("item") for key, part in _baselines(frame, baseline, where)}
+    rows = []
+    for key, part in frame.groupby(CELL, sort=False):
+        cell = dict(zip(CELL, key, strict=True))
+        reference_key = (*(cell[c] for c in where), *([] if baseline == FULL else [cell["budget"]]))
+        reference = None if cell["compressor"] == baseline else references.get(reference_key)
+        rows.append({**cell, **_estimates(part, reference)})
+    return pd.DataFrame(rows)
+
+
+def _baselines(frame: pd.DataFrame, baseline: str, where: Sequence[str]) -> Any:
+    part = frame[frame["compressor"] == baseline]
+    return part.groupby([*where, *([] if baseline == FULL else ["budget"])], sort=False)
+
+
+def _estimates(part: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, Any]:
+    scores = part["score"].to_numpy(dtype=float)
+    accuracy, low, high = accuracy_interval(scores)
+    row: dict[str, Any] = {"items": len(part), "accuracy": accuracy, "low": low, "high": high}
+    nan = float("nan")
+    row |= {"difference": nan, "difference_low": nan, "difference_high": nan, "p": nan}
+    row |= {"better": 0, "worse": 0, "same_response": nan}
+    if reference is not None:
+        columns = ["item", "score", "response"]
+        both = part[columns].merge(reference.reset_index()[columns], on="item", suffixes=("", "_reference"))
+        if len(both):
+            x, y = both["score"].to_numpy(float), both["score_reference"].to_numpy(float)
+            row |= dict(
+                zip(("difference", "difference_low", "difference_high", "p"), paired_difference(x, y), strict=True)
+            )
+            row |= {"better": int((x > y).sum()), "worse": int((x < y).sum())}
+            row["same_response"] = float((both["response"] == both["response_reference"]).mean())
+    for name in ("held", "cache_bytes", "full_bytes", "compress_seconds"):
+        row[name] = float(part[name].median())
+    return row
+
+
+def budget_label(budget: str) -> str:
+    """ "40%" for a fraction, "200 tokens" for a count."""
+    return f"{float(budget):.0%}" if "." in budget else f"{budget} tokens"
+
+
+def paper_layout(table: pd.DataFrame, protocol: str, length: int) -> pd.DataFrame:
+    """Compressors by tasks and budgets, accuracy in percent; "chain of thought / direct" where a task has both.
+
+    `*` marks a paired 95% interval of the difference to the baseline that leaves out 0. A frame of strings.
+    """
+    part = table[(table["protocol"] == protocol) & (table["length"] == length)]
+    budgets = [b for b in part["budget"].unique() if b != "1.0"]
+    rows = []
+    for compressor in sorted(part["compressor"].unique(), key=lambda name: name != FULL):
+        row = {"compressor": compressor}
+        own = part[part["compressor"] == compressor]
+        for family in part["family"].unique():
+            for budget in budgets or ["1.0"]:
+                wanted = "1.0" if compressor == FULL else budget
+                found = own[(own["family"] == family) & (own["budget"] == wanted)]
+                column = f"{family} {budget_label(budget)}" if budgets else str(family)
+                row[column] = " / ".join(
+                    _cell(r) for r in found.sort_values("reasons", ascending=False).to_dict("records")
+                )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    sure = row["difference_low"] > 0 or row["difference_high"] < 0
+    return f"{100 * row['accuracy']:.0f}{'*' if sure else ''}"

@@ -1,0 +1,325 @@
+"""From run folders to curves: mean KL against distance, per document and rule, at any bin width.
+
+The document is the unit. Draws of a random rule are averaged within a segment, segments within a document, and only
+then are documents compared. Parts are read one at a time and binned while reading, so memory holds bins, not positions.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.runs import Run
+
+#: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875).
+BIN_WIDTH = 128
+#: Log-spaced bins: how many, and how many positions the first holds.
+LOG_BINS = 16
+FIRST_LOG_BIN = 16
+#: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
+NEAR = 1 / 8
+MIDDLE = 1 / 2
+ZONES = ("near", "middle", "far")
+#: Bins below this many times the noise floor are flagged.
+FLAG_FACTOR = 3.0
+#: What tells one measured curve from another, within a document.
+RULE = ["run", "selector", "budget", "mode", "effect", "layers"]
+
+Edges = np.ndarray
+Binning = Callable[[int], Edges]
+_VALUES = ("kl", "nll_delta", "top1_changed")
+
+
+def bins(continuation: int, width: int = BIN_WIDTH, *, log: bool = False, count: int | None = None) -> Edges:
+    """Edges of distance bins, int64 (B + 1,), strictly increasing from 0 to `continuation`.
+
+    Args:
+        continuation: m, in tokens.
+        width: tokens per bin; the last bin takes what is left over.
+        log: log-spaced bins after a first one of 16 positions, so that near and far weigh alike on a log axis.
+        count: this many bins instead (equal or log-spaced; fewer where whole positions do not allow as many).
+
+    Raises:
+        UsageError: a width, count or continuation below 1.
+    """
+    if continuation < 1 or width < 1 or (count is not None and count < 1):
+        raise UsageError(f"cannot bin {continuation} positions (width {width}, count {count}); all must be at least 1")
+    if log:
+        wanted = LOG_BINS if count is None else count
+        first = min(FIRST_LOG_BIN, continuation)
+        inner = np.geomspace(first, continuation, wanted) if wanted > 1 else np.array([continuation])
+        edges = np.concatenate([[0], np.round(inner)])
+    elif count is not None:
+        edges = np.round(np.linspace(0, continuation, count + 1))
+    else:
+        edges = np.append(np.arange(0, continuation, width), continuation)
+    return np.unique(edges.astype(np.int64))
+
+
+def zone_edges(continuation: int, near: float = NEAR, middle: float = MIDDLE) -> Edges:
+    """Edges of near, middle and far: int64 (4,). `near` and `middle` are where those zones end, as shares of m.
+
+    Raises:
+        UsageError: the shares do not rise between 0 and 1, or the continuation has fewer than 3 positions.
+    """
+    if not 0 < near < middle < 1:
+        raise UsageError(f"near and middle must satisfy 0 < near < middle < 1, not {near:g} and {middle:g}")
+    edges = np.array([0, int(continuation * near), int(continuation * middle), continuation], dtype=np.int64)
+    edges[1] = max(edges[1], 1)
+    edges[2] = max(edges[2], edges[1] + 1)
+    if edges[3] <= edges[2]:
+        raise UsageError(f"a continuation of {continuation} tokens has no near, middle and far; at least 3 are needed")
+    return edges
+
+
+def bin_means(values: np.ndarray, edges: Edges, distance: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean per bin, and how many positions made it: two float64 arrays (B,); NaN where a bin has no position.
+
+    Args:
+        values: (p,) at the positions `distance`; a NaN in it makes its bin NaN.
+        edges: (B + 1,), as `bins` gives them; positions outside are left out.
+        distance: (p,) increasing; 0..p-1 when None.
+    """
+    where = np.searchsorted(np.arange(len(values)) if distance is None else distance, edges)
+    counts = np.diff(where).astype(float)
+    # reduceat needs every start to be a valid index: one trailing zero allows empty bins at the end.
+    totals = np.add.reduceat(np.append(np.asarray(values[: where[-1]], dtype=np.float64), 0.0), where[:-1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counts > 0, totals / counts, np.nan), counts
+
+
+def _average(rows: Sequence[Mapping[str, Any]], edges: Edges) -> dict[str, np.ndarray]:
+    """Bin means of one condition on one document: draws within segments first, then segments."""
+    segments = []
+    for _, draws in groupby(sorted(rows, key=lambda r: r["segment"]), key=lambda r: r["segment"]):
+        made = [_binned(row, edges) for row in draws]
+        segments.append({name: np.mean([one[name] for one in made], axis=0) for name in made[0]})
+    return {name: np.mean([one[name] for one in segments], axis=0) for name in segments[0]}
+
+
+def _binned(row: Mapping[str, Any], edges: Edges) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for name in _VALUES:
+        values, distance = row[name], row["distance"]
+        if name == "nll_delta" and values is not None:
+            known = ~np.isnan(values)  # the last position has no next token
+            distance = np.flatnonzero(known) if distance is None else distance[known]
+            values = values[known]
+        if values is None:
+            out[name] = np.full(len(edges) - 1, np.nan)
+        else:
+            out[name], counts = bin_means(values, edges, distance)
+            if name == "kl":
+                out["positions"] = counts
+    return out
+
+
+def _floor(rows: Sequence[Mapping[str, Any]], effect: str) -> float:
+    """Mean KL of the noise-floor rows of one document, of the same effect where there are such; NaN without any."""
+    floors = [r for r in rows if r["kind"] == "noise_floor" and r["kl"] is not None]
+    same = [r for r in floors if r["effect"] == effect] or floors
+    return float(np.mean([np.mean(r["kl"], dtype=np.float64) for r in same])) if same else float("nan")
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return () if values is None else tuple(int(v) for v in values)
+
+
+def _document_pieces(
+    rows: Sequence[Mapping[str, Any]], binnings: Sequence[Binning], constant: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(which binning, columns) for each condition of one document."""
+    conditions: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] == "condition":
+            key = (row["selector"], row["budget"], row["mode"], row["effect"], _ints(row["layers"]))
+            conditions.setdefault(key, []).append(row)
+    every_layer = tuple(sorted({layer for key in conditions for layer in key[-1]}))
+    for (selector, budget, mode, effect, ablated), found in conditions.items():
+        parameters = found[0]["parameters"]
+        known = json.loads(parameters or "{}")
+        floor = _floor(rows, effect)
+        for index, binning in enumerate(binnings):
+            edges = binning(found[0]["continuation"])
+            yield (
+                index,
+                {
+                    **constant,
+                    "selector": selector,
+                    "parameters": parameters,
+                    "per": known.get("grain", known.get("per")),
+                    "budget": budget,
+                    "mode": mode,
+                    "effect": effect,
+                    "layers": "all" if ablated == every_layer else ",".join(map(str, ablated)),
+                    "bin": np.arange(len(edges) - 1),
+                    "low": edges[:-1],
+                    "high": edges[1:],
+                    **_average(found, edges),
+                    "floor": floor,
+                    "draws": len({r["seed"] for r in found}),
+                    "context": found[0]["context"],
+                    "continuation": found[0]["continuation"],
+                },
+            )
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its folder's, or its whole path where two folders are called alike."""
+    names = [run.name for run in runs]
+    return [str(run.folder) if names.count(run.name) > 1 else run.name for run in runs]
+
+
+def _cluster(document: Mapping[str, Any], cluster: str | None) -> str:
+    if cluster is None:
+        return str(document["name"])
+    if document.get(cluster) is None:
+        known = [key for key, value in document.items() if isinstance(value, str)]
+        raise UsageError(
+            f"document {document['name']!r} has no {cluster!r} to cluster by{did_you_mean(cluster, known)}; "
+            f"it has {', '.join(known)}"
+        )
+    return str(document[cluster])
+
+
+def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | None = None) -> list[pd.DataFrame]:
+    """One tidy frame per binning, from one pass over the parts of all runs.
+
+    Each frame has a row per (run, document, selector, budget, mode, effect, layers, bin): `kl`, `nll_delta` and
+    `top1_changed` are means over the bin's positions [low, high), or over the sampled ones where positions were
+    sampled: `positions` says how many, bins without any are left out. `distance` is the bin's middle, `floor` the
+    document's noise floor in nats, `layers` "all" (or the ablated ones, where layers were ablated one by one), `per`
+    the grain of what was selected, `draws` the seeds averaged, `cluster` the document's group (or its own name).
+
+    Args:
+        cluster: a field of the manifest's documents, such as "author".
+
+    Raises:
+        ForwardInfluenceError: a run holds no measured document yet (with the command that continues it).
+        UsageError: a document has no field `cluster`.
+    """
+    several = [runs] if isinstance(runs, Run) else list(runs)
+    pieces: list[list[dict[str, Any]]] = [[] for _ in binnings]
+    for label, run in zip(run_labels(several), several, strict=True):
+        known = {d["name"]: d for d in run.documents}
+        found = False
+        for name, rows in groupby(run.rows(), key=lambda row: row["document"]):
+            constant = {
+                "run": label,
+                "model": run.manifest.get("model", {}).get("spec", ""),
+                "document": name,
+                "cluster": _cluster(known.get(name, {"name": name}), cluster),
+            }
+            for index, columns in _document_pieces(list(rows), binnings, constant):
+                pieces[index].append(columns)
+                found = True
+        if not found:
+            raise ForwardInfluenceError(nothing_measured(run))
+    return [_assemble(part) for part in pieces]
+
+
+def nothing_measured(run: Run) -> str:
+    """The line that says what an empty run holds and how to go on with it."""
+    command = run.manifest.get("command")
+    how = f"continue it with: {command}" if command else "run its `measure` command again"
+    return f"{run.folder} holds no measured condition yet (0 of {len(run.documents)} documents); {how}"
+
+
+def _assemble(pieces: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    sizes = [len(piece["bin"]) for piece in pieces]
+    columns = {}
+    for name in pieces[0]:
+        if isinstance(pieces[0][name], np.ndarray):
+            columns[name] = np.concatenate([piece[name] for piece in pieces])
+        else:
+            columns[name] = np.repeat(np.array([piece[name] for piece in pieces]), sizes)
+    frame = pd.DataFrame(columns)
+    frame.insert(frame.columns.get_loc("high") + 1, "distance", (frame["low"] + frame["high"] - 1) / 2)
+    return frame[frame["positions"] > 0].reset_index(drop=True)
+
+
+def load(
+    runs: Run | Sequence[Run],
+    width: int = BIN_WIDTH,
+    *,
+    log: bool = False,
+    count: int | None = None,
+    cluster: str | None = None,
+) -> pd.DataFrame:
+    """Tidy curves of one or several runs in bins of `width` tokens, or log-spaced; columns as in `read`."""
+    return read(runs, [lambda m: bins(m, width, log=log, count=count)], cluster)[0]
+
+
+def load_zones(
+    runs: Run | Sequence[Run], *, near: float = NEAR, middle: float = MIDDLE, cluster: str | None = None
+) -> pd.DataFrame:
+    """As `load` with three bins, and their names in a column `zone`: near, middle, far."""
+    return name_zones(read(runs, [lambda m: zone_edges(m, near, middle)], cluster)[0])
+
+
+def name_zones(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame binned by `zone_edges`, with a column `zone`."""
+    return frame.assign(zone=np.array(ZONES)[frame["bin"].to_numpy()])
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One rule's curves side by side.
+
+    Attributes:
+        kl: (documents, bins), NaN where a document has no position in a bin.
+        documents, clusters: (documents,) names.
+        low, high: (bins,) positions of each bin, [low, high).
+        floor: mean noise floor over documents, nats.
+    """
+
+    kl: np.ndarray
+    documents: np.ndarray
+    clusters: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    floor: float
+
+    @property
+    def geometric_mean(self) -> np.ndarray:
+        """Over documents, per bin (bins,); the arithmetic mean in a bin where some document is not positive."""
+        kl = self.kl
+        with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a bin without any document
+            logs = np.nanmean(np.log(np.where(kl > 0, kl, np.nan)), axis=0)
+            mean = np.asarray(np.where(np.nanmin(kl, axis=0) > 0, np.exp(logs), np.nanmean(kl, axis=0)))
+        return mean
+
+    @property
+    def below_floor(self) -> np.ndarray:
+        """Bins (bins,) whose mean is below `FLAG_FACTOR` times the noise floor; none where no floor was measured."""
+        if not np.isfinite(self.floor):
+            return np.zeros(len(self.low), dtype=bool)
+        return np.asarray(self.geometric_mean < FLAG_FACTOR * self.floor)
+
+
+def matrix(frame: pd.DataFrame) -> Matrix:
+    """The frame of one rule (one value in each of the columns `RULE`) as a matrix over documents and bins."""
+    wide = frame.pivot(index=["document", "cluster"], columns=["low", "high"], values="kl").sort_index(axis=1)
+    return Matrix(
+        kl=wide.to_numpy(dtype=float),
+        documents=wide.index.get_level_values(0).to_numpy(),
+        clusters=wide.index.get_level_values(1).to_numpy(),
+        low=wide.columns.get_level_values(0).to_numpy(dtype=np.int64),
+        high=wide.columns.get_level_values(1).to_numpy(dtype=np.int64),
+        floor=float(frame.groupby("document")["floor"].first().mean()),
+    )
+
+
+def by_rule(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Each rule of a frame, in the order in which it appears: ({"run": ..., "selector": ..., ...}, its rows)."""
+    for key, group in frame.groupby(RULE, sort=False):
+        yield dict(zip(RULE, key, strict=True)), group

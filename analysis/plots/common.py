@@ -1,0 +1,208 @@
+"""Shared by several kinds of pictures: panels, legends, estimates per bin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from forward_influence.analysis import style
+from forward_influence.analysis.statistics import estimate
+from forward_influence.errors import UsageError
+
+PANEL_COLUMNS = ["run", "budget", "mode", "effect"]
+MAX_PANELS = 12
+
+
+def panels(frame: pd.DataFrame, columns: Sequence[str] = PANEL_COLUMNS) -> list[tuple[str, pd.DataFrame]]:
+    """Parts of a frame that belong into a panel each, with a title that says only what differs between them.
+
+    Raises:
+        UsageError: there are more than fit.
+    """
+    columns = [c for c in columns if c in frame.columns]
+    varied = [c for c in columns if frame[c].nunique() > 1]
+    if not varied:
+        return [("", frame)]
+    parts = [
+        (", ".join(f"budget {v}" if c == "budget" else str(v) for c, v in zip(varied, values, strict=True)), part)
+        for values, part in frame.groupby(varied, sort=False)
+    ]
+    if len(parts) > MAX_PANELS:
+        raise UsageError(f"{len(parts)} panels do not fit into a picture; choose a budget with --budget, or fewer runs")
+    return parts
+
+
+def grid(
+    count: int, height: float, *, width: float = style.COLUMN_WIDTH, extra: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels of `height` inches: one column up to three, then two.
+
+    Args:
+        extra: inches kept for the legend above.
+    """
+    columns = 1 if count <= 3 else 2
+    rows = math.ceil(count / columns)
+    figure = style.new_figure(width * columns, rows * height + extra)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    flat = list(axes.flat)
+    for unused in flat[count:]:
+        unused.set_visible(False)
+        flat[flat.index(unused) - columns].tick_params(labelbottom=True)
+    return figure, flat[:count]
+
+
+def per_bin(frame: pd.DataFrame, value: str = "kl") -> pd.DataFrame:
+    """Mean over documents of each bin of one rule, with its interval: columns bin_low, bin_high, x, value, low, high.
+
+    x is the bin's middle counted from 1, so that it exists on a log axis.
+    """
+    rows = []
+    for edges, part in frame.groupby(["low", "high"], sort=True):
+        made = estimate(part[value].to_numpy())
+        rows.append((*edges, sum(edges) / 2 + 0.5, made.value, made.low, made.high))
+    return pd.DataFrame(rows, columns=["bin_low", "bin_high", "x", "value", "low", "high"])
+
+
+def ratio_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `controls.controls` of one rule as a table for `rule_line`: columns x, value, low, high."""
+    x = (rows["low"] + rows["high"]) / 2 + 0.5
+    values = {"value": rows["ratio"], "low": rows["ratio_low"], "high": rows["ratio_high"]}
+    return pd.DataFrame({"x": x, **values}).sort_values("x")
+
+
+def rule_line(axes: Axes, table: pd.DataFrame, look: style.RuleStyle, *, faint: bool = False) -> None:
+    """Draw a rule's values against x with an interval band; markers are thinned out where bins crowd.
+
+    Args:
+        faint: a thin plain line between the markers, where the rule's own line is a fitted curve.
+    """
+    # A float spaces markers evenly along the line as drawn, whatever the axis.
+    every = 0.08 if len(table) > 14 else 1
+    axes.plot(
+        table["x"],
+        table["value"],
+        color=look.colour,
+        marker=look.marker,
+        markevery=every,
+        linestyle="-" if faint else look.line,
+        linewidth=0.6 if faint else 1.3,
+        alpha=0.75 if faint else 1.0,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+        zorder=3,
+    )
+    if table["low"].notna().any():
+        axes.fill_between(table["x"], table["low"], table["high"], color=look.colour, alpha=0.17, linewidth=0, zorder=1)
+
+
+def handles(rules: Iterable[str], styles: Mapping[str, style.RuleStyle], *, line: bool = True) -> list[Line2D]:
+    """Legend entries of rules."""
+    return [
+        Line2D(
+            [],
+            [],
+            color=styles[rule].colour,
+            marker=styles[rule].marker,
+            linestyle=styles[rule].line if line else "none",
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            markersize=5,
+            label=rule,
+        )
+        for rule in rules
+    ]
+
+
+def _columns(entries: Sequence[Line2D], width: float) -> int:
+    """How many legend columns fit into `width` inches; a column is as wide as its longest label."""
+    widths = np.array([0.46 + 0.053 * len(str(e.get_label())) for e in entries])
+    fitting = [
+        n for n in range(1, min(len(entries), 4) + 1) if sum(p.max() for p in np.array_split(widths, n)) <= width
+    ]
+    return max(fitting, default=1)
+
+
+def legend_height(entries: Sequence[Line2D], width: float = style.COLUMN_WIDTH) -> float:
+    """Inches that the legend needs above the panels."""
+    return 0.1 + 0.145 * math.ceil(len(entries) / _columns(entries, width))
+
+
+def legend_above(figure: Figure, entries: Sequence[Line2D]) -> None:
+    """A legend over the panels, off the data."""
+    figure.legend(
+        handles=list(entries),
+        loc="outside upper left",
+        ncols=_columns(entries, figure.get_figwidth()),
+        handlelength=2.6,
+        columnspacing=1.0,
+        borderaxespad=0.2,
+        borderpad=0.1,
+        labelspacing=0.3,
+    )
+
+
+def plain_number(value: float, _: Any = None) -> str:
+    """A tick label without exponents where it is short: 0.01, 1, 128, 2k, 14k; 1e-5 below 0.001."""
+    if value <= 0:
+        return "0" if value == 0 else f"{value:g}"
+    if value >= 10_000 or (value >= 1000 and value % 1000 == 0):
+        return f"{value / 1000:g}k"
+    if value < 0.001:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:g}"
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most `most` characters, the middle left out where it is longer."""
+    if len(text) <= most:
+        return text
+    keep = most - 1
+    return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+
+
+def distance_axis(axes: Axes, low: float, high: float) -> None:
+    """A log axis of distance, ticks at powers of two that are few enough to read."""
+    axes.set_xscale("log", base=2)
+    span = math.log2(max(high / max(low, 1), 2))
+    step = 1 if span <= 6 else 2
+    axes.xaxis.set_major_locator(LogLocator(base=2.0**step, numticks=12))
+    axes.xaxis.set_minor_locator(LogLocator(base=2.0, numticks=24))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(low / 1.12, high * 1.12)
+
+
+def log_values(axes: Axes, values: Iterable[float], axis: Literal["x", "y"] = "y") -> None:
+    """A log axis around the positive values given, with readable ticks even within one decade."""
+    positive = np.array([v for v in values if np.isfinite(v) and v > 0])
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
+    if not len(positive):
+        return
+    low, high = float(positive.min() / 1.25), float(positive.max() * 1.25)
+    (axes.set_xlim if axis == "x" else axes.set_ylim)(low, high)
+    decades = math.log10(high / low)
+    subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
+    which = axes.xaxis if axis == "x" else axes.yaxis
+    which.set_major_locator(LogLocator(base=10, subs=subs, numticks=15))
+    which.set_major_formatter(FuncFormatter(plain_number))
+    which.set_minor_formatter(NullFormatter())
+
+
+def finish(figure: Figure, axes: Sequence[Axes], x: str, y: str) -> None:
+    """Axis labels once per figure."""
+    if len(axes) == 1:  # a label of the figure would be centred on the legend too
+        axes[0].set_xlabel(x)
+        axes[0].set_ylabel(y)
+        return
+    figure.supxlabel(x, fontsize=8)
+    figure.supylabel(y, fontsize=8)
+    for one in axes:
+        one.label_outer()

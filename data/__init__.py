@@ -1,0 +1,16 @@
+"""Documents to measure on, and the catalogue of models."""
+
+from forward_influence.data.cutting import Cut, Prepared, Skipped, cut, prepare
+from forward_influence.data.documents import Document, load_documents, make_document, sample_documents
+
+__all__ = [
+    "Cut",
+    "Document",
+    "Prepared",
+    "Skipped",
+    "cut",
+    "load_documents",
+    "make_document",
+    "prepare",
+    "sample_documents",
+]

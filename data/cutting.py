@@ -1,0 +1,138 @@
+"""Documents cut to context + continuation tokens.
+
+Special tokens: what the tokenizer puts before a text (a begin-of-sequence token, mostly, or nothing) begins every
+segment, the first and the later ones alike, and counts as context, so that segments differ in their text only. What it
+would put after a text is left out, for the text goes on. Special tokens written out inside a text are read as the
+tokenizer reads them by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forward_influence.data.documents import Document
+from forward_influence.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A document, its segments (token ids, int64, shape (context + continuation,)), and its length in tokens."""
+
+    document: Document
+    segments: tuple[Tensor, ...]
+    length: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A document that is not measured, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The documents to measure, those skipped on the way, and how many were never looked at."""
+
+    documents: tuple[Cut, ...]
+    skipped: tuple[Skipped, ...]
+    unseen: int
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text, without special tokens around it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text."""
+    plain = encode("a", tokenizer)
+    dressed = list(tokenizer("a")["input_ids"])
+    for start in range(len(dressed) - len(plain) + 1):
+        if dressed[start : start + len(plain)] == plain:
+            return dressed[:start]
+    return []
+
+
+def cut(
+    document: Document, tokenizer: PreTrainedTokenizerBase, context: int, continuation: int, segments: int = 1
+) -> Cut | Skipped:
+    """Cut a document into `segments` pieces of context + continuation tokens, or say why it is skipped.
+
+    Pieces do not overlap; the first begins the document, the last of several ends it, the others lie evenly between.
+    """
+    import torch
+
+    leading = leading_tokens(tokenizer)
+    body = context + continuation - len(leading)
+    if body < 1 or continuation < 1 or segments < 1:
+        raise UsageError(
+            f"context {context} + continuation {continuation} in {segments} segments leaves no text to cut"
+        )
+    tokens = encode(document.text, tokenizer)
+    needed = segments * body
+    if len(tokens) < needed:
+        pieces = f" in {segments} segments" if segments > 1 else ""
+        return Skipped(document.name, f"{len(tokens)} tokens, {needed} needed{pieces}")
+    spare = len(tokens) - body
+    starts = [0] if segments == 1 else [spare * i // (segments - 1) for i in range(segments)]
+    pieces_ids = [leading + tokens[start : start + body] for start in starts]
+    return Cut(document, tuple(torch.tensor(ids, dtype=torch.int64) for ids in pieces_ids), len(tokens))
+
+
+def prepare(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    continuation: int,
+    segments: int = 1,
+    max_documents: int | None = None,
+) -> Prepared:
+    """Cut documents in the order given until `max_documents` are long enough; the rest is not even tokenised.
+
+    A document whose text was already taken under another name is skipped: it would count twice.
+
+    Raises:
+        UsageError: none is long enough.
+    """
+    if max_documents is not None and max_documents < 1:
+        raise UsageError(f"--max-documents {max_documents}: at least one document is needed")
+    taken: list[Cut] = []
+    skipped: list[Skipped] = []
+    first: dict[str, str] = {}
+    waiting = list(documents)
+    seen = 0
+    for document in waiting:
+        if max_documents is not None and len(taken) >= max_documents:
+            break
+        seen += 1
+        if document.fingerprint in first:
+            skipped.append(Skipped(document.name, f"the same text as {first[document.fingerprint]}"))
+            continue
+        first[document.fingerprint] = document.name
+        piece = cut(document, tokenizer, context, continuation, segments)
+        if isinstance(piece, Skipped):
+            skipped.append(piece)
+        else:
+            taken.append(piece)
+    if not taken:
+        raise UsageError(_none_left(skipped, context, continuation, segments))
+    return Prepared(tuple(taken), tuple(skipped), len(waiting) - seen)
+
+
+def _none_left(skipped: list[Skipped], context: int, continuation: int, segments: int) -> str:
+    if not skipped:
+        return "there are no documents"
+    example = f"{skipped[0].name}: {skipped[0].reason}"
+    times = f", {segments} times" if segments > 1 else ""
+    return (
+        f"none of {len(skipped)} documents is long enough for context {context} + continuation {continuation}{times} "
+        f"({example}); ask for less, or take longer documents"
+    )

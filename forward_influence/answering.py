@@ -1,0 +1,166 @@
+"""Answers from compressed caches: side by side in a batch, or each with a cache that goes on compressing itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
+
+from forward_influence.cache import SelectiveCache
+from forward_influence.compression import compress
+from forward_influence.contenders import Contender
+from forward_influence.models import Model
+from forward_influence.streams import BATCH_BYTES, greedy, grouped
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response and what it took.
+
+    Attributes:
+        text: the response, up to where it ends.
+        tokens: how many were generated.
+        seconds: of the batch that it was answered in.
+        streams: answers in that batch.
+    """
+
+    text: str
+    tokens: int
+    seconds: float
+    streams: int
+
+
+class Clock:
+    """Seconds since it was made or last asked, with the device's work done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._at = 0.0
+        self.lap()
+
+    def lap(self) -> float:
+        """Seconds since the last time."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        before, self._at = self._at, time.perf_counter()
+        return self._at - before
+
+
+def end_tokens(model: Model) -> set[int]:
+    """Tokens that end an answer."""
+    configured = model.model.generation_config.eos_token_id if model.model.generation_config is not None else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in [*ids, model.tokenizer.eos_token_id] if i is not None}
+
+
+def ending(model: Model, until: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether an answer (token ids so far) is complete: it ends with an end token, or holds one of the texts."""
+    ends = end_tokens(model)
+    stops = [stop for stop in until if stop]
+
+    def finished(tokens: list[int]) -> bool:
+        if tokens[-1] in ends:
+            return True
+        text = model.tokenizer.decode(tokens) if stops else ""
+        return any(stop in text for stop in stops)
+
+    return finished
+
+
+def response_text(model: Model, tokens: Sequence[int], until: Sequence[str]) -> str:
+    """Tokens as text, special ones left out, up to the first of the `until` strings."""
+    text = str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    for stop in filter(None, until):
+        text = text.split(stop)[0]
+    return text
+
+
+def answer_side_by_side(
+    model: Model, caches: Sequence[SelectiveCache], question: Tensor, limit: int, until: Sequence[str], batched: bool
+) -> list[Answer]:
+    """Greedy answers from several caches of one context.
+
+    Args:
+        caches: are used up.
+        question: (q,) tokens that each reads first.
+        limit: most tokens of an answer.
+        batched: several at a time, or one by one.
+    """
+    finished, clock = ending(model, until), Clock(model.device)
+    answers: dict[int, Answer] = {}
+    for group in grouped([cache.bytes() for cache in caches], BATCH_BYTES if batched else 0):
+        clock.lap()
+        found = greedy(model, [caches[i] for i in group], question, limit, finished)
+        seconds = clock.lap()
+        for i, tokens in zip(group, found, strict=True):
+            answers[i] = Answer(response_text(model, tokens, until), len(tokens), seconds, len(group))
+    return [answers[i] for i in range(len(caches))]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """An answer whose cache was compressed while it grew.
+
+    Attributes:
+        answer: the answer.
+        held: tokens held at the end, mean over layers and heads.
+        bytes, full_bytes: of the cache at the end, and had it been full.
+        prefill_seconds: of the first pass, compression included.
+        compress_seconds: of all compressions.
+    """
+
+    answer: Answer
+    held: float
+    bytes: int
+    full_bytes: int
+    prefill_seconds: float
+    compress_seconds: float
+
+
+def answer_while_compressing(
+    model: Model,
+    contender: Contender,
+    context: Tensor,
+    question: Tensor,
+    limit: int,
+    until: Sequence[str],
+    seed: int = 0,
+    sampling: dict[str, float | int | bool] | None = None,
+) -> Grown:
+    """Read a context, compress, read the question and let the unmodified `generate` answer, compressing as it goes.
+
+    Args:
+        context: (c,) tokens, compressed after they were read.
+        question: (q,) tokens, at least one.
+        sampling: arguments of `generate`; greedy without.
+    """
+    finished, clock = ending(model, until), Clock(model.device)
+    prompt = torch.cat([context, question]).to(model.device)[None]
+    start = prompt.shape[1]
+
+    def over(tokens: Tensor, scores: Tensor, **others: object) -> Tensor:
+        ended = finished(tokens[0, start:].tolist())
+        return torch.tensor([ended], device=tokens.device)
+
+    with torch.no_grad(), compress(model, contender.compressor, seed=seed, span=start + limit) as cache:
+        model.model.base_model(prompt[:, : len(context)], past_key_values=cache, use_cache=True)
+        prefill = clock.lap()
+        output = model.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=cache,
+            max_new_tokens=limit,
+            stopping_criteria=StoppingCriteriaList([over]),
+            pad_token_id=next(iter(end_tokens(model)), 0),
+            **(sampling or {"do_sample": False}),
+        )
+        seconds = clock.lap()
+        stats = cache.stats
+    tokens = output[0, start:].tolist()
+    answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1)
+    held = float(stats.held.double().mean())
+    return Grown(answer, held, stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)

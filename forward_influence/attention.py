@@ -1,0 +1,221 @@
+"""Attention as arithmetic: the probabilities that rules read, and the attending that models do, of one layer.
+
+Queries and keys come after the rotary embedding. Everything a transformers model may pass to its attention is honoured:
+scaling, soft-capping, attention sinks, an additive position bias, a boolean or additive mask.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forward_influence.divergence import at_least_float32
+
+#: Score elements held at a time on the manual path, which soft-capping and sinks need.
+_MANUAL_ELEMENTS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a layer's attention logits depend on beside queries and keys.
+
+    Attributes:
+        scaling: factor on q.k.
+        softcap: logits become softcap * tanh(logits / softcap); None for none.
+        sinks: (query_heads,) logits of an extra key without a value (gpt-oss), or None.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+@lru_cache(maxsize=8)
+def causal_tail(query_length: int, key_length: int, device: torch.device) -> Tensor:
+    """(query_length, key_length) bool: the last `query_length` keys are the queries' own, seen causally; others all."""
+    with torch.inference_mode(False):  # kept between calls, so that it must also serve a backward pass
+        ones = torch.ones(query_length, key_length, dtype=torch.bool, device=device)
+        return ones.tril(key_length - query_length)
+
+
+def attention_logits(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
+    """Scaled and capped logits, at least float32.
+
+    Args:
+        query: (query_heads, q, d).
+        key: (kv_heads, k, d); query head h reads kv head h // (query_heads // kv_heads).
+
+    Returns:
+        (kv_heads, group, q, k).
+    """
+    kv_heads, group = key.shape[0], query.shape[0] // key.shape[0]
+    grouped = at_least_float32(query).reshape(kv_heads, group, *query.shape[1:])
+    logits = grouped @ at_least_float32(key)[:, None].transpose(-1, -2)
+    logits = logits.mul_(geometry.scaling) if not logits.requires_grad else logits * geometry.scaling
+    if geometry.softcap is not None:
+        logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
+    return logits
+
+
+def softmax_with_sinks(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax over the last axis of (kv_heads, group, q, k), where each query head's sink takes its share too."""
+    if sinks is None:
+        return logits.softmax(-1)
+    column = sinks.to(logits.dtype).reshape(*logits.shape[:2], 1, 1).expand(*logits.shape[:3], 1)
+    return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
+
+
+def probabilities(query: Tensor, key: Tensor, geometry: Geometry, visible: Tensor | None = None) -> Tensor:
+    """Attention probabilities (kv_heads, group, q, k) of queries (query_heads, q, d) over keys (kv_heads, k, d).
+
+    Args:
+        visible: bool, broadcastable to (kv_heads, group, q, k); None: the last q keys are the queries' own (causal).
+    """
+    logits = attention_logits(query, key, geometry)
+    if visible is None:
+        visible = causal_tail(query.shape[1], key.shape[1], query.device)
+    return softmax_with_sinks(logits.masked_fill(~visible, float("-inf")), geometry.sinks)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    geometry: Geometry,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Attention output (1, query_heads, q, d_v).
+
+    Args:
+        query: (1, query_heads, q, d).
+        key, value: (1, kv_heads, k, d), (1, kv_heads, k, d_v).
+        mask: bool (True: visible) or additive, (1, 1 | kv_heads | query_heads, q, k); None: everything is visible,
+            unless `causal`.
+        bias: additive position bias, broadcastable to (1, query_heads, q, k).
+        causal: with no mask and as many keys as queries, the ordinary causal pattern.
+        gate: (kv_heads, k) added to the logits of each key: the logarithm of a factor on its weight. Gradients reach it
+            without a (q, k) matrix being kept, where there is neither soft-capping nor a sink nor a position bias.
+    """
+    if gate is not None and (geometry.softcap is not None or geometry.sinks is not None or bias is not None):
+        spread = gate.repeat_interleave(query.shape[1] // key.shape[1], dim=0)[None, :, None]
+        bias, gate = (spread if bias is None else bias + spread), None
+    if mask is not None and mask.shape[1] not in (1, query.shape[1]):
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+    if geometry.softcap is not None or geometry.sinks is not None:
+        return _attend_by_hand(query, key, value, geometry, mask, bias, causal)
+    if bias is not None:
+        if mask is None and causal:
+            mask = causal_tail(query.shape[2], key.shape[2], query.device)[None, None]
+        mask = bias if mask is None else _added(bias, mask)
+        causal = False
+    size = value.shape[-1]
+    if gate is not None:
+        query, key, value = _with_gate(query, key, value, gate, geometry.scaling)
+    group = query.shape[1] // key.shape[1]
+    native_groups = group > 1 and (query.device.type == "cpu" or mask is None)
+    if group > 1 and not native_groups:
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    if mask is not None and mask.dtype == torch.bool and query.device.type == "cpu":
+        mask = _additive.of(mask, query.dtype)
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=geometry.scaling,
+        enable_gqa=native_groups,
+    )
+    return output[..., :size]
+
+
+def _with_gate(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with channels more, in which the dot product adds the gate; kernels want eights."""
+    width = max(query.shape[-1] + 1, value.shape[-1])
+    width += -width % 8
+    extra = query.new_zeros(*query.shape[:3], width - query.shape[-1])
+    extra[..., 0] = 1 / scaling
+    channel = F.pad(gate[None, :, :, None].to(key.dtype), (0, width - key.shape[-1] - 1))
+    return (
+        torch.cat([query, extra], dim=-1),
+        torch.cat([key, channel], dim=-1),
+        F.pad(value, (0, width - value.shape[-1])),
+    )
+
+
+class _Additive(threading.local):
+    """The additive form of the mask seen last. The kernel would convert it anew in every layer."""
+
+    source: Tensor | None = None
+    result: Tensor | None = None
+
+    def of(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """0 where a boolean mask is True, -inf elsewhere."""
+        last, result = self.source, self.result
+        if last is None or result is None or result.dtype != dtype or not _same_memory(last, mask):
+            with torch.inference_mode(False):
+                result = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
+            self.source, self.result = mask, result
+        return result
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two masks are the same one; the older is still held, so that its memory was not given to another."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one._version == other._version
+    )
+
+
+_additive = _Additive()
+
+
+def _added(bias: Tensor, mask: Tensor) -> Tensor:
+    """A bias and a mask as one additive mask in the bias's dtype."""
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
+
+
+def _attend_by_hand(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    geometry: Geometry,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """Attention with soft-capping or sinks, which fused kernels lack; blocks of queries bound the memory."""
+    heads, length = query.shape[1], query.shape[2]
+    if mask is None and causal:
+        mask = causal_tail(length, key.shape[2], query.device)[None, None]
+    block = max(1, _MANUAL_ELEMENTS // (heads * key.shape[2]))
+    outputs = []
+    for start in range(0, length, block):
+        rows = slice(start, start + block)
+        logits = attention_logits(query[0, :, rows], key[0], geometry)
+        if bias is not None:
+            logits = logits + _rows(bias, rows, logits)
+        if mask is not None:
+            part = _rows(mask, rows, logits)
+            logits = logits.masked_fill(~part, float("-inf")) if mask.dtype == torch.bool else logits + part
+        weights = softmax_with_sinks(logits, geometry.sinks).to(value.dtype)
+        outputs.append((weights @ value[0][:, None]).reshape(heads, -1, value.shape[-1]))
+    return torch.cat(outputs, dim=1)[None]
+
+
+def _rows(extra: Tensor, rows: slice, logits: Tensor) -> Tensor:
+    """The rows of a (1, 1 | query_heads, 1 | q, k) mask or bias, shaped like (kv_heads, group, q, k) logits."""
+    part = extra[0] if extra.shape[2] == 1 else extra[0, :, rows]
+    return part[None] if part.shape[0] == 1 else part.reshape(*logits.shape[:2], *part.shape[1:])

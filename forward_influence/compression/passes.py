@@ -1,0 +1,216 @@
+"""Watching the forward passes of a model that uses a compressed cache: long prompts in chunks, one pass at a time."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from forward_influence.backbone import backbone
+from forward_influence.cache import SelectiveCache, SelectiveLayer
+from forward_influence.errors import UsageError
+from forward_influence.instrument import Instrument
+
+#: Tokens of a prompt that are read at a time.
+CHUNK = 512
+_WITH_TOKENS = ("input_ids", "position_ids", "cache_position", "token_type_ids")
+
+
+class Reader(Protocol):
+    """Is told what passed."""
+
+    def part(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:
+        """Tokens (q,) went through: their last hidden states (q, hidden), and logits where the model made them."""
+
+    def end(self) -> None:
+        """The pass is over."""
+
+
+class Passes:
+    """Hooks on a model and its decoder that tell a reader about each pass.
+
+    Args:
+        model: the model.
+        cache: what every pass must use.
+        reader: is told.
+        span: the longest sequence, where the cache was made for one.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: SelectiveCache, reader: Reader, span: int | None) -> None:
+        self._model, self._cache, self._reader, self._span = model, cache, reader, span
+        self._instrument: Instrument | None = None
+        self._inside_model = self._nested = self._adopted = False
+        self._tokens: Tensor | None = None
+        self._hidden: Tensor | None = None
+        self._done: list[Tensor] = []  # hidden states of a prompt's chunks that are through
+
+    def attach(self, instrument: Instrument, stack: ExitStack) -> None:
+        """Hook the model; the stack takes the hooks off again."""
+        self._instrument = instrument
+        inner = backbone(self._model)
+        for handle in (
+            self._model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
+            self._model.register_forward_hook(self._leave_model, with_kwargs=True, always_call=True),
+            inner.register_forward_pre_hook(self._enter_backbone, with_kwargs=True),
+            inner.register_forward_hook(self._leave_backbone, with_kwargs=True, always_call=True),
+        ):
+            stack.callback(handle.remove)
+
+    def _enter_model(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        """Before the whole model: its logits will come, so that the pass ends with them."""
+        if not self._nested:
+            self._inside_model = True
+            self._adopt()
+
+    def _leave_model(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
+        """After the whole model, or its failure."""
+        if self._nested:
+            return
+        self._inside_model = False
+        hidden, self._hidden = self._hidden, None
+        try:
+            if output is not None and hidden is not None:
+                logits = output.logits if hasattr(output, "logits") else output[0]
+                self._end(hidden, logits[0] if logits.shape[1] == hidden.shape[0] else None)
+        finally:
+            self._release()
+
+    def _enter_backbone(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
+        """Before the layers: refuse what cannot be compressed, read all but the last chunk of a long prompt."""
+        if self._nested:
+            return None
+        self._adopt()
+        named = _by_name(module, inputs, named)
+        length = self._check(named)
+        self._tokens, self._done = named.get("input_ids"), []
+        if self._cache.get_seq_length() == 0:
+            self._make_room(length)
+        wants_all = named.get("output_hidden_states") or named.get("output_attentions")
+        if length > CHUNK and not wants_all:
+            for start in range(0, length - CHUNK, CHUNK):
+                part = _part(named, length, start, start + CHUNK)
+                self._done.append(self._run_nested(module, part))
+            named = _part(named, length, len(self._done) * CHUNK, length)
+        return (), named
+
+    def _leave_backbone(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
+        """After the layers, or their failure: put the chunks' hidden states together."""
+        if self._nested:
+            return None
+        if output is not None:
+            self._hidden = output[0][0]
+            if self._done:
+                self._hidden = torch.cat([*self._done, self._hidden])
+                output = _with_hidden(output, self._hidden)
+        if not self._inside_model:
+            hidden, self._hidden = self._hidden, None
+            try:
+                if hidden is not None:
+                    self._end(hidden, None)
+            finally:
+                self._release()
+        return output
+
+    def _adopt(self) -> None:
+        assert self._instrument is not None
+        self._adopted = self._instrument.adopt() or self._adopted
+
+    def _release(self) -> None:
+        if self._adopted:
+            assert self._instrument is not None
+            self._instrument.release()
+            self._adopted = False
+
+    def _run_nested(self, module: nn.Module, named: dict[str, Any]) -> Tensor:
+        self._nested = True
+        try:
+            hidden: Tensor = module(**named)[0][0]
+        finally:
+            self._nested = False
+        self._tell(named.get("input_ids"), hidden, None)
+        return hidden
+
+    def _tell(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:
+        self._nested = True  # some heads run the model
+        try:
+            with torch.no_grad():
+                self._reader.part(None if tokens is None else tokens[0], hidden, logits)
+        finally:
+            self._nested = False
+
+    def _end(self, hidden: Tensor, logits: Tensor | None) -> None:
+        """A pass is through: tell of its last chunk and of its end."""
+        before = sum(len(part) for part in self._done)
+        tokens, self._tokens, self._done = self._tokens, None, []
+        rest = None if tokens is None else tokens[:, before:]
+        self._tell(rest, hidden[before:], None if logits is None else logits[before:])
+        self._reader.end()
+
+    def _check(self, named: dict[str, Any]) -> int:
+        """Tokens of this pass.
+
+        Raises:
+            UsageError: another cache, several sequences, padding.
+        """
+        if named.get("past_key_values") is not self._cache:
+            raise UsageError(
+                "the model runs inside a `with compress(...)` block without its cache; pass past_key_values=cache"
+            )
+        given = named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]
+        if given.shape[0] != 1:
+            raise UsageError(
+                f"a compressed cache holds one sequence, not {given.shape[0]}; generate sequences one by one, without "
+                "beam search and with num_return_sequences=1"
+            )
+        mask = named.get("attention_mask")
+        length = int(given.shape[1])
+        if self._span is not None and self._cache.get_seq_length() + length > self._span:
+            raise UsageError(f"the sequence gets longer than span={self._span}; give a larger one, or none")
+        if isinstance(mask, Tensor) and length > 1:
+            if mask.dim() != 2:
+                raise UsageError(
+                    "a compressed cache makes its own masks; pass a two-dimensional attention mask, or none"
+                )
+            if not bool(mask.all()):
+                raise UsageError("the prompt is padded (its attention mask has zeros); tokenize it without padding")
+        return length
+
+    def _make_room(self, length: int) -> None:
+        for layer in self._cache.layers:
+            if isinstance(layer, SelectiveLayer):
+                layer.room = length
+
+
+def _by_name(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by their names."""
+    if not inputs:
+        return named
+    names = [n for n in inspect.signature(module.forward).parameters if n != "self"]
+    return {**dict(zip(names, inputs, strict=False)), **named}
+
+
+def _part(named: dict[str, Any], length: int, start: int, end: int) -> dict[str, Any]:
+    """The arguments of a pass over tokens start to end of `length`."""
+    part = dict(named)
+    for name in _WITH_TOKENS:
+        value = part.get(name)
+        if isinstance(value, Tensor) and value.shape[-1] == length:
+            part[name] = value[..., start:end]
+    if isinstance(part.get("inputs_embeds"), Tensor):
+        part["inputs_embeds"] = part["inputs_embeds"][:, start:end]
+    mask = part.get("attention_mask")
+    if isinstance(mask, Tensor):
+        part["attention_mask"] = mask[:, : mask.shape[1] - length + end]
+    return part
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A decoder's output with other last hidden states."""
+    if isinstance(output, tuple) and not hasattr(output, "keys"):
+        return (hidden[None], *output[1:])
+    output["last_hidden_state"] = hidden[None]
+    return output

@@ -1,0 +1,269 @@
+"""Compressing a cache while an unmodified model uses it.
+
+    with fi.compress(model, "infokv", budget=0.25, every=1024) as cache:
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=4096)
+
+Hooks see each forward pass: a long prompt is read in chunks, signals are recorded, and when a pass is over the cache
+is compressed where the schedule says so. Nothing of this stays when the block is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from forward_influence.anatomy import Anatomy, examine
+from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
+from forward_influence.compression.choice import Held, choose, remarks
+from forward_influence.compression.compressor import Compressor, make_compressor
+from forward_influence.compression.held_trace import Group, HeldTrace
+from forward_influence.compression.live_recorder import LiveRecorder
+from forward_influence.compression.passes import Passes
+from forward_influence.compression.stats import Event, Stats
+from forward_influence.errors import UsageError
+from forward_influence.instrument import Instrument
+from forward_influence.models import Model
+from forward_influence.rotary import Rotation
+from forward_influence.selectors import Selector
+
+_anatomies: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
+
+
+class CompressedCache(SelectiveCache):
+    """The cache of a `compress` block; give it to `generate` or `model(...)` as `past_key_values`.
+
+    Attributes:
+        compressor: what compresses it.
+    """
+
+    compressor: Compressor
+    _session: _Session | None
+
+    @classmethod
+    def of_layers(cls, layers: Any) -> SelectiveCache:
+        """A plain selective cache: copies are not compressed any more."""
+        return SelectiveCache.of_layers(layers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Append to a layer; refused after the block, where nothing would keep its masks right."""
+        if self._session is None:
+            raise UsageError(
+                "this cache belongs to a `with compress(...)` block that was left; use it inside the block"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    @property
+    def stats(self) -> Stats:
+        """What is held now, and what it took; the last state after the block."""
+        return self._stats if self._session is None else self._session.stats()
+
+    def compress(self) -> None:
+        """Compress now, whatever the schedule says."""
+        if self._session is None:
+            raise UsageError("this cache belongs to a `with compress(...)` block that was left")
+        self._session.compress()
+
+    def reset(self) -> None:
+        """Refused: a new sequence takes a new block."""
+        raise UsageError("a compressed cache holds one sequence; open another `with compress(...)` block for the next")
+
+    def close(self) -> None:
+        """The block is left."""
+        if self._session is not None:
+            self._stats, self._session = self._session.stats(), None
+
+
+class _Session:
+    """One `compress` block: records what passes, and compresses when it is time."""
+
+    def __init__(
+        self, model: PreTrainedModel, anatomy: Anatomy, compressor: Compressor, cache: CompressedCache
+    ) -> None:
+        self.model, self.compressor, self.cache = model, compressor, cache
+        self.layers = cache.full_layers()
+        needs = compressor.needs
+        self.rotation = Rotation(model, anatomy.decoder_layers) if needs.query_moments else None
+        self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
+        self.prompt = 0
+        self._events: list[Event] = []
+        self._remarks: dict[str, None] = {}
+        self._contiguous: tuple[int, int] | None = None  # (last tokens that all held, tokens seen) when last compressed
+
+    def part(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:
+        """Tokens (q,) went through."""
+        self.recorder.after_pass(tokens, hidden, logits)
+
+    def end(self) -> None:
+        """A pass is over: compress if it is time, and stop recording if it will be no more."""
+        if self.prompt == 0:
+            self.prompt = self.recorder.seen
+        last = self._events[-1].seen if self._events else None
+        schedule, full = self.compressor.schedule, self.compressor.is_full
+        if not full and schedule.due(self.prompt, self.recorder.seen, last):
+            self.compress()
+        if self.recorder.on and (full or schedule.over(self.recorder.seen, self.prompt)):
+            self.recorder.stop()
+
+    def compress(self) -> None:
+        """Score what is held and evict the rest."""
+        if not self.recorder.on and not self.compressor.is_full:
+            raise UsageError("nothing was recorded since the prompt; give every=1024, say, to compress later on")
+        begun = self._now()
+        with torch.no_grad():
+            held = Held(
+                positions=[self._layer(i).positions() for i in self.layers],
+                seen=self.recorder.seen,
+                prompt=self.prompt,
+                contiguous=self._still_contiguous(),
+                number=len(self._events),
+            )
+            keep = choose(self.compressor, held, lambda g, s: self._trace(held, g, s), self._frame)
+            if keep is not None:
+                self._evict(keep)
+            self._remarks.update(dict.fromkeys(remarks(self.compressor, held)))
+        self._events.append(Event(held.seen, self._held(), self._now() - begun))
+
+    def _trace(self, held: Held, group: Group, skip: int) -> HeldTrace:
+        return self.recorder.trace(group, held.of(group), self._evicted(), skip)
+
+    def _frame(self, positions: Tensor) -> HeldTrace:
+        group = Group(tuple(range(positions.shape[0])), tuple(range(positions.shape[1])), 0)
+        return self.recorder.trace(group, positions, True)
+
+    def _evicted(self) -> bool:
+        return any(self._layer(i).held != self._layer(i).seen for i in self.layers)
+
+    def _evict(self, keep: list[Tensor]) -> None:
+        for layer, kept in zip(self.layers, keep, strict=True):
+            index, holes = indices(kept)
+            stored = self._layer(layer)
+            stored.__dict__.update(stored.branch(index, holes, 0).__dict__)
+            self.recorder.evict(layer, index, holes)
+        counts = torch.stack([k.sum(-1) for k in keep])
+        tail = min(self._tail(k) for k in keep)
+        self._contiguous = (min(tail, int(counts.min())), self.recorder.seen)
+        self.recorder.prune([self._layer(i).positions() for i in self.layers])
+
+    @staticmethod
+    def _tail(keep: Tensor) -> int:
+        """How many of the last entries all heads keep."""
+        gone = (~keep).any(0).nonzero()
+        return int(keep.shape[1] - 1 - gone[-1]) if len(gone) else int(keep.shape[1])
+
+    def _still_contiguous(self) -> int:
+        if self._contiguous is None:
+            return self.recorder.seen
+        held, at = self._contiguous
+        return held + self.recorder.seen - at
+
+    def _layer(self, index: int) -> SelectiveLayer:
+        layer = self.cache.layers[index]
+        assert isinstance(layer, SelectiveLayer)
+        return layer
+
+    def _held(self) -> Tensor:
+        return torch.stack([(self._layer(i).positions() >= 0).sum(-1).cpu() for i in self.layers])
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+    def stats(self) -> Stats:
+        """Up to now."""
+        return Stats(
+            layers=self.layers,
+            prompt=self.prompt,
+            seen=self.recorder.seen,
+            held=self._held(),
+            bytes=self.cache.bytes(),
+            full_bytes=sum(_full_bytes(layer) for layer in self.cache.layers),
+            events=tuple(self._events),
+            scoring_seconds=sum(event.seconds for event in self._events),
+            head_seconds=self.recorder.head_seconds,
+            remarks=tuple(self._remarks),
+        )
+
+
+def _full_bytes(layer: CacheLayerMixin) -> int:
+    if layer.keys is None or layer.values is None:
+        return 0
+    seen = layer.seen if isinstance(layer, SelectiveLayer) else layer.keys.shape[-2]
+    return sum(t.shape[1] * seen * t.shape[-1] * t.element_size() for t in (layer.keys, layer.values))
+
+
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
+    """What a model is made of, examined once."""
+    if model not in _anatomies:
+        _anatomies[model] = examine(model)
+    return _anatomies[model]
+
+
+@contextmanager
+def compress(
+    model: Model | PreTrainedModel,
+    rule: str | Selector | Compressor = "infokv",
+    budget: str | float | int = 0.25,
+    *,
+    every: int | None = None,
+    prefill: bool = True,
+    scheme: str | None = None,
+    protect_first: int = 4,
+    protect_last: int | None = None,
+    keep_prompt: bool | None = None,
+    seed: int | None = None,
+    span: int | None = None,
+) -> Iterator[CompressedCache]:
+    """A cache that compresses itself while `model.generate(..., past_key_values=cache)` runs.
+
+    Args:
+        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented.
+        rule, budget, every, prefill, scheme, protect_first, protect_last, keep_prompt: see `make_compressor`. A
+            ready `Compressor` brings its own.
+        seed: of random rules; default: the rule's own.
+        span: how long the sequence will get at most; layers with a sliding window at least that long count as full.
+
+    Yields:
+        The `CompressedCache`. It serves one sequence; its `stats` tell what is held.
+
+    Raises:
+        UsageError: an unknown compressor, a budget of nothing, a model without full-attention layers, and later on
+            batches, beam search, padded prompts, prompt lookup, or a forward pass without the cache.
+    """
+    if isinstance(rule, Compressor):
+        compressor = rule
+    else:
+        pinned: dict[str, Any] = {"protect_first": protect_first, "protect_last": protect_last}
+        pinned["keep_prompt"] = keep_prompt
+        compressor = make_compressor(rule, budget, every=every, prefill=prefill, scheme=scheme, **pinned)
+    if seed is not None:
+        compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
+    plain = model.model if isinstance(model, Model) else model
+    anatomy = model.anatomy if isinstance(model, Model) else anatomy_of(plain)
+    cache = CompressedCache(plain.config, span=span)
+    if not cache.full_layers():
+        raise UsageError(
+            f"every layer of {type(plain).__name__} has a sliding window, so that nothing can be compressed; if the "
+            "sequence stays within it, say so with span=N"
+        )
+    cache.compressor = compressor
+    session = cache._session = _Session(plain, anatomy, compressor, cache)
+    with ExitStack() as stack:
+        stack.callback(cache.close)
+        if session.rotation is not None:
+            session.rotation.attach()
+            stack.callback(session.rotation.detach)
+            session.rotation.verify(plain, torch.zeros(1, dtype=torch.int64, device=plain.device), session.layers)
+        watched = anatomy.decoder_layers if compressor.needs.representation_change else {}
+        instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache))
+        Passes(plain, cache, session, span).attach(instrument, stack)
+        yield cache

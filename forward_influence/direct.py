@@ -1,0 +1,66 @@
+"""The direct effect: each continuation token loses its own view of a selection, and nothing else changes.
+
+Position t reads the unablated keys and values of every other continuation token: run in full up to t, drop the
+selection, process token t. Queries do not depend on one another then, so that all of them go through in one pass, or
+only a sample of them. (Causal mediation, Vig et al. 2020, arXiv:2004.12265, for entries of a KV cache.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from forward_influence.cache import SelectiveCache
+from forward_influence.errors import UsageError
+from forward_influence.forward import forward_hidden
+from forward_influence.instrument import Instrument
+from forward_influence.replay import Entries, Queries, replay_cache
+
+
+def direct_hidden(
+    model: PreTrainedModel,
+    instrument: Instrument,
+    branch: SelectiveCache,
+    n: int,
+    later: Entries,
+    continuation: Tensor,
+    distances: Tensor,
+    chunk: int,
+) -> Tensor:
+    """Last hidden states (p, hidden) of the continuation tokens at `distances`, each run by itself.
+
+    Args:
+        branch: what is left of the context's cache.
+        n: context tokens.
+        later: the full run's continuation, from `replay.continuation_entries`.
+        continuation: (m,) token ids.
+        distances: (p,) ascending, 0 <= distance < m.
+        chunk: queries per forward pass.
+    """
+    parts = []
+    for some in distances.split(chunk):
+        queries = Queries(n, some)
+        instrument.cache = replay_cache(branch, later, queries)
+        parts.append(forward_hidden(model, continuation[some], instrument, queries.positions))
+        instrument.cache = None
+    return torch.cat(parts)
+
+
+def sampled_positions(m: int, per_bin: int, width: int, seed: int) -> Tensor:
+    """Distances (p,) int64, ascending: `per_bin` drawn without replacement from each bin of `width` positions.
+
+    The last bin, if it is shorter, gives as many in proportion to its length, rounded up.
+
+    Raises:
+        UsageError: fewer than 1 per bin, or more than a bin holds.
+    """
+    if not 1 <= per_bin <= width:
+        raise UsageError(f"--positions-per-bin {per_bin} of bins of {width} positions cannot be; give 1 to {width}")
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for low in range(0, m, width):
+        size = min(width, m - low)
+        count = -(-per_bin * size // width)
+        parts.append(low + torch.randperm(size, generator=generator)[:count].sort().values)
+    return torch.cat(parts)

@@ -1,0 +1,174 @@
+"""KL divergence and its companions, from two blocks of logits, accurate where the two hardly differ.
+
+The sum `sum_v p (log p - log q)` cancels: most of its terms are large, its value is small. With `w = z_q - log p + c`,
+where `z_q` are the raw logits of q and `c` makes the mean of `w` under p (nearly) zero,
+
+    g = sum_v p (expm1(w) - w) >= 0        r = -sum_v p w  (the rounding left over from c)
+    KL(p || q) = r + log1p(g - r)          log q(v) - log p(v) = w(v) - log1p(g - r)
+
+needs one exponential per word, no separate normalisation of q, and every term of `g` is non-negative. What depends on
+p alone is computed once per block for all the q that are compared with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Below this log-probability float32 loses mass (exp underflows at -87), so that rows go the long way in float64.
+_LOWEST = -80.0
+#: Of one of the few blocks of rows that a comparison works on at a time; together they fit a third-level cache.
+_CACHE_BYTES = 1 << 21
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is float32 or float64 already."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What changed between two blocks of next-token distributions, per position.
+
+    Attributes:
+        kl: KL(p || q) in nats, (rows,).
+        nll_delta: log p(target) - log q(target) in nats, (rows,); NaN where there is no target.
+        top1_changed: whether q's most likely token differs from p's, (rows,) bool. Where q ties its maximum with p's
+            choice, nothing changed.
+    """
+
+    kl: Tensor
+    nll_delta: Tensor
+    top1_changed: Tensor
+
+
+class Reference:
+    """The distributions p of a block of positions, ready to be compared with any number of q.
+
+    Work goes a few rows at a time, so that a row is still in the processor's cache when it is read again.
+
+    Args:
+        logits: (rows, vocabulary), float32 or float64; overwritten.
+        targets: (rows,) token ids that really came next; negative where there is none.
+        p: (rows or more, vocabulary) memory for the probabilities; made where not given.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor, p: Tensor | None = None) -> None:
+        self.log_p, self.targets = logits, targets
+        self.p = torch.empty_like(logits) if p is None else p[: len(logits)]
+        self._step = rows_in_cache(logits)
+        self._work = torch.empty_like(logits[: self._step])
+        tops, sums, least = [], [], []
+        for rows in _slices(len(logits), self._step):
+            part, p_part = logits[rows], self.p[rows]
+            work = self._work[: len(part)]
+            torch.softmax(part, -1, out=p_part)
+            part.copy_(torch.log_softmax(part, -1, out=work))
+            tops.append(_argmax(part))
+            sums.append(torch.mul(p_part, part, out=work).sum(-1))
+            least.append(part.amin(-1))
+        self.top1 = torch.cat(tops)[:, None]
+        self._negative_entropy = torch.cat(sums)
+        self._lossy = torch.cat(least) < _LOWEST if logits.dtype == torch.float32 else None
+        self._any_lossy = self._lossy is not None and bool(self._lossy.any())
+
+    def nll(self) -> Tensor:
+        """-log p(target) in nats, (rows,); NaN where there is no target."""
+        return -_at_targets(self.log_p, self.targets)
+
+    def compare(self, logits: Tensor) -> Shift:
+        """KL, NLL shift and top-1 change of q, given by `logits` (rows, vocabulary), which are overwritten.
+
+        `logits` may be fewer than the reference's rows: they are then its first.
+        """
+        parts = [self._compare(rows, logits[rows]) for rows in _slices(len(logits), self._step)]
+        kl, nll_delta, top1_changed = (torch.cat(values) for values in zip(*parts, strict=True))
+        return Shift(kl.to(logits.dtype), nll_delta.to(logits.dtype), top1_changed)
+
+    def _compare(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """KL and NLL shift in float64, and top-1 change, of a few rows."""
+        log_p, p, targets = self.log_p[rows], self.p[rows], self.targets[rows]
+        work = self._work[: len(logits)]
+        top_of_q = logits.amax(-1, keepdim=True)
+        top1_changed = (top_of_q > logits.gather(-1, self.top1[rows]))[:, 0]
+        original = logits.clone() if self._any_lossy else None
+        centre = self._negative_entropy[rows] - torch.mul(p, logits, out=work).sum(-1)
+        w = logits.sub_(log_p).add_(centre[:, None])
+        excess = torch.expm1(w, out=work).sub_(w)
+        g = excess.mul_(p).sum(-1).double()
+        r = -torch.mul(p, w, out=work).sum(-1).double()
+        log_normaliser = torch.log1p(g - r)
+        kl = (r + log_normaliser).clamp_min(0)
+        nll_delta = log_normaliser - _at_targets(w, targets).double()
+        redo = ~torch.isfinite(kl)
+        if original is not None and self._lossy is not None:
+            redo |= self._lossy[rows]
+        if bool(redo.any()):
+            again = redo.nonzero()[:, 0]
+            z = original[again] if original is not None else w[again] + log_p[again] - centre[again, None]
+            kl[again], nll_delta[again] = self._compare_in_float64(again + rows.start, z)
+        return kl, nll_delta, top1_changed
+
+    def _compare_in_float64(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for rows whose probabilities leave float32's range: plain, in float64."""
+        log_p, log_q = self.log_p[rows].double().log_softmax(-1), logits.double().log_softmax(-1)
+        p, delta = log_p.exp(), log_p - log_q
+        far = p * delta + (log_q.exp() - p)
+        near = p * (delta + torch.expm1(-delta))
+        terms = torch.where(p > 0, torch.where(delta.abs() < 1, near, far), log_q.exp())
+        targets = self.targets[rows]
+        nll_delta = delta.gather(-1, targets.clamp_min(0)[:, None])[:, 0]
+        return terms.sum(-1).clamp_min(0), nll_delta.masked_fill(targets < 0, float("nan"))
+
+
+def rows_in_cache(logits: Tensor) -> int:
+    """How many rows to work on at a time: a few megabytes on a processor; all of them on an accelerator."""
+    if logits.device.type != "cpu":
+        return max(1, len(logits))
+    return max(1, _CACHE_BYTES // (logits.shape[-1] * logits.element_size()))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """(rows,) int64. On a processor numpy's, which is vectorised and several times faster than torch's."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argmax(-1))
+    return values.argmax(-1)
+
+
+def _at_targets(values: Tensor, targets: Tensor) -> Tensor:
+    picked = values.gather(-1, targets.clamp_min(0)[:, None])[:, 0]
+    return picked.masked_fill(targets < 0, float("nan"))
+
+
+def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p || q) in nats of two blocks of logits (rows, vocabulary) -> (rows,), at least float32 (arXiv:2606.26875).
+
+    Inputs are left as they are.
+    """
+    p_logits, q_logits = at_least_float32(p_logits), at_least_float32(q_logits)
+    targets = torch.full(p_logits.shape[:1], -1, device=p_logits.device)
+    return Reference(p_logits.clone(), targets).compare(q_logits.clone()).kl
+
+
+def entropy(logits: Tensor, top_k: int = 0) -> Tensor:
+    """Entropy in nats of the softmax over the `top_k` largest logits of each row, over all of them for 0.
+
+    Args:
+        logits: (rows, vocabulary).
+        top_k: how many of the largest logits take part (arXiv:2606.26875 uses 256); a number at or above the
+            vocabulary means all.
+
+    Returns:
+        (rows,), at least float32.
+    """
+    logits = at_least_float32(logits)
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.topk(top_k, dim=-1, sorted=False).values
+    log_p = logits - logits.logsumexp(-1, keepdim=True)
+    return -(log_p.exp().mul_(log_p)).sum(-1)

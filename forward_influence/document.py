@@ -1,0 +1,379 @@
+"""Measuring one document: the unit that is done, written, lost or done again as a whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from forward_influence.conditions import (
+    NOISE_POSITIONS,
+    POSITIVE_POSITIONS,
+    Condition,
+    Slice,
+    derived_seed,
+    expand,
+    measured_positions,
+    sliced,
+)
+from forward_influence.errors import ForwardInfluenceError
+from forward_influence.gradients import continuation_gradients
+from forward_influence.influence import (
+    Ablation,
+    Influence,
+    masked_direct_influence,
+    masked_influence,
+    measure_ablations,
+    removal,
+    shuffled,
+)
+from forward_influence.models import Model
+from forward_influence.progress import Progress, Silent
+from forward_influence.recording import record
+from forward_influence.request import Request
+from forward_influence.runs import SCHEMA
+from forward_influence.selection import Candidates, Selection
+from forward_influence.selectors import Selector, chosen, final_scores
+from forward_influence.trace import Trace
+from forward_influence.zones import zones
+
+#: How many positions of a direct effect `--verify` computes again: each takes a full pass.
+_VERIFIED_POSITIONS = 4
+
+
+class Named(Protocol):
+    """A document's name and content fingerprint."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class CutDocument(Protocol):
+    """A document cut to token ids, as `forward_influence.data.prepare` gives it."""
+
+    @property
+    def document(self) -> Named: ...
+
+    @property
+    def segments(self) -> tuple[Tensor, ...]: ...
+
+
+@dataclass
+class Measured:
+    """A document's results.
+
+    Attributes:
+        rows: one per condition and control, keys as in `runs.SCHEMA`.
+        timings: seconds by part of the work, and what `--verify` found.
+        tensors, metadata: what a selections file holds; empty unless asked for.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    timings: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def measure_document(
+    model: Model, document: CutDocument, request: Request, *, chunk: int = 512, progress: Progress | None = None
+) -> Measured:
+    """All conditions and controls on one document.
+
+    Raises:
+        ForwardInfluenceError: NaN logits, an ablation that changes nothing, a failed verification.
+        UsageError: a rule that returns the wrong thing.
+    """
+    progress = progress or Silent()
+    measured = Measured()
+    started = time.perf_counter()
+    for segment, tokens in enumerate(document.segments):
+        _measure_segment(model, document.document, segment, tokens, request, chunk, progress, measured)
+    measured.timings["seconds"] = time.perf_counter() - started
+    return measured
+
+
+def _measure_segment(
+    model: Model,
+    document: Named,
+    segment: int,
+    tokens: Tensor,
+    request: Request,
+    chunk: int,
+    progress: Progress,
+    measured: Measured,
+) -> None:
+    context = tokens[: request.context]
+    clock = _Clock()
+    if request.continuation_from == "generate":
+        seed = derived_seed(request.seed, document.fingerprint, segment, "continuation")
+        continuation = generate_continuation(model, context, request.continuation, request.temperature, seed)
+        progress.advance(len(continuation), f"{document.name}: generating")
+        clock.lap("generate")
+    else:
+        continuation = tokens[request.context : request.span]
+    candidates = request.candidates
+    trace = record(
+        model,
+        context,
+        request.needs,
+        span=request.span,
+        first=candidates.first,
+        last=candidates.last,
+        chunk=chunk,
+        rotation=request.rerotate,
+        progress=progress,
+    )
+    if trace.last_hidden is not None and not bool(torch.isfinite(trace.last_hidden).all()):
+        raise ForwardInfluenceError(
+            f"{document.name}: its context makes the model's states NaN or infinite (segment {segment}); "
+            "try --dtype float32, or leave this document out"
+        )
+    clock.lap("context")
+    if request.needs.gradients:
+        trace.future = _look_ahead(model, trace, continuation, request, document.fingerprint, segment, progress)
+        clock.lap("gradients")
+    conditions = expand(request, document.fingerprint, segment, trace.layers)
+    chosen_here = _select_all(trace, conditions, request, candidates, measured, segment)
+    clock.lap("select")
+    positions = measured_positions(request, len(continuation), document.fingerprint, segment)
+    ablations = [
+        removal(
+            trace,
+            part.removed,
+            "drop",
+            len(continuation),
+            f"{document.name}: {condition.label}",
+            positions,
+            condition.effect == "direct",
+            request.rerotate,
+        )
+        for condition, (_, part) in zip(conditions, chosen_here, strict=True)
+    ]
+    controls = _controls(trace, candidates, len(continuation), request.effects) if segment == 0 else []
+    nll, influences = measure_ablations(
+        model, trace, continuation, [*ablations, *(c.ablation for c in controls)], chunk=chunk, progress=progress
+    )
+    clock.lap("continuation")
+    base = {"document": document.name, "segment": segment, "context": len(context), "continuation": len(continuation)}
+    measured.rows.append(_row(base, "baseline", nll=nll.float().numpy()))
+    for condition, (whole, part), influence in zip(conditions, chosen_here, influences, strict=False):
+        row = _described(condition, whole, part, request, positions)
+        measured.rows.append(_row(base, "condition", **row, **_arrays(influence)))
+    for control, influence in zip(controls, influences[len(ablations) :], strict=True):
+        measured.rows.append(_row(base, control.kind, **control.described(trace), **_arrays(influence)))
+    if request.save_selections:
+        _save_tokens(model, trace, segment, candidates, measured)
+    if request.verify:
+        tokens = torch.cat([context, continuation.to(context.device)])
+        where = derived_seed(request.seed, document.fingerprint, segment, "verify") % len(conditions)
+        removed, influence = chosen_here[where][1].removed, influences[where]
+        _verify(model, tokens, trace, conditions[where], removed, influence, positions, document.name, measured)
+        clock.lap("verify")
+    measured.timings.setdefault("segments", []).append(clock.laps)
+
+
+def _look_ahead(
+    model: Model,
+    trace: Trace,
+    continuation: Tensor,
+    request: Request,
+    fingerprint: str,
+    segment: int,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Gradients of the continuation's zones, for rules that need them."""
+    wanted = {zone: ends for zone, ends in zones(len(continuation)).items() if zone in request.needs.zones}
+    seed = derived_seed(request.seed, fingerprint, segment, "labels")
+    return continuation_gradients(model, trace, continuation, wanted, request.needs.gradients, seed, progress=progress)
+
+
+def _select_all(
+    trace: Trace,
+    conditions: Sequence[Condition],
+    request: Request,
+    candidates: Candidates,
+    measured: Measured,
+    segment: int,
+) -> list[tuple[Selection, Slice]]:
+    """Every condition's selection, and the slice of it that is ablated; a rule scores once for all its budgets."""
+    found: list[tuple[Selection, Slice]] = []
+    scores_of: dict[Selector, Tensor] = {}
+    seconds: dict[str, float] = {}
+    first_row = len(measured.rows) + 1  # the segment's baseline row comes first
+    saved: set[tuple[int, ...] | None] = set()
+    for i, condition in enumerate(conditions):
+        rule = condition.rule
+        begun = time.perf_counter()
+        if rule not in scores_of:
+            scores_of = {rule: final_scores(rule, trace)}
+        is_new = i == 0 or conditions[i - 1].choice != condition.choice
+        if is_new:
+            number = candidates.to_choose(condition.budget, request.mode)
+            whole = Selection(chosen(rule, trace, scores_of[rule], number, request.mode), trace.layers)
+            saved.clear()
+        part = sliced(whole, request.mode, condition.layers, request.heads)
+        found.append((whole, part))
+        seconds[rule.spec] = seconds.get(rule.spec, 0.0) + time.perf_counter() - begun
+        if request.save_selections and condition.layers not in saved:
+            measured.tensors[f"selection/{first_row + i}"] = part.selection.mask.cpu()
+            if is_new:
+                measured.tensors[f"scores/{first_row + i}"] = _compact(scores_of[rule]).float().cpu().contiguous()
+        saved.add(condition.layers)
+    measured.timings.setdefault("rules", []).append(seconds)
+    return found
+
+
+def _compact(scores: Tensor) -> Tensor:
+    """Scores without the axes along which they were only expanded."""
+    for axis in (0, 1):
+        if scores.stride(axis) == 0:
+            scores = scores.narrow(axis, 0, 1)
+    return scores
+
+
+@dataclass(frozen=True)
+class _Control:
+    """A control of a document: what is ablated, and as which kind of row it is written."""
+
+    kind: str
+    ablation: Ablation
+    selection: Selection
+
+    def described(self, trace: Trace) -> dict[str, Any]:
+        return {
+            "selector": self.kind,
+            "selected": self.selection.counts.flatten().tolist(),
+            "mode": "drop",
+            "effect": "direct" if self.ablation.direct else "total",
+            "layers": list(trace.layers),
+            "heads": list(range(trace.kv_heads)),
+            "distance": list(range(self.ablation.length)),
+        }
+
+
+def _controls(trace: Trace, candidates: Candidates, m: int, effects: Sequence[str]) -> list[_Control]:
+    """The noise floor and the positive control, of each effect that is measured."""
+    everything = torch.zeros(trace.shape, dtype=torch.bool, device=trace.tokens.device)
+    nothing = Selection(everything.clone(), trace.layers)
+    everything[..., candidates.first : candidates.last] = True
+    all_candidates = Selection(everything, trace.layers)
+    controls = []
+    for direct in (effect == "direct" for effect in effects):
+        floor = shuffled(trace, min(NOISE_POSITIONS, m), direct=direct)
+        most = min(POSITIVE_POSITIONS, m)
+        positive = removal(trace, all_candidates, "drop", most, "dropping all candidates", direct=direct)
+        controls += [
+            _Control("noise_floor", floor, nothing),
+            _Control("positive_control", positive, all_candidates),
+        ]
+    return controls
+
+
+def _row(base: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(SCHEMA.names), **base, "kind": kind, **values}
+
+
+def _described(
+    condition: Condition, whole: Selection, part: Slice, request: Request, positions: Tensor | None
+) -> dict[str, Any]:
+    return {
+        "selector": condition.rule.spec,
+        # with the grain that came out: a comparison has to name it, and `per` does not tell that entropy is coherent
+        "parameters": json.dumps({**condition.rule.parameters, "grain": whole.grain}, sort_keys=True, default=str),
+        "budget": condition.budget.text,
+        "selected": part.selection.counts.flatten().tolist(),
+        "mode": request.mode,
+        "effect": condition.effect,
+        "seed": condition.draw,
+        "layers": list(part.layers),
+        "heads": list(part.heads),
+        "distance": None if positions is None else positions.tolist(),
+    }
+
+
+def _arrays(influence: Influence) -> dict[str, Any]:
+    return {
+        "kl": influence.kl.float().numpy(),
+        "nll_delta": influence.nll_delta.float().numpy(),
+        "top1_changed": influence.top1_changed.numpy(),
+    }
+
+
+def _save_tokens(model: Model, trace: Trace, segment: int, candidates: Candidates, measured: Measured) -> None:
+    ids = trace.tokens.cpu()
+    measured.tensors[f"tokens/{segment}"] = ids
+    decode = getattr(model.tokenizer, "decode", None)
+    pieces = [decode([i]) if decode else str(i) for i in ids.tolist()]
+    measured.metadata[f"pieces/{segment}"] = json.dumps(pieces)
+    measured.metadata[f"candidates/{segment}"] = json.dumps([candidates.first, candidates.last])
+
+
+def _verify(
+    model: Model,
+    tokens: Tensor,
+    trace: Trace,
+    condition: Condition,
+    removed: Selection,
+    influence: Influence,
+    positions: Tensor | None,
+    name: str,
+    measured: Measured,
+) -> None:
+    """One condition, chosen by the document, against a masked full pass; a direct one at a few positions."""
+    distances = torch.arange(len(tokens) - trace.n) if positions is None else positions
+    here = influence.kl.double()
+    if condition.effect == "direct":
+        some = torch.linspace(0, len(distances) - 1, min(_VERIFIED_POSITIONS, len(distances))).long()
+        here = here[some]
+        there = masked_direct_influence(model, tokens, trace, removed, distances[some]).double()
+    else:
+        there = masked_influence(model, tokens, trace, removed, "drop").kl.double()[distances]
+    difference = float(((here - there).abs() / (1e-2 + there)).max())
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-2}.get(model.dtype, 1.0)
+    measured.timings.setdefault("verified", []).append(
+        {"condition": condition.label, "largest_relative_difference": difference, "tolerance": tolerance}
+    )
+    if not difference <= tolerance:
+        raise ForwardInfluenceError(
+            f"{name}: {condition.label} differs from a masked full pass by {difference:.2g} relative "
+            f"(at most {tolerance:g} is rounding); please report this"
+        )
+
+
+def generate_continuation(model: Model, context: Tensor, m: int, temperature: float, seed: int) -> Tensor:
+    """What the model itself writes after a context: (m,) token ids, exactly m (it may not stop early).
+
+    Sampled from the whole distribution at `temperature`; greedy for 0.
+    """
+    ids = context[None].to(model.device)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        output = model.model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=m, min_new_tokens=m, **sampling
+        )
+    return output[0, len(context) :]
+
+
+class _Clock:
+    """Seconds by part."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now

@@ -1,0 +1,300 @@
+"""Task accuracy under compressed caches: one prefill per item, then a short answer from every compressor's cache.
+
+All compressors read the same recorded pass, answer the same items, and are answered side by side in one batch, so that
+an item costs one prefill and one short decode. With `every`, the cache is compressed again while the answer grows, and
+each compressor generates by itself.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing
+from forward_influence.contenders import Contender, contenders, needs_of
+from forward_influence.errors import UsageError
+from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
+from forward_influence.measurement import describe_model, versions
+from forward_influence.models import Model
+from forward_influence.progress import Progress, Silent
+from forward_influence.prompts import PROTOCOLS, counter, make_prompt, wants_chat
+from forward_influence.recording import record
+from forward_influence.runs import configuration_hash
+from forward_influence.streams import can_stack
+
+
+class ItemLike(Protocol):
+    """One problem, as `forward_influence.data.tasks` makes it."""
+
+    index: int
+    depth: float | None
+    context: str
+    question: str
+    answer_prefix: str
+    answers: tuple[str, ...]
+
+
+class TaskLike(Protocol):
+    """A task, as `forward_influence.data.tasks.parse_task` makes it."""
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    reasons: ClassVar[bool]
+    answer_tokens: ClassVar[int]
+    until: ClassVar[tuple[str, ...]]
+
+    @property
+    def spec(self) -> str:
+        """As typed."""
+
+    def item(self, index: int, length: int, count: Any, seed: int = 0) -> Any:
+        """The item of that number."""
+
+    def score(self, item: Any, response: str) -> float:
+        """Between 0 and 1."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate.
+
+    Attributes:
+        tasks: from `forward_influence.data.tasks.parse_task`.
+        compressors: as typed; the full cache is always among them, everything is paired with it.
+        budgets: fractions of the context kept (with a point) or counts of tokens.
+        lengths: tokens of context and question.
+        items: problems per task and length.
+        protocols: "seen": the question is in the context when it is compressed; "unseen": it comes after. Under both,
+            what leads from the question to the answer is read from the compressed cache.
+        every: compress again after so many generated tokens; None: after the prefill only.
+        chat: use the chat template; None: where there is one.
+        seed: of the items and of random rules.
+    """
+
+    tasks: tuple[TaskLike, ...]
+    compressors: tuple[str, ...]
+    budgets: tuple[str, ...]
+    lengths: tuple[int, ...] = (1000,)
+    items: int = 100
+    protocols: tuple[str, ...] = PROTOCOLS
+    every: int | None = None
+    chat: bool | None = None
+    seed: int = 0
+    contenders: tuple[Contender, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UsageError("no task; name one with --task, `forward-influence evaluate --help` lists them")
+        if self.items < 1:
+            raise UsageError(f"--items {self.items}: at least one is needed")
+        if self.every is not None and self.every < 1:
+            raise UsageError(f"--every {self.every}: compress after at least one token, or leave it out")
+        for protocol in self.protocols:
+            if protocol not in PROTOCOLS:
+                raise UsageError(f"protocol {protocol} is unknown; it is seen, unseen or both")
+        specs = [task.spec for task in self.tasks]
+        for spec in specs:
+            if specs.count(spec) > 1:
+                raise UsageError(f"task {spec} is given twice; give it once")
+        object.__setattr__(self, "contenders", tuple(contenders(self.compressors, self.budgets, self.every)))
+
+    def configuration(self) -> dict[str, Any]:
+        """What decides the results, in the manifest's names."""
+        return {
+            "tasks": [task.spec for task in self.tasks],
+            "compressors": list(dict.fromkeys(c.name for c in self.contenders)),
+            "budgets": list(self.budgets),
+            "lengths": list(self.lengths),
+            "items": self.items,
+            "protocols": list(self.protocols),
+            "every": self.every,
+            "chat": self.chat,
+            "seed": self.seed,
+        }
+
+    def work(self) -> list[Work]:
+        """Every item under every protocol."""
+        return [
+            Work(task, length, protocol, index)
+            for index in range(self.items)  # items outermost: a stopped evaluation has some of everything
+            for task in self.tasks
+            for length in self.lengths
+            for protocol in self.protocols
+        ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One item under one protocol: what a part holds."""
+
+    task: TaskLike
+    length: int
+    protocol: str
+    index: int
+
+    @property
+    def stem(self) -> str:
+        """Its part's file name."""
+        return part_stem(self.task.spec, self.length, self.protocol, self.index)
+
+
+def evaluate(
+    model: Model,
+    plan: Plan,
+    out: str | os.PathLike[str],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    command: str = "",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Answer every item with every compressor, and write an evaluation's folder; the same again continues it.
+
+    Args:
+        out: the folder; made if it is not there.
+        shard: (i, n): this process does every n-th piece of work from the i-th on; several fill one folder together.
+
+    Raises:
+        UsageError: another configuration in the folder, a length beyond the model's positions, no tokenizer, or a
+            compressor that fails.
+    """
+    progress = progress or Silent()
+    _check(model, plan, shard)
+    chat = wants_chat(model.tokenizer, plan.chat)
+    evaluation = create_or_continue(out, build_manifest(model, plan, chat, command))
+    work = plan.work()
+    mine = [w for w in work[shard[0] :: shard[1]] if not evaluation.has(w.stem)]
+    progress.begin(sum(w.length for w in mine), "evaluating")
+    try:
+        for piece in mine:
+            evaluation.write(piece.stem, answer_item(model, plan, piece, chat))
+            progress.advance(piece.length, f"{piece.task.spec} {piece.length} {piece.protocol}")
+    finally:
+        progress.end()
+    if not evaluation.merge(w.stem for w in work):
+        progress.message("this shard is done; the results are put together by the last one")
+    return evaluation
+
+
+def default_folder(model: Model, plan: Plan) -> Path:
+    """A folder under evaluations/, named after the model and the configuration."""
+    configuration = build_manifest(model, plan, wants_chat(model.tokenizer, plan.chat), "")["configuration"]
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(model.spec).name).strip("-") or "model"
+    return Path("evaluations") / f"{readable}-{configuration_hash(configuration)[:8]}"
+
+
+def _check(model: Model, plan: Plan, shard: tuple[int, int]) -> None:
+    if model.tokenizer is None:
+        raise UsageError("an evaluation needs the model's tokenizer")
+    if not 0 <= shard[0] < shard[1]:
+        raise UsageError(f"shard {shard[0]}/{shard[1]} does not exist; shards of n are 0/n to {shard[1] - 1}/n")
+    positions = model.anatomy.positions
+    longest = max(plan.lengths) + max(task.answer_tokens for task in plan.tasks)
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"--length {max(plan.lengths)} and the answer exceed the {positions} positions of {model.spec}"
+        )
+
+
+def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[str, Any]:
+    """What an evaluation's folder says about it beside results."""
+    found = versions()
+    return {
+        "configuration": {
+            "model": model.spec,
+            "model_fingerprint": model.fingerprint,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            **plan.configuration(),
+            "chat": chat,
+        },
+        "model": describe_model(model, max(plan.lengths)),
+        "versions": found,
+        "execution": {"device": str(model.device), "threads": torch.get_num_threads()},
+        "command": command or shlex.join(["forward-influence", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[str, Any]]:
+    """The rows of one item under one protocol, one per contender, in the plan's order."""
+    task = work.task
+    item = task.item(work.index, work.length, counter(model.tokenizer), plan.seed)
+    prompt = make_prompt(model.tokenizer, item.context, item.question, item.answer_prefix, chat)
+    context, question = prompt.parts(work.protocol)
+    shared = {
+        "task": task.spec,
+        "family": task.spec.replace(task.name, task.family or task.name, 1),
+        "reasons": task.reasons,
+        "length": work.length,
+        "protocol": work.protocol,
+        "item": work.index,
+        "depth": item.depth,
+        "every": plan.every,
+        "answers": list(item.answers),
+        "context_tokens": len(context),
+        "question_tokens": len(question),
+    }
+    seed = plan.seed * 1_000_003 + work.index
+    answered = _prefill_only if plan.every is None else _while_compressing
+    rows = []
+    found = answered(model, plan.contenders, context, question, task, seed)
+    for contender, (answer, costs) in zip(plan.contenders, found, strict=True):
+        row = {**shared, "compressor": contender.name, "budget": contender.budget, **costs}
+        row |= {"response": answer.text, "new_tokens": answer.tokens, "streams": answer.streams}
+        row |= {"answer_seconds": answer.seconds, "score": float(task.score(item, answer.text))}
+        rows.append(row)
+    return rows
+
+
+def _prefill_only(
+    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: TaskLike, seed: int
+) -> list[tuple[Answer, dict[str, Any]]]:
+    """One recorded pass for all contenders, then their answers side by side."""
+    clock = Clock(model.device)
+    trace = record(model, context, needs_of(found), span=len(context) + len(question) + task.answer_tokens)
+    prefill = clock.lap()
+    caches, costs = [], []
+    for contender in found:
+        clock.lap()
+        cache = trace.cache.branch(contender.keep(trace, seed), 0)
+        seconds = clock.lap()
+        held = [float((cache.layers[i].positions() >= 0).sum(-1).double().mean()) for i in cache.full_layers()]
+        caches.append(cache)
+        costs.append(
+            {
+                "held": sum(held) / len(held),
+                "cache_bytes": cache.bytes(),
+                "full_bytes": caches[0].bytes(),
+                "prefill_seconds": prefill,
+                "compress_seconds": seconds,
+            }
+        )
+    answers = answer_side_by_side(model, caches, question, task.answer_tokens, task.until, can_stack(trace))
+    return list(zip(answers, costs, strict=True))
+
+
+def _while_compressing(
+    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: TaskLike, seed: int
+) -> list[tuple[Answer, dict[str, Any]]]:
+    """Each contender reads the context and generates by itself, its cache compressed as the answer grows."""
+    result = []
+    for contender in found:
+        grown = answer_while_compressing(model, contender, context, question, task.answer_tokens, task.until, seed)
+        costs = {
+            "held": grown.held,
+            "cache_bytes": grown.bytes,
+            "full_bytes": grown.full_bytes,
+            "prefill_seconds": grown.prefill_seconds,
+            "compress_seconds": grown.compress_seconds,
+        }
+        result.append((grown.answer, costs))
+    return result

@@ -1,0 +1,203 @@
+"""The folder of an evaluation: a manifest, one part per item and protocol while it runs, one parquet when it is done.
+
+    evaluations/NAME/manifest.json                     what was asked, of which model, with which versions
+    evaluations/NAME/parts/<task>-<length>-<protocol>-<item>.parquet   one row per compressor and budget
+    evaluations/NAME/results.parquet                   all parts together, written once every item is there
+
+Parts are written whole and renamed into place, each by one process, so that several processes (shards) can fill one
+folder, and a stopped evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.runs import MANIFEST, configuration_hash, differing_fields, write_whole
+
+KIND = "evaluation"
+SCHEMA_VERSION = 1
+RESULTS = "results.parquet"
+
+#: The columns of results, in order; one row per item, protocol, compressor and budget.
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("family", pa.string()),  # tasks that differ in the chain of thought only share it
+        ("reasons", pa.bool_()),
+        ("length", pa.int32()),
+        ("protocol", pa.string()),
+        ("item", pa.int32()),
+        ("depth", pa.float64()),
+        ("compressor", pa.string()),
+        ("budget", pa.string()),
+        ("every", pa.int32()),
+        ("score", pa.float64()),  # 0 to 1
+        ("response", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("context_tokens", pa.int32()),  # that were compressed
+        ("question_tokens", pa.int32()),  # read after that
+        ("new_tokens", pa.int32()),
+        ("held", pa.float64()),  # tokens held after compression, mean over layers and heads
+        ("cache_bytes", pa.int64()),
+        ("full_bytes", pa.int64()),
+        ("prefill_seconds", pa.float64()),  # of the item; shared by its compressors
+        ("compress_seconds", pa.float64()),  # scoring, choosing and copying, this row alone
+        ("answer_seconds", pa.float64()),  # of the batch in which `streams` rows were answered together
+        ("streams", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A folder of evaluation results.
+
+    Attributes:
+        folder: where it is.
+        manifest: the parsed manifest.json.
+    """
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.name
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What was asked for."""
+        return dict(self.manifest["configuration"])
+
+    def part_path(self, stem: str) -> Path:
+        """Where a part lies."""
+        return self.folder / "parts" / f"{stem}.parquet"
+
+    def has(self, stem: str) -> bool:
+        """Whether a part is there and reads back whole, for this configuration."""
+        return _read(self.part_path(stem), self.manifest["configuration_hash"]) is not None
+
+    def write(self, stem: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a part, whole or not at all."""
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+        write_whole(self.part_path(stem), _encoded(table, self.manifest["configuration_hash"]))
+
+    def merge(self, stems: Iterable[str]) -> bool:
+        """Write `results.parquet` if every part is there; whether it was."""
+        tables = []
+        for stem in stems:
+            table = _read(self.part_path(stem), self.manifest["configuration_hash"])
+            if table is None:
+                return False
+            tables.append(table)
+        merged = pa.concat_tables(tables)
+        write_whole(self.folder / RESULTS, _encoded(merged, self.manifest["configuration_hash"]))
+        return True
+
+    def frame(self) -> pd.DataFrame:
+        """All results, columns as in `SCHEMA`; of an unfinished evaluation the parts that are there.
+
+        Raises:
+            ForwardInfluenceError: there are none yet.
+        """
+        digest = self.manifest["configuration_hash"]
+        whole = _read(self.folder / RESULTS, digest)
+        if whole is not None:
+            return whole.to_pandas()
+        paths = sorted((self.folder / "parts").glob("*.parquet"))
+        tables = [t for t in (_read(path, digest) for path in paths) if t is not None]
+        if not tables:
+            raise ForwardInfluenceError(f"{self.folder} holds no results yet; the same `evaluate` again continues it")
+        return pa.concat_tables(tables).to_pandas()
+
+
+def _encoded(table: pa.Table, configuration: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata({"configuration": configuration}),
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _read(path: Path, configuration: str) -> pa.Table | None:
+    """A table of this configuration, or None where it is not there or does not read back."""
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False).read()
+    except (OSError, pa.ArrowException):
+        return None
+    metadata = table.schema.metadata or {}
+    return table.cast(SCHEMA) if metadata.get(b"configuration", b"").decode() == configuration else None
+
+
+def part_stem(task: str, length: int, protocol: str, item: int) -> str:
+    """A file name for an item's part; tasks whose names come out alike are told apart by a digest."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", task).strip("-")[:40]
+    if readable != task:
+        readable += "-" + hashlib.sha256(task.encode()).hexdigest()[:8]
+    return f"{readable}-{length}-{protocol}-{item:05d}"
+
+
+def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
+    """Open an evaluation's folder for reading.
+
+    Raises:
+        UsageError: there is none, or its manifest is unreadable or of another kind.
+    """
+    path = Path(folder)
+    if not (path / MANIFEST).is_file():
+        raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate --out` named")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        kind, version = manifest.get("kind"), manifest["schema"]
+        manifest["configuration"], manifest["configuration_hash"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path / MANIFEST} cannot be read ({error}); restore it or evaluate anew") from error
+    if kind != KIND:
+        raise UsageError(f"{path} is no evaluation but a run of `measure`; give the folder that `evaluate --out` named")
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{path} was made with schema {version}, this version reads {SCHEMA_VERSION}; evaluate anew")
+    return Evaluation(path, manifest)
+
+
+def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> Evaluation:
+    """Make an evaluation's folder, or open the one that is there if it was made from the same configuration.
+
+    Several processes may do so at once; one makes it.
+
+    Raises:
+        UsageError: the folder holds an evaluation of another configuration (differing fields named), or something else.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    digest = configuration_hash(manifest["configuration"])
+    with FileLock(path / ".lock"):
+        if (path / MANIFEST).exists():
+            there = open_evaluation(path)
+            if there.manifest["configuration_hash"] != digest:
+                fields = "; ".join(differing_fields(there.configuration, manifest["configuration"]))
+                raise UsageError(f"{path} holds another configuration's results ({fields}); choose another --out")
+            return there
+        if any(entry.name != ".lock" for entry in path.iterdir()):
+            raise UsageError(f"{path} exists and is no evaluation; choose another --out")
+        content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
+        write_whole(path / MANIFEST, json.dumps(content, indent=1, default=str).encode())
+        return open_evaluation(path)

@@ -1,0 +1,40 @@
+"""One number for the weights of a model, so that a run folder can say which model it is about."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) over names, shapes, dtypes and bytes of all parameters and persistent buffers, as loaded.
+
+    The same checkpoint loaded in another dtype has another fingerprint: other numbers are computed with. Tensors are
+    hashed side by side (hashlib lets go of the interpreter lock): 0.2 s for 540 MB on two cores.
+    """
+    tensors = sorted(model.state_dict(keep_vars=True).items())
+    unique = {_identity(tensor): tensor for _, tensor in tensors}
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        digests = dict(zip(unique, pool.map(_digest, unique.values()), strict=True))
+    state = hashlib.sha256()
+    for name, tensor in tensors:
+        state.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|{digests[_identity(tensor)]}\n".encode())
+    return state.hexdigest()
+
+
+def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
+    # Tied weights appear under several names; their bytes are hashed once.
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    import torch
+
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,372 @@
+"""Forward Influence of selections: the KL shift of future next-token distributions when cache entries are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forward_influence.cache import SelectiveCache, masked
+from forward_influence.direct import direct_hidden
+from forward_influence.divergence import Reference, at_least_float32
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.forward import continuation_hidden
+from forward_influence.heads import Head, HeadBuffers, head_rows
+from forward_influence.instrument import Instrument
+from forward_influence.models import Model
+from forward_influence.progress import Progress, Silent
+from forward_influence.replay import Entries, continuation_entries, noting
+from forward_influence.rerotation import close_gaps
+from forward_influence.selection import MODES, Selection
+from forward_influence.trace import Trace
+
+EFFECTS = ("total", "direct")
+#: Bytes of last hidden states held for conditions that wait for the head; more conditions go in several groups.
+_HIDDEN_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What removing one selection did to the continuation, at every position or at an ablation's `positions`.
+
+    Attributes:
+        kl: KL(p || q) in nats per continuation position, (m,); distance 0 is the first.
+        nll_delta: log p - log q of the token that came next, (m,); NaN at the last position.
+        top1_changed: whether the most likely next token changed, (m,) bool.
+    """
+
+    kl: Tensor
+    nll_delta: Tensor
+    top1_changed: Tensor
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One run of a continuation under a changed cache.
+
+    Attributes:
+        label: how errors name it.
+        branch: makes the cache it runs on, with room for the given number of tokens.
+        length: how many continuation tokens it covers; the others are left out.
+        empty: whether nothing is removed, so that no change is expected.
+        positions: distances (p,), ascending, at which it is measured; None: everywhere.
+        direct: each position loses its own view of the selection, and nothing else changes.
+    """
+
+    label: str
+    branch: Callable[[int], SelectiveCache]
+    length: int
+    empty: bool = False
+    positions: Tensor | None = None
+    direct: bool = False
+
+    @property
+    def runs(self) -> int:
+        """How many tokens go through the model."""
+        return len(self.positions) if self.direct and self.positions is not None else self.length
+
+    def distances(self) -> Tensor:
+        """(p,) where it is measured."""
+        return torch.arange(self.length) if self.positions is None else self.positions
+
+
+def removal(
+    trace: Trace,
+    selection: Selection,
+    mode: str,
+    length: int,
+    label: str = "selection",
+    positions: Tensor | None = None,
+    direct: bool = False,
+    rerotate: bool = False,
+) -> Ablation:
+    """The ablation that removes a selection (drop) or everything else (keep) from the context's cache.
+
+    Args:
+        positions, direct: see `Ablation`.
+        rerotate: what is kept moves up to the continuation, gaps closed; the trace needs its rotation.
+
+    Raises:
+        UsageError: unknown mode, or a selection of another shape than the trace.
+    """
+    if mode not in MODES:
+        raise UsageError(f"mode {mode!r} is unknown; it is drop or keep")
+    if tuple(selection.mask.shape) != trace.shape or selection.layers != trace.layers:
+        raise UsageError(f"{label}: a selection of shape {tuple(selection.mask.shape)} does not fit {trace.shape}")
+    kept = selection.kept(mode)
+
+    def branch(room: int) -> SelectiveCache:
+        cache = trace.cache.branch(kept, room)
+        return close_gaps(cache, trace) if rerotate else cache
+
+    return Ablation(label, branch, length, bool(kept.all()), positions, direct)
+
+
+def shuffled(trace: Trace, length: int, seed: int = 0, direct: bool = False) -> Ablation:
+    """An empty selection whose entries are stored in another order: exact attention is the same, rounding is not."""
+    order = torch.randperm(trace.n, generator=torch.Generator().manual_seed(seed)).to(trace.tokens.device)
+    return Ablation("noise floor", lambda room: trace.cache.branch(None, room, order), length, True, None, direct)
+
+
+def measure_ablations(
+    model: Model,
+    trace: Trace,
+    continuation: Tensor,
+    ablations: Sequence[Ablation],
+    *,
+    chunk: int = 512,
+    progress: Progress | None = None,
+) -> tuple[Tensor, list[Influence]]:
+    """The baseline's NLL (m,) and the influence of each ablation at its own positions.
+
+    The continuation runs once in full and once per ablation; only last hidden states are kept, and the head and the
+    divergence go over them block by block, so that memory holds no (continuation x vocabulary). Direct effects read
+    the full run's keys and values, which are kept for them.
+
+    Raises:
+        ForwardInfluenceError: logits that are NaN or infinite, or an ablation that changed nothing.
+    """
+    progress = progress or Silent()
+    continuation = continuation.to(model.device)
+    m = int(continuation.shape[0])
+    targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])
+    with torch.no_grad(), Instrument(model.model) as instrument:
+        keeps = any(a.direct for a in ablations)
+        full, later = _run_in_full(model, trace, instrument, continuation, chunk, keeps)
+        progress.advance(m, "full cache")
+
+        def run(ablation: Ablation) -> Tensor:
+            hidden = _run(model, trace, instrument, continuation, ablation, later, chunk)
+            progress.advance(ablation.runs, ablation.label)
+            return hidden
+
+        nll: Tensor | None = None
+        influences: list[Influence] = []
+        size = max(1, _HIDDEN_BYTES // max(1, full.numel() * full.element_size()))
+        for start in range(0, max(1, len(ablations)), size):
+            group = ablations[start : start + size]
+            hidden = [run(a) for a in group]
+            found_nll, found = _compare(model.anatomy.head, full, hidden, targets, group, nll is None)
+            nll = found_nll if nll is None else nll
+            influences += found
+    assert nll is not None
+    if not bool(torch.isfinite(nll[:-1]).all()):
+        raise ForwardInfluenceError(
+            f"the full cache gives NaN or infinite logits at distance {_first_bad(nll[:-1])}; "
+            "try --dtype float32, or leave this document out"
+        )
+    for ablation, influence in zip(ablations, influences, strict=True):
+        _check(ablation, influence)
+    return nll, influences
+
+
+def _run_in_full(
+    model: Model, trace: Trace, instrument: Instrument, continuation: Tensor, chunk: int, keeps: bool
+) -> tuple[Tensor, Entries]:
+    """Last hidden states (m, hidden) under the whole cache, and the continuation's entries where they are needed."""
+    m = len(continuation)
+    cache = trace.cache.branch(None, m)
+    if keeps:
+        cache = noting(cache, model.model.config)
+    instrument.cache = cache
+    hidden = continuation_hidden(model.model, continuation, instrument, chunk)
+    instrument.cache = None
+    return hidden, continuation_entries(cache, m) if keeps else ()
+
+
+def _run(
+    model: Model,
+    trace: Trace,
+    instrument: Instrument,
+    continuation: Tensor,
+    ablation: Ablation,
+    later: Entries,
+    chunk: int,
+) -> Tensor:
+    """Last hidden states of an ablation at its positions, (p, hidden)."""
+    if ablation.direct:
+        where = ablation.distances().to(continuation.device)
+        branch = ablation.branch(0)
+        return direct_hidden(model.model, instrument, branch, trace.n, later, continuation, where, chunk)
+    length = ablation.length if ablation.positions is None else int(ablation.positions[-1]) + 1
+    instrument.cache = ablation.branch(length)
+    hidden = continuation_hidden(model.model, continuation[:length], instrument, chunk)
+    instrument.cache = None
+    return hidden if ablation.positions is None else hidden[ablation.positions.to(hidden.device)]
+
+
+def _compare(
+    head: Head,
+    full: Tensor,
+    hidden: Sequence[Tensor],
+    targets: Tensor,
+    ablations: Sequence[Ablation],
+    with_nll: bool,
+) -> tuple[Tensor | None, list[Influence]]:
+    """`compare_hidden`, once for each set of positions; the baseline's NLL comes with those that cover everything."""
+    groups: dict[tuple[int, ...] | None, list[int]] = {None: []} if with_nll else {}
+    for i, ablation in enumerate(ablations):
+        key = None if ablation.positions is None else tuple(ablation.positions.tolist())
+        groups.setdefault(key, []).append(i)
+    nll: Tensor | None = None
+    found: dict[int, Influence] = {}
+    for key, members in groups.items():
+        rows = slice(None) if key is None else torch.tensor(key, device=full.device)
+        some, influences = compare_hidden(head, full[rows], [hidden[i] for i in members], targets[rows])
+        nll = some if key is None else nll
+        found.update(zip(members, influences, strict=True))
+    return nll, [found[i] for i in range(len(ablations))]
+
+
+def _check(ablation: Ablation, influence: Influence) -> None:
+    if not bool(torch.isfinite(influence.kl).all()):
+        raise ForwardInfluenceError(
+            f"{ablation.label}: NaN or infinite logits at distance {_distance_of_bad(ablation, influence)}; "
+            "try --dtype float32, or leave this document out"
+        )
+    if not ablation.empty and not bool((influence.kl > 0).any()):
+        raise ForwardInfluenceError(
+            f"{ablation.label}: the ablation left every logit untouched, which cannot be; nothing is recorded"
+        )
+
+
+def _distance_of_bad(ablation: Ablation, influence: Influence) -> int:
+    return int(ablation.distances()[_first_bad(influence.kl)])
+
+
+def _first_bad(values: Tensor) -> int:
+    return int((~torch.isfinite(values)).nonzero()[0])
+
+
+def compare_hidden(
+    head: Head, full: Tensor, others: Sequence[Tensor], targets: Tensor, block: int = 0
+) -> tuple[Tensor, list[Influence]]:
+    """Influence of each of `others` against `full`, from last hidden states, block by block.
+
+    What depends on the full run is computed once per block for all others.
+
+    Args:
+        full: (m, hidden).
+        others: (length, hidden) each, length <= m.
+        targets: (m,) the tokens that came next, negative where there is none.
+        block: rows of logits at a time; 0 for `head_rows`.
+
+    Returns:
+        The baseline's NLL (m,), NaN where there is no target, and the influences.
+    """
+    m = len(full)
+    dtype = at_least_float32(full[:0]).dtype
+    nll = torch.empty(m, dtype=dtype)
+    results = [
+        Influence(
+            torch.empty(len(o), dtype=dtype), torch.empty(len(o), dtype=dtype), torch.empty(len(o), dtype=torch.bool)
+        )
+        for o in others
+    ]
+    block = min(block or head_rows(head, full), max(1, m))
+    buffers = HeadBuffers(head, full, block)
+    for rows in _blocks(m, block):
+        reference = Reference(buffers.logits(0, full[rows]), targets[rows], buffers.probabilities)
+        nll[rows] = reference.nll().cpu()
+        for result, hidden in zip(results, others, strict=True):
+            covered = slice(rows.start, min(rows.stop, len(hidden)))  # a shorter run may end within a block
+            if covered.start < covered.stop:
+                equal = hidden[covered] == full[covered]
+                _store(result, covered, reference, buffers.logits(1, hidden[covered]), equal)
+    return nll, results
+
+
+def _store(result: Influence, rows: slice, reference: Reference, logits: Tensor, equal: Tensor) -> None:
+    """Compare and keep; where hidden states are equal bit for bit the shift is exactly zero, rounding or not."""
+    shift = reference.compare(logits)
+    same = equal.all(-1)
+    result.kl[rows] = shift.kl.masked_fill(same, 0).cpu()
+    nll_delta = torch.where(same & ~torch.isnan(shift.nll_delta), torch.zeros_like(shift.nll_delta), shift.nll_delta)
+    result.nll_delta[rows] = nll_delta.cpu()
+    result.top1_changed[rows] = (shift.top1_changed & ~same).cpu()
+
+
+def _blocks(length: int, block: int) -> Iterator[slice]:
+    for start in range(0, length, block):
+        yield slice(start, min(start + block, length))
+
+
+def forward_influence(
+    model: Model,
+    trace: Trace,
+    continuation: Tensor,
+    selections: Sequence[Selection] | Selection,
+    *,
+    mode: str = "drop",
+    effect: str = "total",
+    positions: Tensor | None = None,
+    chunk: int = 512,
+) -> list[Influence]:
+    """Forward Influence of selections on a continuation (arXiv:2606.26875): FI_t(S) = KL(p_t || q_t).
+
+    Args:
+        trace: of the context, from `record` with `span` = context + continuation.
+        continuation: (m,) token ids that follow the context.
+        selections: one or several, from `select`.
+        mode: "drop" removes what is selected, "keep" removes everything else.
+        effect: "total": the continuation's own entries change too, as they do in generation; "direct": each position
+            loses its own view of the selection and nothing else changes.
+        positions: (p,) distances at which to measure, ascending; None: all m.
+        chunk: tokens per forward pass.
+
+    Returns:
+        One `Influence` per selection.
+    """
+    if effect not in EFFECTS:
+        raise UsageError(f"effect {effect!r} is unknown; it is {' or '.join(EFFECTS)}")
+    chosen = [selections] if isinstance(selections, Selection) else list(selections)
+    m = int(continuation.shape[0])
+    direct = effect == "direct"
+    ablations = [removal(trace, s, mode, m, f"selection {i}", positions, direct) for i, s in enumerate(chosen)]
+    return measure_ablations(model, trace, continuation, ablations, chunk=chunk)[1]
+
+
+def masked_influence(
+    model: Model, tokens: Tensor, trace: Trace, selection: Selection, mode: str, full_head_block: int = 0
+) -> Influence:
+    """The same by another road: one unchunked pass over context and continuation with removal by masking.
+
+    What `--verify` compares with. Memory grows with (context + continuation) squared.
+    """
+    tokens = tokens.to(model.device)
+    n, span = trace.n, int(tokens.shape[0])
+    hidden: list[Tensor] = []
+    with torch.no_grad(), Instrument(model.model) as instrument:
+        for removed in (torch.zeros_like(selection.mask), ~selection.kept(mode)):
+            cache = masked(model.model.config, span, list(removed), after=n)
+            instrument.cache = cache
+            hidden.append(continuation_hidden(model.model, tokens, instrument, span)[n:])
+    targets = torch.cat([tokens[n + 1 :], tokens.new_full((1,), -1)])
+    return compare_hidden(model.anatomy.head, hidden[0], hidden[1:], targets, full_head_block)[1][0]
+
+
+def masked_direct_influence(
+    model: Model, tokens: Tensor, trace: Trace, removed: Selection, distances: Tensor
+) -> Tensor:
+    """KL (p,) of direct effects by what they mean: a full pass per distance, its last token alone blind.
+
+    What `--verify` compares with.
+
+    Args:
+        tokens: (n + m,) context and continuation.
+        removed: what the token at each distance does not see.
+        distances: (p,).
+    """
+    tokens = tokens.to(model.device)
+    span = int(tokens.shape[0])
+    hidden: list[list[Tensor]] = [[], []]
+    with torch.no_grad(), Instrument(model.model) as instrument:
+        for position in (trace.n + distances).tolist():
+            for found, gone in zip(hidden, (torch.zeros_like(removed.mask), removed.mask), strict=True):
+                instrument.cache = masked(model.model.config, span, list(gone), after=position)
+                found.append(continuation_hidden(model.model, tokens[: position + 1], instrument, span)[-1:])
+    targets = tokens.new_full((len(distances),), -1)
+    full, blind = (torch.cat(parts) for parts in hidden)
+    return compare_hidden(model.anatomy.head, full, [blind], targets)[1][0].kl

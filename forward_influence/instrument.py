@@ -1,0 +1,214 @@
+"""One registered attention function and a few hooks: the unmodified model runs, and what it computes is seen.
+
+No model is patched or copied. While an `Instrument` is on, the model's attention goes through `_attention`, which
+shows queries and keys (after the rotary embedding) to a recorder and attends over what the cache layer holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from forward_influence.attention import Geometry, attend, causal_tail
+from forward_influence.cache import SelectiveCache, SelectiveLayer
+from forward_influence.errors import ForwardInfluenceError
+
+#: The registered name. transformers branches on names that contain sdpa, flash or flex: this one contains none.
+NAME = "forward_influence"
+
+#: Arguments that some models pass along and that change nothing here: windows and chunks are in the mask, positions
+#: are in the queries and keys, the rest concerns outputs or kernels of others.
+_HARMLESS = frozenset(
+    {
+        "sliding_window",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "deterministic",
+        "num_items_in_batch",
+        "position_embeddings",
+        "logits_to_keep",
+        "output_router_logits",
+        "is_training",
+    }
+)
+
+
+class Recorder(Protocol):
+    """Sees what passes through the model."""
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry, biased: bool) -> None:
+        """Called before a layer attends: query (1, query_heads, q, d), key (1, kv_heads, k, d) as the cache gave it."""
+
+    def hidden(self, layer: int, states: Tensor) -> None:
+        """Called with a decoder layer's output (1, q, hidden), before the final norm."""
+
+
+class _Active(threading.local):
+    instrument: Instrument | None = None
+
+
+_active = _Active()
+
+
+class Instrument:
+    """A context manager during which one model's attention is ours; off again after any exception.
+
+    Args:
+        model: the model to observe; it stays as it is.
+        recorder: sees queries, keys and, with `decoder_layers`, hidden states.
+        decoder_layers: layer index -> module whose output `recorder.hidden` wants.
+
+    Attributes:
+        cache: the selective cache that the running forward uses, so that its layers' own masks are found.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        recorder: Recorder | None = None,
+        decoder_layers: Mapping[int, nn.Module] | None = None,
+        cache: SelectiveCache | None = None,
+    ) -> None:
+        self.model = model
+        self.recorder = recorder
+        self.cache = cache
+        self._decoder_layers = dict(decoder_layers or {})
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._before: str | dict[str, Any] = "sdpa"
+
+    def __enter__(self) -> Instrument:
+        if _active.instrument is not None:
+            raise ForwardInfluenceError("another instrument is on; leave its `with` block first")
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        self._before = implementations(self.model)
+        _active.instrument = self
+        try:
+            self.model.set_attn_implementation(NAME)
+            for index, module in self._decoder_layers.items():
+                self._handles.append(module.register_forward_hook(self._hidden_hook(index)))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _active.instrument = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.model.set_attn_implementation(self._before)
+
+    def adopt(self) -> bool:
+        """Be on in the running thread too: `generate` that streams often runs in a thread of its own.
+
+        Returns:
+            Whether it was off there, so that `release` is due.
+        """
+        if _active.instrument is self:
+            return False
+        if _active.instrument is not None:
+            raise ForwardInfluenceError("another instrument is on in this thread; leave its `with` block first")
+        _active.instrument = self
+        return True
+
+    def release(self) -> None:
+        """Be off in the running thread, where it was adopted."""
+        _active.instrument = None
+
+    def _hidden_hook(self, index: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self.recorder is not None:
+                self.recorder.hidden(index, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """For a pass beside the one that is watched: it is not recorded, and the cache's masks are not its own."""
+    instrument = _active.instrument
+    if instrument is None:
+        yield
+        return
+    kept = instrument.recorder, instrument.cache
+    instrument.recorder = instrument.cache = None
+    try:
+        yield
+    finally:
+        instrument.recorder, instrument.cache = kept
+
+
+def implementations(model: PreTrainedModel) -> str | dict[str, Any]:
+    """The attention implementations in force, in the form that `set_attn_implementation` takes back."""
+    config = model.config
+    own = config._attn_implementation or "eager"
+    subs = {
+        key: sub._attn_implementation or "eager"
+        for key in config.sub_configs
+        if (sub := getattr(config, key, None)) is not None
+    }
+    return {"": own, **subs} if subs else own
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What a model's attention calls while an instrument is on; shapes as in transformers' interface."""
+    instrument = _active.instrument
+    if instrument is None:
+        raise ForwardInfluenceError("the attention function was called with no instrument on; use `with Instrument()`")
+    strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS)
+    if strange:
+        raise ForwardInfluenceError(
+            f"{type(module).__name__} passes {', '.join(strange)} to its attention, which this version does not know; "
+            "results would be wrong, so the model is refused"
+        )
+    geometry = Geometry(query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap, s_aux)
+    index = getattr(module, "layer_idx", None)
+    if instrument.recorder is not None and index is not None:
+        instrument.recorder.attention(index, query, key, geometry, position_bias is not None)
+    mask, causal = attention_mask, False
+    length, held = query.shape[2], key.shape[2]
+    layer = instrument.cache.layers[index] if instrument.cache is not None and index is not None else None
+    own, gate = False, None
+    if isinstance(layer, SelectiveLayer):
+        own, own_mask = layer.own_mask(length)
+        gate = layer.gates()
+        mask = own_mask if own else mask
+    if not own:
+        if mask is not None and mask.shape[-1] < held:
+            mask = causal_tail(length, held, query.device)[None, None]  # the model's fits a layer that holds less
+        elif mask is not None:
+            mask = mask[..., :held]
+        wants_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        if mask is None and wants_causal and length > 1:
+            causal = length == held
+            mask = None if causal else causal_tail(length, held, query.device)[None, None]
+    output = attend(query, key, value, geometry, mask, position_bias, causal, gate)
+    return output.transpose(1, 2).contiguous(), None

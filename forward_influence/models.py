@@ -1,0 +1,336 @@
+"""Load a causal language model, however it is named, and say where it came from.
+
+    resolve_spec("smollm2-135m")    what is meant, and its configuration; no weights are read
+    load_model("smollm2-135m")      the model, ready to be measured
+
+A spec is a name of data/models.toml, a local folder, a GGUF file, or an id on the Hugging Face hub. Weights are read
+from safetensors or GGUF only: no pickle is ever opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from forward_influence import gguf_models, hub
+from forward_influence.catalogue import catalogue, default_model
+from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.fingerprint import fingerprint
+from forward_influence.quiet import quiet
+from forward_influence.store import checked_folder, problem
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from forward_influence.anatomy import Anatomy
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+#: Architectures that attend causally although their configuration says `is_decoder=False`.
+_CAUSAL_ANYWAY = frozenset({"gpt_neox", "gpt_neox_japanese"})
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a spec means: where the model lies and its configuration. No weights have been read.
+
+    `location` and `loading` are what transformers is given: a folder or a hub id, and how to look there.
+    """
+
+    spec: str
+    kind: Literal["named", "folder", "gguf", "hub"]
+    location: str
+    config: PretrainedConfig
+    provenance: dict[str, str]
+    gguf: Path | None = None
+    loading: dict[str, Any] = field(default_factory=lambda: {"local_files_only": True})
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence the model was made for, in tokens; None where its configuration sets no limit."""
+        text = self.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+            value = getattr(text, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal language model in eval mode, without gradients, with its tokenizer and what is known about it.
+
+    `fingerprint` is the SHA-256 over names, shapes, types and bytes of its parameters and buffers as loaded.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    spec: str
+    provenance: dict[str, str]
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def resolve_spec(spec: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Resolved:
+    """Find out what `spec` means and read its configuration, without its weights.
+
+    Raises:
+        UsageError: nothing is called so, it was not pulled, it cannot be reached, or it is no causal language model.
+        ForwardInfluenceError: the cached model is damaged.
+    """
+    if not spec or not spec.isprintable():
+        raise UsageError(f"{spec!r} names no model; the default is {default_model()}")
+    with quiet():
+        resolved = _resolve(spec, trust_remote_code, revision)
+    if revision is not None and resolved.kind != "hub":
+        raise UsageError(f"{spec} is not on the hub: a revision says nothing about it")
+    _require_causal(resolved)
+    return resolved
+
+
+def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolved:
+    if spec in catalogue():
+        named = catalogue()[spec]
+        folder = checked_folder(named)
+        provenance = {"source": named.source, "note": named.note, "gguf_sha256": named.gguf_sha256}
+        return Resolved(spec, "named", str(folder), _config(str(folder), spec), provenance)
+    path = Path(spec).expanduser()
+    if path.suffix.lower() == ".gguf":
+        gguf_models.require_gguf(path)
+        path = path.absolute()
+        config = _config(str(path.parent), spec, gguf_file=path.name)
+        provenance = {"source": path.name, "note": f"{gguf_models.quantisation(path)} GGUF, dequantised"}
+        return Resolved(spec, "gguf", str(path.parent), config, provenance, gguf=path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"the folder {spec!r} holds no model: it has no config.json")
+        loading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        provenance = {"source": f"folder {path.absolute().name}", "note": "as stored"}
+        return Resolved(spec, "folder", str(path), _config(str(path), spec, **loading), provenance, loading=loading)
+    if not hub.is_repository_id(spec):
+        known = ", ".join(catalogue())
+        raise UsageError(
+            f"there is no folder {spec!r}, and it is no hub id{did_you_mean(spec, list(catalogue()))}; "
+            f"a model is a name ({known}), a folder, a .gguf file or a hub id like org/name"
+        )
+    found = hub.find(spec, revision)
+    loading = {"revision": found.commit, "local_files_only": not found.online, "trust_remote_code": trust_remote_code}
+    provenance = {"source": f"hub {spec}@{found.commit}", "note": "as stored"}
+    return Resolved(spec, "hub", spec, _config(spec, spec, **loading), provenance, loading=loading)
+
+
+def _config(location: str, spec: str, **arguments: Any) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location, **arguments)
+    except Exception as error:
+        # transformers raises whatever its readers raise: OSError, ValueError, KeyError, validation errors.
+        raise UsageError(f"the configuration of {spec} cannot be used: {_first_line(error)}") from error
+
+
+def _require_causal(resolved: Resolved) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config, spec = resolved.config, resolved.spec
+    if getattr(config, "is_encoder_decoder", False):
+        raise UsageError(
+            f"{spec} is an encoder-decoder model ({config.model_type}): only decoder-only ones are measured"
+        )
+    remote = resolved.loading.get("trust_remote_code") and "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    if not remote and type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UsageError(f"{spec} is no causal language model: transformers has none of type {config.model_type!r}")
+    if getattr(config, "is_decoder", None) is False and config.model_type not in _CAUSAL_ANYWAY:
+        raise UsageError(
+            f"{spec} is an encoder ({config.model_type}): its tokens see the future, which is measured here"
+        )
+
+
+def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
+    """The tokenizer of a resolved spec; enough to count and cut documents before any weights are read."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            if resolved.gguf is not None:
+                return gguf_models.load_tokenizer(resolved.gguf)
+            return AutoTokenizer.from_pretrained(resolved.location, **resolved.loading)
+    except Exception as error:
+        raise UsageError(f"the tokenizer of {resolved.spec} cannot be used: {_first_line(error)}") from error
+
+
+def load_model(
+    spec: str | Resolved,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Model:
+    """Load a causal language model.
+
+    Args:
+        spec: a name of the catalogue, a folder, a GGUF file, a hub id, or what `resolve_spec` returned.
+        device: "auto" (cuda, else mps, else cpu), or a torch device.
+        dtype: "auto" (float32), float32, float64, bfloat16 or float16.
+        trust_remote_code: let transformers run code that comes with the model.
+        revision: a branch, tag or commit of a hub model.
+
+    Raises:
+        UsageError: see `resolve_spec`; also a device that is not there, or an architecture that cannot be measured.
+        ForwardInfluenceError: weights are missing or do not read back.
+    """
+    from forward_influence.anatomy import examine
+
+    chosen_device, chosen_dtype = choose_device(device), choose_dtype(dtype)
+    if isinstance(spec, str):
+        spec = resolve_spec(spec, trust_remote_code=trust_remote_code, revision=revision)
+    tokenizer = load_tokenizer(spec)
+    model = _load_weights(spec, chosen_dtype).eval().requires_grad_(False)
+    digest = fingerprint(model)
+    try:
+        model = model.to(chosen_device)
+    except RuntimeError as error:
+        raise ForwardInfluenceError(f"{spec.spec} does not fit on {chosen_device}: {_first_line(error)}") from error
+    return Model(
+        model=model,
+        tokenizer=tokenizer,
+        anatomy=examine(model),
+        spec=spec.spec,
+        provenance=dict(spec.provenance),
+        fingerprint=digest,
+        device=chosen_device,
+        dtype=chosen_dtype,
+    )
+
+
+def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, spec: str = "") -> Model:
+    """A model that is in memory already, ready to be measured; it is put in eval mode and its gradients are off.
+
+    Args:
+        tokenizer: needed where text is measured; token ids do without.
+        spec: how results name it; default: its class.
+
+    Raises:
+        UsageError: its architecture cannot be measured.
+    """
+    from forward_influence.anatomy import examine
+
+    model = model.eval().requires_grad_(False)
+    parameter = next(model.parameters())
+    return Model(
+        model=model,
+        tokenizer=tokenizer,  # type: ignore[arg-type]
+        anatomy=examine(model),
+        spec=spec or type(model).__name__,
+        provenance={"source": "memory", "note": "given as an object"},
+        fingerprint=fingerprint(model),
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+
+
+def _load_weights(resolved: Resolved, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        try:
+            if resolved.gguf is not None:
+                return gguf_models.load_weights(resolved.gguf, dtype)
+            # Typed as a model alone; with output_loading_info it is a pair.
+            pair: Any = AutoModelForCausalLM.from_pretrained(
+                resolved.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **resolved.loading
+            )
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as error:
+            reason = _first_line(error)
+            if isinstance(error, OSError) and "safetensors" in str(error):
+                reason = f"it has no safetensors weights, and pickled ones are not opened ({reason})"
+            raise ForwardInfluenceError(f"the weights of {resolved.spec} cannot be loaded: {reason}") from error
+    model: PreTrainedModel = pair[0]
+    missing = sorted(pair[1]["missing_keys"])
+    if missing:
+        raise UsageError(
+            f"{resolved.spec} lacks {len(missing)} of the weights of a {type(model).__name__} ({missing[0]}): "
+            "they would be random; is it a causal language model?"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """A model that can be named: `state` is "ready", "not pulled", or what is wrong with it. Sizes in bytes."""
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    state: str
+    size: int
+    download: int = 0
+    terms: str = ""
+    default: bool = False
+
+
+def describe_models() -> list[AtHand]:
+    """The named models, and the models with safetensors weights in the local hub cache. Nothing is hashed or loaded."""
+    named = [
+        AtHand(
+            name=model.name,
+            title=model.title,
+            source=model.source,
+            licence=model.licence,
+            state=problem(model, full=False) or "ready",
+            size=model.size,
+            download=model.download,
+            terms=model.terms,
+            default=model.default,
+        )
+        for model in catalogue().values()
+    ]
+    return named + [AtHand(name, name, "hub cache", "", "ready", size) for name, size in hub.cached_models()]
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; UsageError if it is not there."""
+    import torch
+
+    if device == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        hint = did_you_mean(device, ["auto", "cpu", "cuda", "mps"])
+        raise UsageError(f"{device!r} is no device{hint}; use auto, cpu, cuda, cuda:1 or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(chosen.type, False) or (
+        chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UsageError(f"this machine has no {device}; use --device auto or cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype for "auto" (float32) or one of `DTYPES`; UsageError for others."""
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto":
+        return torch.float32
+    if name not in DTYPES:
+        raise UsageError(f"{name!r} is no dtype for a model{did_you_mean(name, DTYPES)}; use auto, {', '.join(DTYPES)}")
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,201 @@
+"""What to measure: every choice of a run, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.selection import MODES, Budget, Candidates
+from forward_influence.selectors import Selector, parse_selector
+from forward_influence.signals import Needs
+
+EFFECTS = ("total", "direct", "both")
+BIN_WIDTH = 128
+CONTINUATIONS = ("text", "generate")
+FEWEST_DRAWS = 5  # of random rules within a document
+
+
+@dataclass(frozen=True)
+class Request:
+    """The choices of a run.
+
+    Attributes:
+        selectors: rules as typed; see `forward_influence.selectors.registry`.
+        budgets: fractions of the context (with a point) or counts of tokens.
+        context, continuation: tokens per segment.
+        segments: context/continuation pairs per document.
+        continuation_from: "text", or "generate": what the model itself would write after the context.
+        mode: "drop" removes what is selected; "keep" removes everything else.
+        effect: "total": the continuation's own entries are computed under the ablated cache; "direct": each position
+            loses its own view of the selection, and nothing else changes; "both".
+        protect_first, protect_last: tokens that no rule selects; the last are never fewer than a rule's window.
+        draws: of random rules, averaged within a document.
+        seed: of everything random.
+        temperature: of generated continuations; 0 is greedy.
+        verify: check one condition per document against a masked full pass.
+        save_selections: keep what was selected, token by token.
+        positions_per_bin: measure at so many sampled positions of each bin of `bin_width`; None: at all.
+        layers, heads: model layers and kv heads that are ablated; None: all full-attention layers, all heads.
+        per_layer: ablate layer by layer instead of all at once.
+        rerotate: close the gaps: what is kept takes the positions right before the continuation.
+    """
+
+    selectors: tuple[str, ...] = ("attention", "entropy", "infokv", "random")
+    budgets: tuple[str, ...] = ("0.2",)
+    context: int = 1024
+    continuation: int = 3072
+    segments: int = 1
+    continuation_from: str = "text"
+    mode: str = "drop"
+    effect: str = "total"
+    protect_first: int = 4
+    protect_last: int = 64
+    draws: int = FEWEST_DRAWS
+    seed: int = 0
+    temperature: float = 1.0
+    verify: bool = False
+    save_selections: bool = False
+    positions_per_bin: int | None = None
+    bin_width: int = BIN_WIDTH
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    per_layer: bool = False
+    rerotate: bool = False
+    rules: tuple[Selector, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("selectors", "budgets"):
+            values = getattr(self, name)
+            values = (values,) if isinstance(values, str | float | int) else values
+            object.__setattr__(self, name, tuple(str(v) for v in values))
+        _one_of("mode", self.mode, MODES)
+        _one_of("effect", self.effect, EFFECTS)
+        _one_of("continuation-from", self.continuation_from, CONTINUATIONS)
+        for name, least in (("context", 2), ("continuation", 2), ("segments", 1), ("draws", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} {getattr(self, name)} is too small; give at least {least}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(f"--temperature {self.temperature} is not a number from 0")
+        self._check_slices()
+        if not self.selectors:
+            raise UsageError("no rule to measure; name one with --selector, `forward-influence selectors` lists them")
+        if not self.budgets:
+            raise UsageError("no budget; give one with --budget, 0.2 say")
+        rules = tuple(parse_selector(text) for text in self.selectors)
+        _refuse_twice("rule", [rule.spec for rule in rules])
+        _refuse_twice("budget", [budget.text for budget in self.parsed_budgets])
+        object.__setattr__(self, "rules", rules)
+        for budget in self.parsed_budgets:
+            self.candidates.to_choose(budget, self.mode)
+
+    def _check_slices(self) -> None:
+        for name in ("layers", "heads"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(sorted(set(values))))
+                if not values:
+                    raise UsageError(f"--{name} names none; leave it out for all")
+        if self.bin_width < 1:
+            raise UsageError(f"--bin-width {self.bin_width} is too small; give at least 1")
+        if self.positions_per_bin is not None and not 1 <= self.positions_per_bin <= self.bin_width:
+            raise UsageError(
+                f"--positions-per-bin {self.positions_per_bin} of bins of {self.bin_width} positions cannot be; "
+                f"give 1 to {self.bin_width}"
+            )
+        if self.verify and self.rerotate:
+            raise UsageError("--verify checks by masking, which moves no positions; leave out --rerotate or --verify")
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """The effects measured."""
+        return ("total", "direct") if self.effect == "both" else (self.effect,)
+
+    @property
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets, read."""
+        return tuple(Budget.parse(text) for text in self.budgets)
+
+    @property
+    def needs(self) -> Needs:
+        """What one pass over a context has to record for all rules."""
+        return Needs.merge(need for rule in self.rules for need in rule.needs)
+
+    @property
+    def protected_last(self) -> int:
+        """Tokens protected at the end: as asked, and never fewer than the largest observation window of a rule."""
+        return max([self.protect_last, *(rule.observation_window for rule in self.rules)])
+
+    @property
+    def candidates(self) -> Candidates:
+        """The tokens that every rule of the run chooses among."""
+        return Candidates.of(self.context, self.protect_first, self.protected_last)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What readers of the results must know about rules at these budgets, a fallback that holds say."""
+        candidates = self.candidates
+        numbers = [candidates.to_choose(budget, self.mode) for budget in self.parsed_budgets]
+        found = [remark for rule in self.rules for number in numbers for remark in rule.remarks(number, candidates)]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def span(self) -> int:
+        """Tokens per segment."""
+        return self.context + self.continuation
+
+    def check_positions(self, positions: int | None, model: str) -> None:
+        """Refuse a span beyond the positions that a model was made for.
+
+        Raises:
+            UsageError: too long.
+        """
+        if positions is not None and self.span > positions:
+            raise UsageError(
+                f"--context {self.context} + --continuation {self.continuation} = {self.span} tokens, but {model} was "
+                f"made for {positions} positions; ask for less"
+            )
+
+    def configuration(self) -> dict[str, Any]:
+        """What decides the result columns, in the manifest's names."""
+        values = asdict(self)
+        for name in ("rules", "verify"):
+            values.pop(name)
+        values["selectors"] = [rule.spec for rule in self.rules]
+        values["budgets"] = list(self.budgets)
+        values["protect_last"] = self.protected_last
+        if self.continuation_from == "text":
+            values["temperature"] = None
+        if self.positions_per_bin is None:
+            values["bin_width"] = None
+        return values
+
+
+def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """The numbers that "0-9" or "0,2,5-7" means; None for None.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    numbers: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()) or (dash and int(high) < int(low)):
+            raise UsageError(f"{option} {text} is not a list of numbers; write 0-9 or 0,2,5-7")
+        numbers.update(range(int(low), int(high or low) + 1))
+    return tuple(sorted(numbers))
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        choices = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise UsageError(f"--{name} {value} is unknown{did_you_mean(value, list(known))}; it is {choices}")
+
+
+def _refuse_twice(what: str, values: Sequence[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise UsageError(f"{what} {value} is given twice; give it once")

@@ -1,0 +1,265 @@
+"""What a rule is: a frozen dataclass whose fields are its parameters, with `scores(trace)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sysconfig
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from forward_influence.divergence import at_least_float32
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.selection import Candidates, Selection, protected_mask, top
+from forward_influence.shares import adaptive_head_counts
+from forward_influence.trace import Trace
+
+GRAINS = ("entry", "layer", "token")
+HEADS = ("equal", "adaptive")
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector:
+    """A token-importance rule. Subclasses add their parameters as fields and implement `scores`.
+
+    Attributes:
+        per: grain of the choice. "entry": every layer and head for itself; "layer": scores averaged over heads;
+            "token": averaged over layers and heads too, so that one set of tokens goes from everywhere. Removing
+            whole tokens is stronger than removing as many scattered entries, so compare rules of one grain.
+        heads: budgets of a layer's kv heads. "equal": each selects as many; "adaptive": they compete, each sure of a
+            fifth of an even share (Ada-KV, arXiv:2407.11550).
+
+    Class attributes:
+        positional: the field that a value without a key is for, as in mix:0.9*attention+0.1*entropy.
+        example: a specification to show; for rules that cannot be made without parameters.
+    """
+
+    per: str = "entry"
+    heads: str = "equal"
+
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    stochastic: ClassVar[bool] = False
+    positional: ClassVar[str] = ""
+    example: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.per not in GRAINS:
+            raise UsageError(f"{self.name}: per={self.per} is unknown; per is one of {', '.join(GRAINS)}")
+        if self.heads not in HEADS:
+            raise UsageError(f"{self.name}: heads={self.heads} is unknown; heads is one of {', '.join(HEADS)}")
+        if self.heads == "adaptive" and self.per != "entry":
+            raise UsageError(f"{self.name}: with per={self.per} all heads score alike; heads=adaptive needs per=entry")
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise UsageError for parameters that make no sense; called once when the rule is made."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals that `scores` reads, see `forward_influence.signals`."""
+        return frozenset()
+
+    @property
+    def observation_window(self) -> int:
+        """How many of the last context tokens the rule observes from; they are protected for every rule compared."""
+        return 0
+
+    @property
+    def own_budgets(self) -> bool:
+        """Whether layers or heads select different numbers of tokens."""
+        return self.heads != "equal"
+
+    def scores(self, trace: Trace) -> Tensor:
+        """Importance (layers, kv_heads, tokens), or anything that broadcasts to it; higher is selected first."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it scores")
+
+    def counts(self, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
+        """How many candidates to select per layer and head, when `number` is meant on average.
+
+        Args:
+            scores: the final ones, (layers, kv_heads, tokens).
+
+        Returns:
+            A number, or int64 that broadcasts to (layers, kv_heads): each from 1 to the number of candidates, and
+            `number` on average exactly.
+        """
+        return number
+
+    def remarks(self, number: int, candidates: Candidates) -> tuple[str, ...]:
+        """What a reader of results must know about this rule at this budget (a fallback that holds, say)."""
+        return ()
+
+    def at(self, seed: int) -> Selector:
+        """The same rule with another seed, for rules that draw at random."""
+        return dataclasses.replace(self, seed=seed) if self.stochastic else self  # type: ignore[call-arg]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters with their values, `seed` apart (it belongs to the draw)."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seed"}
+
+    @property
+    def spec(self) -> str:
+        """The rule as one would type it: its name and the parameters that differ from their defaults."""
+        given = [
+            str(getattr(self, f.name)) if f.name == self.positional else f"{f.name}={getattr(self, f.name)}"
+            for f in sorted(dataclasses.fields(self), key=lambda f: f.name != self.positional)
+            if f.name != "seed" and getattr(self, f.name) != f.default
+        ]
+        return self.name + (":" + ",".join(given) if given else "")
+
+    def parameters_json(self) -> str:
+        """The parameters as JSON, keys sorted."""
+        return json.dumps(self.parameters, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSelector(Selector):
+    """A rule made of a plain function `trace -> scores`."""
+
+    function: ClassVar[Callable[[Trace], Tensor]]
+    declared: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """As declared with `@selector`."""
+        return self.declared
+
+    def scores(self, trace: Trace) -> Tensor:
+        """What the function returns."""
+        return type(self).function(trace)
+
+
+def final_scores(rule: Selector, trace: Trace) -> Tensor:
+    """A rule's scores, checked, in float32 at least, averaged to its grain and expanded to (layers, kv_heads, tokens).
+
+    Raises:
+        UsageError: the wrong shape, NaN among the candidates, or not a tensor: with the rule's name.
+        ForwardInfluenceError: the rule itself raised; its name and line are in the message.
+    """
+    raw = _guarded(rule, lambda: rule.scores(trace))
+    if not isinstance(raw, Tensor):
+        raise UsageError(f"rule {rule.name!r} returned {type(raw).__name__}; a tensor of scores is needed")
+    if raw.is_complex():
+        raise UsageError(f"rule {rule.name!r} returned complex scores, which have no order; return real ones")
+    scores = at_least_float32(raw.detach().to(trace.tokens.device))
+    layers, heads, n = trace.shape
+    try:
+        scores = scores.broadcast_to(trace.shape)
+    except RuntimeError:
+        raise UsageError(
+            f"rule {rule.name!r} returned scores of shape {tuple(raw.shape)}; "
+            f"something that broadcasts to (layers, kv_heads, tokens) = {(layers, heads, n)} is needed"
+        ) from None
+    _refuse_nan(rule, scores, trace, "")
+    if rule.per == "entry":
+        return scores
+    scores = at_grain(scores, rule.per).expand(trace.shape)
+    _refuse_nan(rule, scores, trace, f" when averaged to per={rule.per} (infinities of both signs)")
+    return scores
+
+
+def at_grain(scores: Tensor, per: str) -> Tensor:
+    """(layers, kv_heads, tokens) averaged over heads ("layer"), or layers and heads ("token"), axes kept."""
+    if per == "entry":
+        return scores
+    return scores.mean(1, keepdim=True) if per == "layer" else scores.mean((0, 1), keepdim=True)
+
+
+def _refuse_nan(rule: Selector, scores: Tensor, trace: Trace, when: str) -> None:
+    wrong = torch.isnan(scores[..., trace.first : trace.last])
+    if bool(wrong.any()):
+        layer, head, token = (int(i) for i in wrong.nonzero()[0])
+        raise UsageError(
+            f"rule {rule.name!r} returned NaN for {int(wrong.sum())} of {wrong.numel()} candidates{when} "
+            f"(first: layer {trace.layers[layer]}, kv head {head}, token {token + trace.first})"
+        )
+
+
+def _guarded(rule: Selector, call: Callable[[], Any]) -> Any:
+    """What a rule's own code returns; what it raises gets the rule's name and line."""
+    try:
+        return call()
+    except ForwardInfluenceError as error:
+        place = _own_place(error)
+        line = f" ({place[0]}, line {place[1]})" if place else ""
+        raise type(error)(f"rule {rule.name!r}: {error}{line}") from error
+    except Exception as error:
+        raise ForwardInfluenceError(f"rule {rule.name!r} failed: {_where(error)}") from error
+
+
+def entry_counts(rule: Selector, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
+    """How many candidates a rule selects per layer and head: its own counts, checked, then its heads' competition.
+
+    Args:
+        scores: from `final_scores`.
+        number: candidates per layer and head on average.
+
+    Raises:
+        UsageError: counts of another total, shape or kind, below 1 or beyond the candidates.
+    """
+    counts = _guarded(rule, lambda: rule.counts(trace, scores, number))
+    if isinstance(counts, int) and counts == number and rule.heads == "equal":
+        return number
+    layers, heads, _ = trace.shape
+    try:
+        whole = torch.as_tensor(counts, device=scores.device)
+        if whole.is_floating_point() or whole.is_complex() or whole.dtype == torch.bool:
+            raise TypeError(f"counts of dtype {whole.dtype}")
+        whole = whole.to(torch.int64).broadcast_to(layers, heads)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"rule {rule.name!r}: counts must be whole numbers that broadcast to (layers, kv_heads) = "
+            f"{(layers, heads)} ({str(error).splitlines()[0]})"
+        ) from None
+    available = trace.last - trace.first
+    if int(whole.sum()) != number * layers * heads or int(whole.min()) < 1 or int(whole.max()) > available:
+        raise UsageError(
+            f"rule {rule.name!r}: counts lie between {int(whole.min())} and {int(whole.max())} and sum to "
+            f"{int(whole.sum())}; each must be 1 to {available} and their sum {number * layers * heads}"
+        )
+    if rule.heads == "adaptive":
+        return adaptive_head_counts(scores, Candidates(trace.n, trace.first, trace.last), whole)
+    return whole
+
+
+def chosen(rule: Selector, trace: Trace, scores: Tensor, number: int, mode: str = "drop") -> Tensor:
+    """The mask (layers, kv_heads, tokens) of a rule whose final scores are known; see `select`."""
+    candidates = Candidates(trace.n, trace.first, trace.last)
+    mask = top(scores, candidates, entry_counts(rule, trace, scores, number))
+    return mask | protected_mask(candidates, mask.device) if mode == "keep" else mask
+
+
+def select(rule: Selector, trace: Trace, number: int, mode: str = "drop") -> Selection:
+    """Apply a rule: its `number` best candidates per layer and head; in keep mode the protected tokens come on top.
+
+    Args:
+        number: candidates per layer and head, from `Candidates.to_choose`.
+    """
+    return Selection(chosen(rule, trace, final_scores(rule, trace), number, mode), trace.layers)
+
+
+def _where(error: Exception) -> str:
+    """The kind of an error, its first line, and the innermost place in the rule's own file."""
+    text = next(iter(str(error).splitlines()), "")
+    place = _own_place(error) or _frames(error)[-1]
+    return f"{type(error).__name__}: {text} ({place[0]}, line {place[1]})"
+
+
+def _frames(error: BaseException) -> list[tuple[str, int]]:
+    return [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+
+
+def _own_place(error: BaseException) -> tuple[str, int] | None:
+    """The innermost (file, line) outside this package and installed ones: the line of a rule of one's own."""
+    strangers = (str(_PACKAGE), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    own = [f for f in _frames(error) if not f[0].startswith(strangers) and "site-packages" not in f[0]]
+    return own[-1] if own else None

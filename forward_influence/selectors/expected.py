@@ -1,0 +1,80 @@
+"""Expected Attention: what queries to come would attend to, were they drawn like those of the context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forward_influence.divergence import at_least_float32
+from forward_influence.errors import UsageError
+from forward_influence.selectors.base import Selector
+from forward_influence.selectors.registry import selector
+from forward_influence.trace import Trace
+
+
+@selector("expected-attention", source="Expected Attention, arXiv:2510.00636")
+@dataclass(frozen=True, kw_only=True)
+class ExpectedAttention(Selector):
+    """Mean attention of Gaussian queries at the next positions, times the norm of the value.
+
+    z_j = k_j.(R mu) s + k_j^T (R Sigma R^T) k_j s^2 / 2; softmax over j >= sinks, mean over a group, times ||v_j||.
+    mu, Sigma: moments of the queries before the rotary embedding from the 5th token on; R: mean rotation over the next
+    `future` positions; s: the layer's scaling, 1/sqrt(d). Attention sinks and soft-capping of a model are left out.
+
+    Attributes:
+        future: how many positions after the context.
+        sinks: first tokens that are left out of the softmax and rank first.
+        epsilon: added before the value norm.
+        covariance: whether to use Sigma.
+        values: whether to multiply by ||v_j||.
+    """
+
+    future: int = 512
+    sinks: int = 4
+    epsilon: float = 0.0
+    covariance: bool = True
+    values: bool = True
+
+    def validate(self) -> None:
+        """Some future, nothing negative."""
+        if self.future < 1 or self.sinks < 0 or self.epsilon < 0:
+            raise UsageError(f"{self.name}: future is at least 1, sinks and epsilon are 0 or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Moments of the queries before the rotary embedding."""
+        return frozenset({"query_moments"})
+
+    def scores(self, trace: Trace) -> Tensor:
+        """(layers, kv_heads, tokens)."""
+        rows = [self._layer(trace, layer) for layer in range(len(trace.layers))]
+        return torch.stack(rows)
+
+    def _layer(self, trace: Trace, layer: int) -> Tensor:
+        keys = at_least_float32(trace.keys(layer))[:, self.sinks :]
+        mean, covariance = self._rotated(trace, layer, keys)
+        scaling, group = trace.geometry[layer].scaling, mean.shape[0] // keys.shape[0]
+        grouped = keys[:, None]  # (kv_heads, 1, tokens, d) against (kv_heads, group, ...)
+        logits = (grouped @ mean.reshape(keys.shape[0], group, -1, 1))[..., 0] * scaling
+        if covariance is not None:
+            spread = covariance.reshape(keys.shape[0], group, *covariance.shape[1:])
+            logits = logits + ((grouped @ spread) * grouped).sum(-1) * (scaling**2 / 2)
+        attention = logits.softmax(-1).mean(1)
+        if self.values:
+            attention = (attention + self.epsilon) * at_least_float32(trace.values(layer))[:, self.sinks :].norm(dim=-1)
+        first = attention.max() + 1
+        return torch.cat([first.expand(keys.shape[0], min(self.sinks, trace.n)), attention], dim=-1)
+
+    def _rotated(self, trace: Trace, layer: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """R mu (query_heads, d) and R Sigma R^T (query_heads, d, d); rotating is linear in (cos, sin): they average."""
+        assert trace.rotation is not None  # recorded with the moments
+        rotation, moments = trace.rotation, trace.query_moments[layer]
+        positions = torch.arange(trace.seen, trace.seen + self.future, device=like.device)
+        cos, sin = (part.mean(1, keepdim=True) for part in rotation.at(trace.layers[layer], positions, like))
+        mean = rotation.apply(moments.mean.to(like.dtype)[:, None], cos, sin)[:, 0]
+        if not self.covariance:
+            return mean, None
+        once = rotation.apply(moments.covariance.to(like.dtype), cos, sin)
+        return mean, rotation.apply(once.transpose(1, 2), cos, sin)

@@ -1,0 +1,161 @@
+"""Rules that rank tokens by information: how uncertain or surprised the model was there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forward_influence.errors import UsageError
+from forward_influence.selectors.attention import check_window, window_attention
+from forward_influence.selectors.base import Selector, at_grain
+from forward_influence.selectors.registry import selector
+from forward_influence.shares import apportion
+from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW
+from forward_influence.trace import Trace
+
+LAYERS = ("equal", "adaptive")
+
+
+@selector("entropy", source="arXiv:2606.26875")
+@dataclass(frozen=True, kw_only=True)
+class Entropy(Selector):
+    """Predictive entropy of the distribution that the model emits at a token.
+
+    Attributes:
+        top_k: softmax over the k largest logits only; 0 for the whole vocabulary.
+        shift: score token i by the entropy at i - shift; 1 is the uncertainty about the token itself.
+    """
+
+    top_k: int = DEFAULT_TOP_K
+    shift: int = 0
+
+    def validate(self) -> None:
+        """Nothing negative."""
+        if self.top_k < 0 or self.shift < 0:
+            raise UsageError(f"{self.name}: top_k and shift are 0 or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entropy with this top_k, of earlier tokens too where it is shifted."""
+        earlier = {f"lookback:{self.shift}"} if self.shift else set()
+        return frozenset({f"entropy:{self.top_k}", *earlier})
+
+    def scores(self, trace: Trace) -> Tensor:
+        """(tokens,)."""
+        return trace.entropy_of(self.top_k, self.shift)
+
+
+@selector("low-entropy", source="control for entropy")
+@dataclass(frozen=True, kw_only=True)
+class LowEntropy(Entropy):
+    """The tokens after which the model is surest: entropy upside down, with its parameters."""
+
+    def scores(self, trace: Trace) -> Tensor:
+        """(tokens,)."""
+        return -super().scores(trace)
+
+
+@selector("surprisal", source="-log p of the token itself")
+@dataclass(frozen=True, kw_only=True)
+class Surprisal(Selector):
+    """How unexpected a token was: -log p given what came before it."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Surprisal."""
+        return frozenset({"surprisal"})
+
+    def scores(self, trace: Trace) -> Tensor:
+        """(tokens,)."""
+        return trace.surprisal
+
+
+@selector("infokv", source="arXiv:2606.26875")
+@dataclass(frozen=True, kw_only=True)
+class InfoKV(Selector):
+    """Window attention mixed with layer-wise information: entropy times representation change.
+
+    E = (D + tau) * H;  S = alpha * A + (1 - alpha) * softmax(E), both terms summing to 1 over the candidates.
+
+    Attributes:
+        alpha: weight of attention; 1 is attention alone.
+        tau: keeps the last layer, whose representation change is 0, from scoring zero.
+        top_k: of the entropy.
+        window, kernel, pooling, group: of the attention term, as in `attention`.
+        layers: "equal": every layer selects as many; "adaptive": in proportion to a layer's information, the sum of E
+            over the candidates.
+    """
+
+    alpha: float = 0.9
+    tau: float = 1.0
+    top_k: int = DEFAULT_TOP_K
+    window: int = DEFAULT_WINDOW
+    kernel: int = 5
+    pooling: str = "average"
+    group: str = "mean"
+    layers: str = "equal"
+
+    def validate(self) -> None:
+        """0 <= alpha <= 1, nothing negative, a window that observes something."""
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"{self.name}: alpha={self.alpha} lies outside 0 to 1")
+        if self.top_k < 0 or self.tau < 0:
+            raise UsageError(f"{self.name}: top_k and tau are 0 or more")
+        if self.layers not in LAYERS:
+            raise UsageError(f"{self.name}: layers={self.layers} is unknown; it is one of {', '.join(LAYERS)}")
+        check_window(self, self.window, self.kernel, self.pooling, self.group)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The window's queries, entropy and representation change."""
+        return frozenset({f"window:{self.window}", f"entropy:{self.top_k}", "representation_change"})
+
+    @property
+    def observation_window(self) -> int:
+        """W."""
+        return self.window
+
+    @property
+    def own_budgets(self) -> bool:
+        """Where layers or heads are adaptive."""
+        return self.layers != "equal" or super().own_budgets
+
+    def scores(self, trace: Trace) -> Tensor:
+        """(layers, kv_heads, tokens), fewer where `per` averages; 0 outside the candidates.
+
+        Attention is averaged to the grain before it is normalised, so that alpha=1 is `attention` at every grain.
+        """
+        attention = window_attention(trace, self.window, self.kernel, self.pooling, self.group)
+        share = information(trace, self.tau, self.top_k).masked_fill(~trace.candidates, float("-inf")).softmax(-1)
+        attended = normalised(at_grain(attention, self.per), trace)
+        return self.alpha * attended + (1 - self.alpha) * at_grain(share, self.per)
+
+    def counts(self, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
+        """`number` everywhere, or divided between layers by their information."""
+        if self.layers == "equal":
+            return number
+        shares = layer_shares(trace, number, self.tau, self.top_k)
+        return torch.tensor(shares, device=scores.device)[:, None]
+
+
+def normalised(scores: Tensor, trace: Trace) -> Tensor:
+    """Scores that are not negative, divided so that they sum to 1 over the candidates; 0 elsewhere.
+
+    In float64, where scores that differ in float32 still differ after the division.
+    """
+    inside = scores.double() * trace.candidates
+    return inside / inside.sum(-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
+
+
+def information(trace: Trace, tau: float, top_k: int) -> Tensor:
+    """E = (D + tau) * H, (layers, 1, tokens), or (layers, kv_heads, tokens) where heads hold different tokens."""
+    change = trace.representation_change
+    return ((change if change.dim() == 3 else change[:, None]) + tau) * trace.entropy_of(top_k)
+
+
+def layer_shares(trace: Trace, number: int, tau: float, top_k: int) -> list[int]:
+    """`number` candidates per layer on average, divided in proportion to each layer's information; at least 1 each."""
+    mass = (information(trace, tau, top_k) * trace.candidates).sum(-1).mean(-1).tolist()
+    return apportion(mass, number * len(mass), 1, trace.last - trace.first)

@@ -1,0 +1,334 @@
+"""Rules by name: registration, discovery, and the little language of `--selector`.
+
+    NAME[:key=value,...]     a registered rule, or one from an entry point in the group forward_influence.selectors
+    path/to/rules.py:Rule    a rule of one's own in a file, loaded only because it was named
+    package.module:Rule      one in an importable module
+    kvpress:SnapKVPress      a press of the kvpress package (an optional extra)
+
+Parameters follow a second colon there. Values may nest in parentheses: position-matched:of=attention(window=32).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from torch import Tensor
+
+from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.selectors.base import FunctionSelector, Selector
+from forward_influence.trace import Trace
+
+ENTRY_POINTS = "forward_influence.selectors"
+_rules: dict[str, type[Selector]] = {}
+_discovered = False
+
+
+def selector(
+    name: str, *, needs: Iterable[str] = (), source: str = "", stochastic: bool = False
+) -> Callable[[Any], Any]:
+    """Register a rule: a frozen dataclass derived from `Selector`, or a function `trace -> scores`.
+
+    Args:
+        name: what users type.
+        needs: signals that a function reads; a class declares its own.
+        source: where the rule comes from (an arXiv id, say).
+        stochastic: the rule draws at random and has a field `seed`.
+
+    Raises:
+        UsageError: another rule has that name.
+
+    Example:
+        >>> from forward_influence.selectors import selector
+        >>> @selector("rare-words", needs={"surprisal"})
+        ... def rare_words(trace):
+        ...     return trace.surprisal
+        >>> rare_words.name
+        'rare-words'
+    """
+
+    def register(rule: Any) -> Any:
+        cls = _completed(rule) if isinstance(rule, type) else _from_function(rule, name, frozenset(needs))
+        known = _rules.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"a rule named {name!r} exists already ({known.__module__}); choose another name")
+        cls.name, cls.source, cls.stochastic = name, source, stochastic
+        _rules[name] = cls
+        return cls
+
+    return register
+
+
+def _from_function(function: Callable[[Trace], Tensor], name: str, needs: frozenset[str]) -> type[FunctionSelector]:
+    members = {
+        "function": staticmethod(function),
+        "declared": needs,
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "__qualname__": function.__qualname__,
+    }
+    return dataclass_frozen(type(function.__name__, (FunctionSelector,), members))
+
+
+def dataclass_frozen(cls: type) -> Any:
+    """The class as the frozen dataclass that every rule is."""
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _completed(cls: type) -> Any:
+    """A rule's class, made a dataclass where its author did not."""
+    if not issubclass(cls, Selector):
+        raise UsageError(f"{cls.__qualname__} is not a rule; derive it from forward_influence.Selector")
+    return cls if "__dataclass_params__" in vars(cls) else dataclass_frozen(cls)
+
+
+def discover() -> dict[str, type[Selector]]:
+    """Every rule of this package, imported once; adding a rule touches no list."""
+    global _discovered
+    if not _discovered:
+        package = importlib.import_module("forward_influence.selectors")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"forward_influence.selectors.{module.name}")
+        _discovered = True
+    return dict(sorted(_rules.items()))
+
+
+def installed() -> dict[str, Any]:
+    """Entry points of other packages, by name, not loaded."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def parse_selector(text: str) -> Selector:
+    """Make a rule from its specification.
+
+    Raises:
+        UsageError: unknown rule or parameter (with a suggestion), a value of the wrong kind, a file that fails.
+    """
+    cls, arguments = find_rule(text), _split(text.strip())[2]
+    try:
+        return cls(**_coerced(cls, arguments))
+    except ForwardInfluenceError:
+        raise
+    except Exception as error:
+        text = next(iter(str(error).splitlines()), "")
+        raise UsageError(f"rule {cls.name!r} cannot be made: {type(error).__name__}: {text}") from error
+
+
+def find_rule(text: str) -> type[Selector]:
+    """The class of the rule that a specification names; its parameters, if any, are not looked at.
+
+    Raises:
+        UsageError: unknown rule (with a suggestion), or a file that fails.
+    """
+    where, name, _ = _split(text.strip())
+    cls = _find(where, name)
+    if "name" not in vars(cls) or not cls.name:
+        cls.name = f"{where}:{name}" if where else name
+    return cls  # type: ignore[no-any-return]
+
+
+def parse_nested(text: str) -> Selector:
+    """A rule inside another's parameter: its own parameters are in parentheses, attention(window=32).
+
+    Raises:
+        UsageError: as `parse_selector`, or parentheses that do not end the text.
+    """
+    name, parenthesis, rest = text.strip().partition("(")
+    if not parenthesis:
+        return parse_selector(name)
+    if not rest.endswith(")"):
+        raise UsageError(f"{text!r} is not a rule with its parameters in parentheses, attention(window=32) say")
+    return parse_selector(f"{name}:{rest[:-1]}" if rest[:-1] else name)
+
+
+def _split(text: str) -> tuple[str, str, dict[str, str]]:
+    """A specification as (where, name, parameters as text); where is "" for a registered name."""
+    head, *rest = split_outside(text, ":")
+    where, name, arguments = "", head, ""
+    if head.endswith(".py") or "/" in head or "\\" in head or head == "kvpress" or _is_module(head, rest):
+        if not rest or not rest[0]:
+            raise UsageError(f"{text!r} names no rule; write {head}:RuleName")
+        where, name, rest = head, rest[0], rest[1:]
+    if len(rest) > 1:
+        arguments = ":".join(rest)
+    elif rest:
+        arguments = rest[0]
+    if not name:
+        raise UsageError(f"{text!r} names no rule; `forward-influence selectors` lists them")
+    return where, name, _arguments(text, arguments)
+
+
+def _is_module(head: str, rest: list[str]) -> bool:
+    return bool(rest) and "=" not in rest[0] and head not in discover() and head not in installed()
+
+
+def _arguments(text: str, arguments: str) -> dict[str, str]:
+    """Key -> value, as text. A first value without a key has the key "", see `Selector.positional`."""
+    result: dict[str, str] = {}
+    for i, item in enumerate(split_outside(arguments, ",") if arguments else []):
+        key, *rest = split_outside(item, "=")
+        value = "=".join(rest)
+        if not rest and i == 0 and item.strip():
+            key, value = "", item
+        elif not rest or not key.strip():
+            raise UsageError(f"{text!r}: {item!r} is not key=value")
+        if key.strip() in result:
+            raise UsageError(f"{text!r}: {key.strip()} is given twice")
+        result[key.strip()] = value.strip()
+    return result
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split at a separator, but not inside parentheses.
+
+    Raises:
+        UsageError: parentheses that do not match.
+    """
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            break
+        if character == separator and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    if depth != 0:
+        raise UsageError(f"{text!r}: parentheses do not match")
+    return [*parts, text[start:]]
+
+
+def _find(where: str, name: str) -> Any:
+    if where == "kvpress":
+        return importlib.import_module("forward_influence.kvpress_adapter").press_rule(name)
+    if where.endswith(".py") or "/" in where or "\\" in where:
+        return _member(_load_file(Path(where)), where, name)
+    if where:
+        return _member(_import(where), where, name)
+    rules = discover()
+    if name in rules:
+        return rules[name]
+    others = installed()
+    if name in others:
+        try:
+            found = others[name].load()
+        except Exception as error:
+            raise UsageError(f"rule {name!r} from {others[name].value} cannot be loaded ({error})") from error
+        return _as_rule(found, name)
+    known = [*rules, *others]
+    raise UsageError(f"unknown rule {name!r}{did_you_mean(name, known)}; `forward-influence selectors` lists them")
+
+
+def _import(where: str) -> Any:
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name == where and "." not in where:
+            known = [*discover(), *installed()]
+            raise UsageError(
+                f"{where!r} is neither a rule{did_you_mean(where, known)} nor a module; "
+                "parameters are written key=value, `forward-influence selectors` lists rules"
+            ) from error
+        raise UsageError(f"module {where!r} cannot be imported ({error})") from error
+    except Exception as error:
+        raise UsageError(f"module {where!r} cannot be imported ({type(error).__name__}: {error})") from error
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"rule file {path} does not exist")
+    content = path.resolve()
+    name = f"forward_influence_rules_{hashlib.sha256(str(content).encode()).hexdigest()[:12]}"
+    changed = content.stat().st_mtime_ns
+    if name in sys.modules and getattr(sys.modules[name], "_changed", None) == changed:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, content)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, ForwardInfluenceError):
+            raise
+        line = getattr(error, "lineno", None) or _last_line(error, str(content))
+        text = next(iter(str(error).splitlines()), "")
+        raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {text} (line {line})") from error
+    vars(module)["_changed"] = changed
+    return module
+
+
+def _last_line(error: Exception, file: str) -> int:
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _member(module: Any, where: str, name: str) -> Any:
+    found = getattr(module, name, None)
+    if found is None:
+        found = next((r for r in _rules.values() if r.name == name and r.__module__ == module.__name__), None)
+    if found is None:
+        known = [n for n, m in vars(module).items() if not n.startswith("_") and callable(m)]
+        raise UsageError(f"{where} has no rule {name!r}{did_you_mean(name, known)}")
+    return _as_rule(found, f"{where}:{name}")
+
+
+def _as_rule(found: Any, label: str) -> Any:
+    """A rule's class from what a file, module or entry point holds: a class, or a function `trace -> scores`."""
+    if isinstance(found, type) and issubclass(found, Selector):
+        return _completed(found)
+    if isinstance(found, type) or not callable(found):
+        raise UsageError(f"{label} is not a rule; derive it from Selector or write a function of a trace")
+    return _from_function(found, label, frozenset())
+
+
+def _coerced(cls: type[Selector], arguments: dict[str, str]) -> dict[str, Any]:
+    """Texts as the types of the fields they are for."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "seed"}
+    hints = get_type_hints(cls)
+    result: dict[str, Any] = {}
+    for given, text in arguments.items():
+        key = given or cls.positional
+        if not key:
+            raise UsageError(f"rule {cls.name!r}: {text!r} is not key=value")
+        if key in result:
+            raise UsageError(f"rule {cls.name!r}: {key} is given twice")
+        if key not in fields:
+            raise UsageError(
+                f"rule {cls.name!r} has no parameter {key!r}{did_you_mean(key, list(fields))}; "
+                f"it has {', '.join(fields)}"
+            )
+        result[key] = _value(cls.name, key, text, hints[key])
+    return result
+
+
+def _value(rule: str, key: str, text: str, kind: Any) -> Any:
+    options = [k for k in get_args(kind) if k is not type(None)]
+    if type(None) in get_args(kind):
+        if text.lower() == "none":
+            return None
+        kind = options[0]
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise UsageError(f"{rule}: {key}={text} is neither true nor false")
+        return text.lower() in ("true", "1", "yes")
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            word = "a whole number" if kind is int else "a number"
+            raise UsageError(f"{rule}: {key}={text} is not {word}") from None
+    return text

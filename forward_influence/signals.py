@@ -1,0 +1,93 @@
+"""Names of what a pass over a context can record, and the parsing of a rule's `needs`.
+
+A need is a name, with a number behind a colon where one applies: "entropy:256", "window:64". Only what some rule
+declares is recorded, since some signals cost time (accumulated attention) or memory (window queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from forward_influence.errors import UsageError, did_you_mean
+
+#: Signals and what they cost.
+KNOWN = {
+    "window": "the last W queries of every layer; attention of the observation window",
+    "entropy": "predictive entropy from the K largest logits (0: the whole vocabulary); needs the head on the context",
+    "surprisal": "-log p of each token; needs the head on the context",
+    "representation_change": "1 - cos between each layer's output and the last one's",
+    "accumulated_attention": "attention received from every later query; costs attention a second time",
+    "lookback": "other signals of the N tokens before each held one too; matters where tokens are evicted",
+    "query_moments": "mean and covariance of the queries before the rotary embedding",
+    "model": "the model itself, for rules that run a pass of their own over the context",
+    "gradients_near": "Fisher gradients of the continuation's near zone, R label samples: backward passes over it",
+    "gradients_middle": "the same of the middle zone",
+    "gradients_far": "the same of the far zone",
+}
+GRADIENTS = "gradients_"
+DEFAULT_SAMPLES = 8
+DEFAULT_TOP_K = 256
+DEFAULT_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one pass has to record, merged over all rules.
+
+    Attributes:
+        window: how many of the last queries to keep; 0 for none.
+        entropy: the top_k values asked for.
+        surprisal, representation_change, accumulated_attention, query_moments, model: whether to record them.
+        lookback: how many tokens before a held one keep their signals.
+        gradients: label samples of the continuation's gradients; 0 for none.
+        zones: of the continuation, whose gradients are wanted.
+    """
+
+    window: int = 0
+    entropy: frozenset[int] = frozenset()
+    surprisal: bool = False
+    representation_change: bool = False
+    accumulated_attention: bool = False
+    query_moments: bool = False
+    model: bool = False
+    lookback: int = 0
+    gradients: int = 0
+    zones: frozenset[str] = frozenset()
+
+    @property
+    def head(self) -> bool:
+        """Whether the context's logits are needed."""
+        return bool(self.entropy) or self.surprisal
+
+    @staticmethod
+    def merge(needs: Iterable[str]) -> Needs:
+        """Parse and merge needs.
+
+        Raises:
+            UsageError: an unknown signal.
+        """
+        window, lookback, entropy, flags = 0, 0, set[int](), set[str]()
+        samples, zones = 0, set[str]()
+        for need in needs:
+            name, _, number = need.partition(":")
+            if name not in KNOWN or (number and not number.isdigit()):
+                raise UsageError(
+                    f"unknown signal {need!r} in a rule's needs{did_you_mean(name, list(KNOWN))}; "
+                    f"there are {', '.join(KNOWN)}"
+                )
+            if name == "window":
+                window = max(window, int(number or DEFAULT_WINDOW))
+            elif name == "entropy":
+                entropy.add(int(number or DEFAULT_TOP_K))
+            elif name == "lookback":
+                lookback = max(lookback, int(number or 0))
+            elif name.startswith(GRADIENTS):
+                samples = max(samples, int(number or DEFAULT_SAMPLES))
+                zones.add(name.removeprefix(GRADIENTS))
+            else:
+                flags.add(name)
+        recorded = dict.fromkeys(flags, True)
+        return Needs(
+            window, frozenset(entropy), lookback=lookback, gradients=samples, zones=frozenset(zones), **recorded
+        )

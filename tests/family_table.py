@@ -1,0 +1,147 @@
+"""What is proven of each model family, and the table of it: `python tests/family_table.py` writes docs/models.md."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import brute_force
+import torch
+import transformers
+from families import names, tiny_family
+from float64 import Float64
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+from forward_influence.errors import UsageError
+from forward_influence.influence import forward_influence
+from forward_influence.models import Model, wrap_model
+from forward_influence.recording import record
+from forward_influence.selection import Selection
+
+TABLE = Path(__file__).parents[1] / "docs" / "models.md"
+N, M = 40, 23
+TOLERANCE = 1e-10
+PROVEN, REFUSED, UNBUILT = "proven", "refused", "not tried"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a family fares: `state` and what is to be said about it; `difference` is the largest |engine - reference|."""
+
+    name: str
+    state: str
+    remark: str
+    difference: float = 0.0
+
+
+def verdict(name: str) -> Verdict:
+    """Measure a tiny random model of a family in float64 against brute force, dropping and keeping."""
+    try:
+        raw = tiny_family(name)
+    except Exception as error:
+        return Verdict(name, UNBUILT, f"no tiny configuration: {_brief(error)}")
+    try:
+        with Float64():
+            return _compared(name, wrap_model(raw))
+    except UsageError as error:
+        reason = str(error)
+    try:  # in the dtype of every day, whose reason is what people see
+        wrap_model(tiny_family(name, torch.float32))
+    except UsageError as error:
+        reason = str(error)
+    return Verdict(name, REFUSED, reason.removeprefix(type(raw).__name__).lstrip(": "))
+
+
+def _compared(name: str, model: Model) -> Verdict:
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(3, 97, (N + M,), generator=generator)
+    trace = record(model, tokens[:N], span=N + M, chunk=13)
+    ragged = torch.rand(trace.shape, generator=generator) < 0.4
+    even = torch.rand(trace.shape, generator=generator).argsort(-1) < 29
+    largest = 0.0
+    for mode, mask in (("drop", ragged), ("keep", even)):
+        removed = {layer: (mask[i] if mode == "drop" else ~mask[i]) for i, layer in enumerate(trace.layers)}
+        kl, _, _ = brute_force.influence(model.model, tokens, N, removed)
+        assert float(kl.max()) > 1e-6, f"{name}: the reference itself must see an effect"
+        [found] = forward_influence(model, trace, tokens[N:], Selection(mask, trace.layers), mode=mode, chunk=9)
+        assert torch.isfinite(found.kl).all(), f"{name}: influences are numbers"
+        largest = max(largest, float((found.kl - kl).abs().max()))
+    return Verdict(name, PROVEN, _remark(model, trace.layers), largest)
+
+
+def _remark(model: Model, layers: tuple[int, ...]) -> str:
+    """What is particular about a family."""
+    anatomy, config = model.anatomy, model.model.config.get_text_config(decoder=True)
+    parts = []
+    default = type(model.model.config)()
+    if getattr(default, "is_encoder_decoder", None):
+        parts.append("its decoder alone (`is_encoder_decoder: false`)")
+    if getattr(default, "is_decoder", None) is False:
+        parts.append("as a decoder (`is_decoder: true`)")
+    if len(layers) < anatomy.layers:
+        parts.append("windows or chunks: only the full layers are ablated")
+    if any("sinks" in key for key, _ in model.model.named_parameters()):
+        parts.append("attention sinks")
+    if getattr(config, "attn_logit_softcapping", None):
+        parts.append("soft-capped attention")
+    if any("expert" in key for key, _ in model.model.named_modules()):
+        parts.append("mixture of experts")
+    if anatomy.kv_heads < anatomy.query_heads:
+        parts.append("grouped heads")
+    if type(anatomy.head).__name__ != "LinearHead":
+        parts.append("head replayed through the model's own code")
+    return ", ".join(parts)
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:140]}".replace("|", "/")
+
+
+HEADER = """# Which models work
+
+Every causal language model family that transformers {version} names (`AutoModelForCausalLM`), as a tiny random model:
+{proven} of {all} are **proven** (in float64, the engine's KL equals a brute-force masked full pass within 1e-10, for
+random selections per layer and head, dropping and keeping); {refused} are **refused**, with the reason that
+`forward-influence measure` gives; {unbuilt} were **not tried**, because no tiny model of them could be built.
+`make models-table` writes this table anew, and `tests/test_families.py` fails where it is not current.
+
+| model type | class | result | remark |
+| --- | --- | --- | --- |
+"""
+
+
+def table() -> str:
+    """The page docs/models.md."""
+    verdicts = [verdict(name) for name in names()]
+    for found in verdicts:
+        if found.difference > TOLERANCE:
+            raise SystemExit(f"{found.name} is WRONG by {found.difference:.2g}")
+    count = {state: sum(v.state == state for v in verdicts) for state in (PROVEN, REFUSED, UNBUILT)}
+    header = HEADER.format(
+        version=transformers.__version__,
+        all=len(verdicts),
+        proven=count[PROVEN],
+        refused=count[REFUSED],
+        unbuilt=count[UNBUILT],
+    )
+    rows = [f"| {v.name} | {CLASSES[v.name]} | {v.state} | {v.remark.replace('|', '/')} |\n" for v in verdicts]
+    return header + "".join(rows)
+
+
+def read_table() -> tuple[str, dict[str, tuple[str, str]]]:
+    """(transformers version, name -> (state, remark)) of the page as it stands."""
+    text = TABLE.read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines() if line.startswith("| ")]
+    version = text.split("that transformers ")[1].split()[0]
+    return version, {name: (state, remark) for name, _, state, remark in rows[2:]}
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    TABLE.write_text(table(), "utf-8")
+    sys.stdout.write(f"{TABLE}\n")

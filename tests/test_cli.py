@@ -1,0 +1,173 @@
+"""The command line as a newcomer meets it: one line for what is wrong, the right exit code, a run for what is right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_files
+
+from forward_influence.cli.app import main
+from forward_influence.runs import open_run
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model and documents long enough for it."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_files.save_tiny(folder / "model")
+    (folder / "texts").mkdir()
+    for i in range(3):
+        (folder / "texts" / f"long {i}.txt").write_text(" ".join(f"word{(i + 7) * j % 97}" for j in range(400)))
+    (folder / "texts" / "short.txt").write_text("too short")
+    return folder
+
+
+def common(place: Path) -> list[str]:
+    sizes = ["--context", "60", "--continuation", "40", "--protect-last", "8"]
+    return ["measure", "--model", str(place / "model"), "--documents", str(place / "texts"), *sizes]
+
+
+def without_documents(place: Path) -> list[str]:
+    arguments = common(place)
+    at = arguments.index("--documents")
+    return arguments[:at] + arguments[at + 2 :]
+
+
+def test_measure_writes_a_run_and_prints_the_table(capsys, place, tmp_path):
+    rules = ["--selector", "attention:window=8", "--selector", "entropy", "--selector", "random"]
+    code, out, err = call(capsys, *common(place), *rules, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "attention:window=8" in out
+    assert "skipped short: 9 tokens, 100 needed" in err
+    assert str(tmp_path / "run") in out
+    run = open_run(tmp_path / "run")
+    assert len(run.measured()) == 3
+    assert run.manifest["skipped"][0]["name"] == "short"
+    assert "--selector" in run.manifest["command"] or run.manifest["command"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "parts").iterdir()}
+    code, _, _ = call(capsys, *common(place), *rules, "--out", tmp_path / "run")
+    assert code == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "parts").iterdir()}
+    code, _, err = call(capsys, *common(place), "--selector", "first", "--out", tmp_path / "run")
+    assert code == 2
+    assert "another configuration (selectors:" in err
+    code, out, _ = call(capsys, "plot", tmp_path / "run", "--out", tmp_path / "decay.svg", "--bin-width", "10")
+    assert code == 0
+    assert (tmp_path / "decay.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_a_rule_of_ones_own_from_a_file(capsys, place, tmp_path):
+    rules = tmp_path / "rules.py"
+    rules.write_text("def rare(trace):\n    return -trace.tokens.float()\n")
+    code, out, err = call(capsys, *common(place), "--selector", f"{rules}:rare", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "rules.py:rare" in out
+
+
+def test_default_folder_is_the_same_for_the_same_request(capsys, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, _, err = call(capsys, *common(place), "--selector", "recent", "--max-documents", "1")
+        assert code == 0, err
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "exit_code"),
+    [
+        (["--selector", "entrpy"], "unknown rule 'entrpy' (did you mean 'entropy'?)", 2),
+        (["--selector", "entropy:topk=5"], "did you mean 'top_k'", 2),
+        (["--selector", "nowhere/rules.py:x"], "does not exist", 2),
+        (["--budget", "0"], "selects nothing", 2),
+        (["--budget", "0.95"], "of 48 candidates", 2),
+        (["--documents", "missing.txt"], "missing.txt", 2),
+        (["--context", "490"], "made for", 2),
+        (["--model", "smollm3-135"], "smollm", 2),
+        (["--bogus"], "--bogus", 2),
+        (["--context", "many"], "--context", 2),
+        (["--device", "warp"], "warp", 2),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(capsys, place, arguments, words, exit_code):
+    rule = [] if "--selector" in arguments else ["--selector", "recent"]
+    code, _, err = call(capsys, *common(place), *rule, *arguments)
+    assert code == exit_code
+    lines = [line for line in err.splitlines() if not line.startswith("skipped")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def bad(trace):\n    return trace.surprisal\n", 'declares it: needs={"surprisal"}'),
+        ("def bad(trace):\n    return trace.tokens[:3].float()\n", "shape (3,)"),
+        ("def bad(trace):\n    return trace.tokens.float() * float('nan')\n", "NaN for"),
+        ("def bad(trace):\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("def bad(trace):\n    return 'high'\n", "returned str"),
+    ],
+)
+def test_what_is_wrong_with_a_rule_is_said_with_its_name(capsys, place, tmp_path, body, words):
+    (tmp_path / "rules.py").write_text(body)
+    rule = f"{tmp_path / 'rules.py'}:bad"
+    code, _, err = call(capsys, *common(place), "--selector", rule, "--out", tmp_path / "run")
+    assert code in (1, 2)
+    assert words in err
+    assert "bad" in err
+    assert "Traceback" not in err
+
+
+def test_documents_that_are_empty_binary_or_missing(capsys, place, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\x00\x01\x02" * 100)
+    for name in ("empty.txt", "binary.txt"):
+        documents = ["--documents", str(tmp_path / name), "--selector", "recent"]
+        code, _, err = call(capsys, *without_documents(place), *documents)
+        assert code == 2
+        assert name in err
+
+
+def test_all_documents_too_short(capsys, place):
+    short = ["--documents", str(place / "texts" / "short.txt"), "--selector", "recent"]
+    code, _, err = call(capsys, *without_documents(place), *short)
+    assert code == 2
+    assert "long enough" in err
+
+
+def test_debug_shows_the_traceback():
+    command = [sys.executable, "-m", "forward_influence", "--debug", "measure", "--budget", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    done = subprocess.run([c for c in command if c != "--debug"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_version_and_help(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert code == 0
+    assert out.startswith("forward-influence ")
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert "measure" in out
+
+
+def test_manifest_says_how_to_repeat(capsys, place, tmp_path):
+    call(capsys, *common(place), "--selector", "recent", "--max-documents", "1", "--out", tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["versions"]["torch"]
+    assert manifest["model"]["fingerprint"]
+    assert manifest["configuration"]["protect_last"] == 8
+    assert manifest["documents"][0]["fingerprint"]

@@ -1,0 +1,67 @@
+"""Token tables: ranks, selections, escaping, exports, and the command's refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tiny_data
+import torch
+
+from forward_influence.cli import inspect as command
+from forward_influence.errors import UsageError
+from forward_influence.inspection import html_page, inspect_document, scores_table
+from forward_influence.request import Request
+
+
+@pytest.fixture(scope="module")
+def found():
+    request = Request(
+        selectors=("attention:window=8", "recent"), context=60, continuation=2, protect_last=8, budgets=("0.2",)
+    )
+    return inspect_document(tiny_data.model(), tiny_data.documents(1, 62)[0], request)
+
+
+def test_views_say_what_is_selected(found):
+    recent = found.view(1, None, None)
+    assert recent.selected.tolist() == [0.0] * 40 + [1.0] * 12 + [0.0] * 8
+    assert recent.ranks[4:52].tolist() == pytest.approx([i / 47 for i in range(48)])
+    one = found.view(0, 2, 1)
+    assert set(one.selected.tolist()) == {0.0, 1.0} and int(one.selected.sum()) == 12
+    assert torch.equal(one.selected.bool(), found.masks[0][2, 1])
+    assert float(one.ranks[one.selected.bool()].min()) > float(one.ranks[4:52][~one.selected[4:52].bool()].max())
+    with pytest.raises(UsageError, match="--layer 9"):
+        found.view(0, 9, None)
+    with pytest.raises(UsageError, match="kv heads 0 to 1"):
+        found.view(0, None, 2)
+
+
+def test_the_page_escapes_everything(found):
+    nasty = "<script>alert('x')</script>&\""
+    hostile = dataclasses.replace(found, name=nasty, rules=[nasty, "recent"], pieces=[nasty] * 60)
+    page = html_page(hostile, None, None)
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert page.count('class="s"') >= 12 and page.count("<section>") == 2
+
+
+def test_scores_as_a_table(found):
+    table = scores_table(found)
+    assert len(table) == 2 * 3 * 2 * 60
+    part = table[(table["rule"] == "recent") & (table["layer"] == 1) & (table["head"] == 0)]
+    assert part["score"].tolist() == list(range(60)) and int(part["selected"].sum()) == 12
+    assert int(part["candidate"].sum()) == 48
+
+
+def test_terminal(found, capsys):
+    nasty = dataclasses.replace(found, pieces=["[red]x\x1b[2J"] * 60)
+    command._show(nasty, 1, None)
+    shown = capsys.readouterr().out
+    assert "layer 1, all heads" in shown and "[red]x" in shown and "\x1b[2J" not in shown and "recent" in shown
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match="one or two"):
+        command.inspect_command(selector=["a", "b", "c"])
+    with pytest.raises(UsageError, match=r"\.html or \.parquet"):
+        command.inspect_command(selector=["recent"], out=Path("x.txt"))

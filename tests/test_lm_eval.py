@@ -1,0 +1,218 @@
+"""The harness: our model is known to it, our tasks run without a network, scores are those of a plain model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import tiny_model
+from tiny_tokenizer import VOCABULARY, byte_tokenizer
+
+from forward_influence.errors import UsageError
+
+pytest.importorskip("lm_eval")
+
+from forward_influence.lm_eval import MODEL, register, task_folder
+from forward_influence.lm_eval.__main__ import with_own_tasks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("llama", torch.float32, vocab_size=VOCABULARY, max_position_embeddings=2048).save_pretrained(path)
+    byte_tokenizer(chat=True).save_pretrained(path)
+    return path
+
+
+def model(folder: Path, **arguments):
+    from forward_influence.lm_eval.model import CompressedModel
+
+    return CompressedModel(pretrained=str(folder), dtype="float64", device="cpu", **arguments)
+
+
+def request(*arguments, doc: dict | None = None) -> SimpleNamespace:
+    return SimpleNamespace(args=arguments, doc=doc or {})
+
+
+def log_likelihood(folder: Path, context: str, continuation: str) -> float:
+    """The plain reference: one pass of the model as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    tokenizer = byte_tokenizer()
+    first, second = (tokenizer(t, return_tensors="pt")["input_ids"] for t in (context, continuation))
+    with torch.no_grad():
+        logits = plain(torch.cat([first, second], dim=1)).logits[0, first.shape[1] - 1 : -1]
+    return float(logits.log_softmax(-1).gather(-1, second[0][:, None]).sum())
+
+
+def test_log_likelihoods_with_the_full_cache_are_the_models_own(folder: Path) -> None:
+    requests = [request("The context is this", " word"), request("A", "B"), request("The context is this", " other")]
+    found = model(folder).loglikelihood(requests, disable_tqdm=True)
+    for one, (value, _) in zip(requests, found, strict=True):
+        assert value == pytest.approx(log_likelihood(folder, *one.args), abs=1e-9)
+
+
+def test_a_compressed_context_changes_every_scored_token(folder: Path) -> None:
+    """Also the first one, which multiple choice often hangs on."""
+    ask = [request("A context of some length, long enough to lose tokens. " * 4, "x")]
+    full, small = (
+        model(folder, **arguments).loglikelihood(ask, disable_tqdm=True)[0][0]
+        for arguments in ({}, {"compressor": "random", "budget": 0.3})
+    )
+    assert full != pytest.approx(small, abs=1e-6)
+
+
+def test_rolling_log_likelihoods(folder: Path) -> None:
+    text = "".join(chr(97 + (7 * i * i) % 26) for i in range(300))
+    whole = model(folder).loglikelihood_rolling([request(text)], disable_tqdm=True)[0]
+    assert whole == pytest.approx(log_likelihood(folder, "<s>", text), abs=1e-8)
+    windows = model(folder, window=100)
+    small = model(folder, window=100, compressor="streaming", budget=0.3)
+    assert windows.loglikelihood_rolling([request(text)], disable_tqdm=True)[0] == pytest.approx(whole, rel=0.2)
+    one, other = (m.loglikelihood_rolling([request(text)], disable_tqdm=True)[0] for m in (windows, small))
+    assert one != pytest.approx(other, abs=1e-6)
+    first = [request(text[:80])]  # one window: nothing to compress
+    assert windows.loglikelihood_rolling(first, disable_tqdm=True) == small.loglikelihood_rolling(
+        first, disable_tqdm=True
+    )
+
+
+def test_generation_is_that_of_transformers(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
+    out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    wanted = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    settings = {"max_gen_toks": 12, "until": []}
+    for arguments in ({}, {"every": 3}):
+        made = model(folder, **arguments).generate_until([request("Once upon a time", settings)], disable_tqdm=True)
+        assert made == [wanted]
+    stop = wanted[3]
+    ended = model(folder).generate_until(
+        [request("Once upon a time", {**settings, "until": [stop]})], disable_tqdm=True
+    )
+    assert ended == [wanted[: wanted.index(stop)]]
+
+
+def test_the_question_is_found_in_the_prompt(folder: Path) -> None:
+    settings = {"max_gen_toks": 4, "until": []}
+    text = "A long context. " * 10 + "What is it?" + " Answer:"
+    unseen = model(folder, protocol="unseen", compressor="random", budget=0.3)
+    context, question = unseen._split(text, {"question": "What is it?"})
+    assert byte_tokenizer().decode(question) == "What is it? Answer:"
+    assert len(context) + len(question) == len(text)
+    unseen.generate_until([request(text, settings, doc={"question": "What is it?"})], disable_tqdm=True)
+    with pytest.raises(UsageError, match="does not hold its document's 'question'"):
+        unseen.generate_until([request(text, settings, doc={"query": "?"})], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"compressor": "infokf", "budget": 0.5}, "did you mean 'infokv'"),
+        ({"compressor": "infokv", "budget": 0}, "selects nothing"),
+        ({"protocol": "both"}, "seen or unseen"),
+        ({"batch_size": 8}, "one sequence"),
+        ({"budgets": 0.2}, "unknown"),
+    ],
+)
+def test_wrong_arguments_say_why(folder: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model(folder, **arguments)
+
+
+def test_registered_once_and_more(folder: Path) -> None:
+    from lm_eval.api.registry import get_model
+
+    register()
+    register()
+    assert get_model(MODEL).__name__ == "CompressedModel"
+
+
+def test_a_missing_harness_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
+    with pytest.raises(UsageError, match=r"forward-influence\[evaluate\]"):
+        register()
+
+
+def test_own_tasks_are_added_to_those_included(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("include_path: /theirs\n")
+    for given, wanted in (
+        ({}, [str(task_folder())]),
+        ({"include_path": "/mine"}, [str(task_folder()), "/mine"]),
+        ({"config": str(config)}, [str(task_folder()), "/theirs"]),
+    ):
+        arguments = SimpleNamespace(**given)
+        with_own_tasks(arguments)
+        assert arguments.include_path == wanted
+
+
+def test_every_task_has_a_task_file_that_says_the_same() -> None:
+    from lm_eval.tasks import TaskManager
+
+    from forward_influence.data.tasks import TASKS
+
+    manager = TaskManager(include_path=str(task_folder()), include_defaults=False)
+    assert sorted(manager.all_tasks) == sorted(["forward_influence", *(f"fi_{n.replace('-', '_')}" for n in TASKS)])
+    for name, task in TASKS.items():
+        if name.startswith("reasoning"):
+            continue  # needs reasoning-gym; its file differs in nothing else
+        made = manager.load_task_or_group([f"fi_{name.replace('-', '_')}"])
+        (loaded,) = made.values()
+        settings = loaded.config.generation_kwargs
+        assert settings["max_gen_toks"] == task.answer_tokens
+        assert tuple(settings["until"]) == task.until
+        assert len(loaded.test_docs()) == 100
+
+
+def run(folder: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "forward_influence.lm_eval", "run", "--model", "forward_influence"]
+    words += ["--model_args", f"pretrained={folder},compressor=infokv,budget=0.3", "--device", "cpu"]
+    return subprocess.run(
+        [*words, "--output_path", str(out), *more],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=out.parent,
+        check=False,
+    )
+
+
+def test_the_harness_runs_our_task_with_our_model_end_to_end(folder: Path, tmp_path: Path) -> None:
+    ended = run(
+        folder,
+        tmp_path / "out",
+        "--tasks",
+        "fi_facts",
+        "--limit",
+        "2",
+        "--metadata",
+        "length=600",
+        "items=3",
+        "--log_samples",
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(path.read_text())
+    assert 0 <= results["results"]["fi_facts"]["accuracy,none"] <= 1
+    assert results["n-samples"]["fi_facts"] == {"original": 3, "effective": 2}
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    first = json.loads(samples.read_text().splitlines()[0])
+    prompt = first["arguments"]["gen_args_0"]["arg_0"]
+    assert first["doc"]["context"] in prompt
+    assert prompt.endswith(f"{first['doc']['question']}\n{first['doc']['answer_prefix']}")
+
+
+def test_the_harness_fails_in_one_line(folder: Path, tmp_path: Path) -> None:
+    ended = run(folder, tmp_path / "out", "--tasks", "fi_facts", "--limit", "1", "--metadata", "length=20")
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: length 20 is too short")

@@ -1,0 +1,120 @@
+"""Overlap of selections: exact numbers on toys, and a plain second implementation on simulated runs."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from simulated import Decay, simulate
+
+from forward_influence.analysis import overlap
+from forward_influence.analysis.selections import has_selections, model_layers, read_selections
+from forward_influence.errors import ForwardInfluenceError, UsageError
+
+RULES = {name: Decay() for name in ("attention", "entropy", "random")}
+
+
+def test_jaccard_and_shared_of_a_toy() -> None:
+    a = np.array([[1, 1, 0, 0, 1, 0]], dtype=bool)
+    b = np.array([[0, 1, 1, 0, 1, 0]], dtype=bool)
+    assert overlap.jaccard(a, b) == pytest.approx(2 / 4)
+    assert overlap.shared_budget(a, b) == pytest.approx(2 / 3)
+    assert overlap.chance_shared(a, b) == pytest.approx(3 / 6)
+    assert overlap.jaccard(a, a) == overlap.shared_budget(a, a) == 1.0
+    assert overlap.jaccard(a, ~a) == overlap.shared_budget(a, ~a) == 0.0
+    empty = np.zeros_like(a)
+    assert np.isnan([overlap.jaccard(empty, empty), overlap.shared_budget(empty, empty)]).all()
+
+
+def test_chance_is_what_random_selections_share() -> None:
+    rng = np.random.default_rng(0)
+    heads, n = 3, 400
+
+    def draw(count: int) -> np.ndarray:
+        return rng.random((heads, n)).argsort(-1) < count
+
+    shared = [overlap.shared_budget(draw(80), draw(80)) for _ in range(300)]
+    assert np.mean(shared) == pytest.approx(overlap.chance_shared(draw(80), draw(80)), abs=0.005)
+    assert overlap.chance_shared(draw(80), draw(80)) == pytest.approx(0.2)
+
+
+def test_ranks_give_spearmans_correlation_ties_included() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 9, (2, 5, 40)).astype(float), rng.random((2, 5, 40))
+    ours = (overlap.centred_ranks(a) * overlap.centred_ranks(b)).sum(-1)
+    for i in range(2):
+        for j in range(5):
+            assert ours[i, j] == pytest.approx(spearmanr(a[i, j], b[i, j]).statistic, abs=1e-12)
+    assert np.isnan(overlap.centred_ranks(np.ones((1, 4)))).all()
+
+
+def test_overlap_of_a_run_equals_plain_loops(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=3, segments=2, draws=2, save_selections=True)
+    frame = overlap.overlap(run)
+    expected: dict[tuple[str, str, str, int], list[list[float]]] = {}
+    for document in read_selections(run):
+        for a, b in combinations(document.choices, 2):
+            if a.selector == b.selector or a.segment != b.segment:
+                continue
+            context = document.contexts[a.segment]
+            inside = range(context.first, context.stop)
+            for layer in range(2):
+                both = either = 0
+                correlations = []
+                for head in range(2):
+                    for token in inside:
+                        x, y = a.selection[layer, head, token], b.selection[layer, head, token]
+                        both, either = both + int(x and y), either + int(x or y)
+                    s = np.broadcast_to(a.scores, a.selection.shape)[layer, head, list(inside)]
+                    t = np.broadcast_to(b.scores, b.selection.shape)[layer, head, list(inside)]
+                    correlations.append(spearmanr(s, t).statistic)
+                key = (document.document["name"], a.selector, b.selector, model_layers(run)[layer])
+                expected.setdefault(key, []).append([both / either, float(np.mean(correlations))])
+    assert len(frame) == len(expected) == 3 * 3 * 2
+    for row in frame.itertuples():
+        want = np.mean(expected[row.document, row.rule_a, row.rule_b, row.layer], axis=0)
+        assert [row.jaccard, row.rank_correlation] == pytest.approx(want.tolist(), abs=1e-10)
+
+
+def test_matrix_is_symmetric_with_the_means_of_the_frame(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=2, save_selections=True)
+    frame = overlap.overlap(run)
+    matrix = overlap.overlap_matrix(frame, "jaccard")
+    assert list(matrix) == ["attention", "entropy", "random"]
+    assert (matrix.to_numpy() == matrix.to_numpy().T).all()
+    assert np.diag(matrix).tolist() == [1, 1, 1]
+    pair = frame[(frame["rule_a"] == "attention") & (frame["rule_b"] == "random")]
+    assert matrix.loc["random", "attention"] == pytest.approx(pair["jaccard"].mean())
+
+
+def test_summary_has_intervals_from_six_documents_on(tmp_path: Path) -> None:
+    many = overlap.overlap_summary(overlap.overlap(simulate(tmp_path / "a", RULES, documents=6, save_selections=True)))
+    few = overlap.overlap_summary(overlap.overlap(simulate(tmp_path / "b", RULES, documents=5, save_selections=True)))
+    assert (many["shared_low"] < many["shared"]).all()
+    assert (many["shared"] < many["shared_high"]).all()
+    assert few[["shared_low", "shared_high", "jaccard_low"]].isna().all().all()
+    assert list(many["documents"]) == [6] * 3
+
+
+def test_both_effects_of_one_selection_count_once(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=1, draws=1, effects=("total", "direct"), save_selections=True)
+    (document,) = read_selections(run)
+    assert sorted(c.selector for c in document.choices) == ["attention", "entropy", "random"]
+
+
+def test_a_run_without_selections_says_how_to_get_them(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=1)
+    assert not has_selections(run)
+    with pytest.raises(UsageError, match="--save-selections"):
+        overlap.overlap(run)
+
+
+def test_a_broken_selections_file_is_named(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=1, save_selections=True)
+    path = run.selections_path("speech-000")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ForwardInfluenceError, match=r"speech-000\.safetensors does not read back"):
+        list(read_selections(run))
