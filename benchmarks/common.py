@@ -76,14 +76,16 @@ def floor(model: Any, tokens: Tensor, context: int, conditions: int, chunk: int)
     """Bare forward passes with logits: context once, continuation once per condition and once in full."""
     from transformers import DynamicCache
 
+    from forward_influence.forward import run
+
     tokens = tokens.to(model.device)
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
         for part in tokens[:context].split(chunk):
-            model(part[None], past_key_values=cache)
+            run(model, part[None], cache)
         for _ in range(conditions + 1):
             for part in tokens[context:].split(chunk):
-                model(part[None], past_key_values=cache)
+                run(model, part[None], cache)
             cache.crop(context - len(tokens))
 
 

@@ -14,6 +14,7 @@ from forward_influence.attention import Geometry
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache, layer_windows, masked, text_config
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.forward import run
 from forward_influence.heads import Head, find_head
 from forward_influence.instrument import Instrument, implementations
 
@@ -188,9 +189,7 @@ def _line(error: Exception) -> str:
 
 def _chunked_logits(model: PreTrainedModel, tokens: Tensor, lengths: int | tuple[int, ...]) -> Tensor:
     cache = DynamicCache(config=text_config(model.config))
-    return torch.cat(
-        [model(chunk, past_key_values=cache, use_cache=True).logits[0] for chunk in tokens.split(lengths, dim=1)]
-    )
+    return torch.cat([run(model, chunk, cache).logits[0] for chunk in tokens.split(lengths, dim=1)])
 
 
 def _probe_tokens(config: object, vocabulary: int) -> Tensor:
@@ -221,7 +220,7 @@ def _instrumented_logits(
     handle = backbone(model).register_forward_hook(lambda m, a, o: kept.append(o[0][0]))
     instrument.cache = cache
     try:
-        parts = [model(chunk, past_key_values=cache, use_cache=True).logits[0] for chunk in tokens.split(_PROBE, dim=1)]
+        parts = [run(model, chunk, cache).logits[0] for chunk in tokens.split(_PROBE, dim=1)]
     finally:
         handle.remove()
     return torch.cat(parts), torch.cat(kept)

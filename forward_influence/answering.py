@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache
 from forward_influence.compression import compress
 from forward_influence.contenders import Contender
+from forward_influence.forward import run
 from forward_influence.models import Model
 from forward_influence.streams import BATCH_BYTES, greedy, grouped
 
@@ -147,7 +149,7 @@ def answer_while_compressing(
         return torch.tensor([ended], device=tokens.device)
 
     with torch.no_grad(), compress(model, contender.compressor, seed=seed, span=start + limit) as cache:
-        model.model.base_model(prompt[:, : len(context)], past_key_values=cache, use_cache=True)
+        run(backbone(model.model), prompt[:, : len(context)], cache)
         prefill = clock.lap()
         output = model.model.generate(
             prompt,

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from forward_influence.backbone import backbone
 from forward_influence.instrument import Instrument
+
+
+@lru_cache
+def _cache_name(kind: type[nn.Module]) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
+def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -> Any:
+    """Run tokens (batch, q) through a model or its decoder over a cache, whatever it calls that argument.
+
+    transformers 5.24 renamed `past_key_values` to `cache`.
+    """
+    return module(tokens, use_cache=True, **{_cache_name(type(module)): cache}, **others)
+
+
+def given_cache(named: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call, under either name; None where there is none."""
+    found = named.get("cache")
+    return named.get("past_key_values") if found is None else found
 
 
 def forward_hidden(
@@ -19,8 +44,8 @@ def forward_hidden(
         positions: (q,) their positions, where they do not simply follow.
     """
     extra = {} if positions is None else {"position_ids": positions[None]}
-    output = backbone(model)(tokens[None], past_key_values=instrument.cache, use_cache=True, **extra)
-    return output[0][0]
+    hidden: Tensor = run(backbone(model), tokens[None], instrument.cache, **extra)[0][0]
+    return hidden
 
 
 def continuation_hidden(

@@ -17,6 +17,7 @@ from forward_influence.attention import causal_tail
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
+from forward_influence.forward import run
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.trace import Trace
@@ -146,10 +147,10 @@ def greedy(
     cache = stack(caches, len(question) + limit)
     with torch.no_grad(), Instrument(model.model, cache=cache):
 
-        def run(tokens: Tensor) -> Tensor:
-            return backbone(model.model)(tokens, past_key_values=cache, use_cache=True)[0][:, -1]
+        def last_hidden(tokens: Tensor) -> Tensor:
+            return run(backbone(model.model), tokens, cache)[0][:, -1]
 
-        hidden = run(question.expand(len(caches), -1))
+        hidden = last_hidden(question.expand(len(caches), -1))
         for step in range(limit):
             tokens = model.anatomy.head(hidden).argmax(-1)
             for stream, token in enumerate(tokens.tolist()):
@@ -158,5 +159,5 @@ def greedy(
                     over[stream] = finished(answers[stream])
             if all(over) or step == limit - 1:
                 break
-            hidden = run(tokens[:, None])
+            hidden = last_hidden(tokens[:, None])
     return answers

@@ -148,7 +148,7 @@ def test_oracles_are_rules_of_a_measurement():
 
 def test_an_oracle_without_a_continuation_is_refused():
     _, _, trace = setup_case("llama")
-    with pytest.raises(UsageError, match="gradients of the far continuation are not there"):
+    with pytest.raises(UsageError, match="gradients of the far continuation are missing"):
         parse_selector("oracle:far").scores(trace)
     for wrong in ("oracle:late", "oracle:far,samples=0"):
         with pytest.raises(UsageError, match="oracle: "):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
+from forward_influence.forward import given_cache
 from forward_influence.instrument import Instrument
 
 #: Tokens of a prompt that are read at a time.
@@ -156,7 +157,7 @@ class Passes:
         Raises:
             UsageError: another cache, several sequences, padding.
         """
-        if named.get("past_key_values") is not self._cache:
+        if given_cache(named) is not self._cache:
             raise UsageError(
                 "the model runs inside a `with compress(...)` block without its cache; pass past_key_values=cache"
             )
