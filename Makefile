@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # Two processes of one thread each: torch gains less from a second thread on tiny models than pytest from a second process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := runs/demo
 
-.PHONY: demo test test-extras test-browser test-slow test-full lint format model bench clean help
+.PHONY: demo test test-extras test-browser test-slow test-full lint format lock model bench clean help
 
 help:
 	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 5 minutes)"
@@ -18,7 +18,7 @@ help:
 	@echo "make test-full   also the extras (lm-eval, Ray), the report in Chromium, kvpress, and the slow tests"
 	@echo "make bench   time and memory against the bare forward passes"
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing (torch is the large part)..."
 	$(PIP) "$(TORCH)"
@@ -73,6 +73,10 @@ lint: $(VENV)/.dev-installed
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# The versions that everything last passed with; what `make` installs here, no limit on what users may have.
+lock: $(VENV)/.extras-installed $(VENV)/.dev-installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/ @ /d' > constraints.txt
 
 bench: $(VENV)/.installed model
 	$(BIN)/python benchmarks/engine.py

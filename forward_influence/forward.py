@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +17,8 @@ from forward_influence.instrument import Instrument
 
 
 @lru_cache
-def _cache_name(kind: type[nn.Module]) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+def _cache_name(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -> Any:
@@ -26,7 +26,7 @@ def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -
 
     transformers 5.24 renamed `past_key_values` to `cache`.
     """
-    return module(tokens, use_cache=True, **{_cache_name(type(module)): cache}, **others)
+    return module(tokens, use_cache=True, **{_cache_name(type(module).forward): cache}, **others)
 
 
 def given_cache(named: Mapping[str, Any]) -> Any:
