@@ -22,7 +22,8 @@ def summarise(run: Run) -> pd.DataFrame:
         Columns of `curves.RULE`, `per`, `documents`; `near`, `middle`, `far`: geometric means over documents of each
         document's mean KL, nats; `far_near`: far / near within documents; `random_near`, `random_far`: as a multiple of
         random on the same documents (NaN without a random rule). Each of these with `_low` and `_high`, 95% bounds, NaN
-        below 6 documents. `flags`: what to know before reading a row. `.attrs["notes"]` holds `notes(run)`.
+        below 6 documents. `nll_near`, `nll_far`: mean NLL shift, nats; `same_near`, `same_far`: share of positions whose
+        most likely token is the full cache's; means over documents. `flags`: what to know before reading a row. `.attrs["notes"]` holds `notes(run)`.
 
     Raises:
         ForwardInfluenceError: nothing is measured yet.
@@ -47,6 +48,10 @@ def _row(key: dict[str, str], group: pd.DataFrame, same: pd.DataFrame) -> dict[s
         if out.scale == "arithmetic":
             remarks.append(f"{zone}: {out.reason}")
     row |= _pair("far_near", curve.kl[:, 2], curve.kl[:, 0])
+    zones = group.groupby("zone")[["nll_delta", "top1_changed"]].mean()
+    for zone in ("near", "far"):
+        row[f"nll_{zone}"], changed = zones.loc[zone]
+        row[f"same_{zone}"] = 1 - changed
     remarks += flagged(curve)
     random = None if is_called(key["selector"], RANDOM) else baseline_for(same, key["selector"])
     both = None if random is None else align(group, same[same["selector"] == random])

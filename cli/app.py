@@ -16,6 +16,7 @@ COMMANDS = {
     "screen": ("screen", "screen_command"),
     "influence-map": ("influence_map", "influence_map_command"),
     "inspect": ("inspect", "inspect_command"),
+    "generate": ("generate", "generate_command"),
     "plot": ("plot", "plot_command"),
     "compare": ("compare", "compare_command"),
     "report": ("report", "report_command"),

@@ -28,6 +28,14 @@ def measure_command(
         list[str] | None,
         typer.Option(help="NAME[:key=value,...], file.py:Rule or module:Rule; repeatable.", show_default=False),
     ] = None,
+    compressor: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of rules: how faithful the model stays under it; repeatable.", show_default=False),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Compressors compress again after so many tokens.", show_default="after the context only"),
+    ] = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="Fraction of the context (0.2) or count of tokens (200); repeatable.")
     ] = None,
@@ -88,7 +96,7 @@ def measure_command(
     from forward_influence.request import Request, whole_numbers
 
     request = Request(
-        selectors=tuple(selector or DEFAULT_RULES),
+        selectors=tuple(selector or ([] if compressor else DEFAULT_RULES)),
         budgets=tuple(budget or ["0.2"]),
         context=context,
         continuation=continuation,
@@ -109,6 +117,8 @@ def measure_command(
         heads=whole_numbers(heads, "--heads"),
         per_layer=per_layer,
         rerotate=rerotate,
+        compressors=tuple(compressor or ()),
+        every=every,
     )
     from forward_influence.cli.executing import chosen_executor
     from forward_influence.cli.progress import TerminalProgress

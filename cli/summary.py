@@ -17,11 +17,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     varying = [n for n in ("budget", "mode", "effect", "layers") if table[n].nunique() > 1]
+    faithful = "keep" in set(table["mode"])  # what a compressor leaves is judged by what stays the same
     rows = []
     for row in table.to_dict("records"):
         cells: dict[str, Any] = {"rule": row["selector"], **{name: row[name] for name in varying}}
         for name, title in (("near", "near"), ("middle", "middle"), ("far", "far"), ("far_near", "far / near")):
             cells[title] = tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
+        for zone in ("near", "far") if faithful else ():
+            cells[f"NLL shift, {zone}"] = tables.number(row[f"nll_{zone}"], 2)
+            cells[f"same top token, {zone}"] = f"{row[f'same_{zone}']:.1%}"
         for zone in ("near", "far"):
             name = f"random_{zone}"
             cells[f"x random, {zone}"] = tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)

@@ -14,7 +14,7 @@ from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache
 from forward_influence.compression import compress
 from forward_influence.contenders import Contender
-from forward_influence.forward import run
+from forward_influence.forward import named_cache, run
 from forward_influence.models import Model
 from forward_influence.streams import BATCH_BYTES, greedy, grouped
 
@@ -154,7 +154,7 @@ def answer_while_compressing(
         output = model.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            past_key_values=cache,
+            **named_cache(model.model, cache),
             max_new_tokens=limit,
             stopping_criteria=StoppingCriteriaList([over]),
             pad_token_id=next(iter(end_tokens(model)), 0),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forward_influence.contenders import Contender
 from forward_influence.direct import sampled_positions
 from forward_influence.errors import UsageError
 from forward_influence.request import Request
@@ -75,6 +76,37 @@ def expand(request: Request, fingerprint: str, segment: int, full_layers: Sequen
     return conditions
 
 
+@dataclass(frozen=True)
+class CompressorCondition:
+    """One compressor at one budget, one draw of it.
+
+    Attributes:
+        contender: the compressor and its budget.
+        draw: number of the draw, None for compressors that do not draw.
+        seed: of the draw.
+    """
+
+    contender: Contender
+    draw: int | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """How progress and errors name it."""
+        draw = "" if self.draw is None else f" draw {self.draw}"
+        return f"{self.contender.name} at {self.contender.budget}{draw}"
+
+
+def expand_compressors(request: Request, fingerprint: str, segment: int) -> list[CompressorCondition]:
+    """Every compressor, budget and draw of a segment, seeds derived from the run's seed and the document."""
+    found = []
+    for contender in request.contenders:
+        for draw in range(request.draws) if contender.compressor.rule.stochastic else (None,):
+            seed = derived_seed(request.seed, fingerprint, segment, contender.name, draw)
+            found.append(CompressorCondition(contender, draw, seed))
+    return found
+
+
 def layer_slices(request: Request, full_layers: Sequence[int]) -> list[tuple[int, ...] | None]:
     """The sets of layers that are ablated in turn: one set, or each layer by itself in a sweep."""
     if not request.per_layer:
@@ -95,6 +127,7 @@ def document_tokens(request: Request, full_layers: Sequence[int] = ()) -> int:
     sampled = measured_positions(request, m, "", 0)
     direct = m if sampled is None else len(sampled)
     per_segment = request.context + m + sum(direct if c.effect == "direct" else m for c in conditions)
+    per_segment += (request.context + m) * len(expand_compressors(request, "", 0))
     generated = m * request.segments if request.continuation_from == "generate" else 0
     return request.segments * (per_segment + gradient_tokens(request)) + controls + generated
 

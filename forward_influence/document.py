@@ -14,14 +14,17 @@ from torch import Tensor
 from forward_influence.conditions import (
     NOISE_POSITIONS,
     POSITIVE_POSITIONS,
+    CompressorCondition,
     Condition,
     Slice,
     derived_seed,
     expand,
+    expand_compressors,
     measured_positions,
     sliced,
 )
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.fidelity import CompressedRun
 from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import (
     Ablation,
@@ -157,6 +160,14 @@ def _measure_segment(
         )
         for condition, (_, part) in zip(conditions, chosen_here, strict=True)
     ]
+    compressed = [
+        (c, CompressedRun(model, c.contender.compressor, context, c.seed, chunk))
+        for c in expand_compressors(request, document.fingerprint, segment)
+    ]
+    ablations += [
+        Ablation(f"{document.name}: {c.label}", None, len(continuation), positions=positions, hidden=run)
+        for c, run in compressed
+    ]
     controls = _controls(trace, candidates, len(continuation), request.effects) if segment == 0 else []
     nll, influences = measure_ablations(
         model, trace, continuation, [*ablations, *(c.ablation for c in controls)], chunk=chunk, progress=progress
@@ -166,6 +177,9 @@ def _measure_segment(
     measured.rows.append(_row(base, "baseline", nll=nll.float().numpy()))
     for condition, (whole, part), influence in zip(conditions, chosen_here, influences, strict=False):
         row = _described(condition, whole, part, request, positions)
+        measured.rows.append(_row(base, "condition", **row, **_arrays(influence)))
+    for (compressor, run), influence in zip(compressed, influences[len(conditions) :], strict=False):
+        row = _described_compressor(compressor, run, trace, positions)
         measured.rows.append(_row(base, "condition", **row, **_arrays(influence)))
     for control, influence in zip(controls, influences[len(ablations) :], strict=True):
         measured.rows.append(_row(base, control.kind, **control.described(trace), **_arrays(influence)))
@@ -295,6 +309,26 @@ def _described(
         "seed": condition.draw,
         "layers": list(part.layers),
         "heads": list(part.heads),
+        "distance": None if positions is None else positions.tolist(),
+    }
+
+
+def _described_compressor(
+    condition: CompressorCondition, run: CompressedRun, trace: Trace, positions: Tensor | None
+) -> dict[str, Any]:
+    assert run.held is not None
+    compressor = condition.contender.compressor
+    made = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
+    return {
+        "selector": condition.contender.name,
+        "parameters": json.dumps({**compressor.rule.parameters, **made}, sort_keys=True, default=str),
+        "budget": condition.contender.budget,
+        "selected": run.held.flatten().tolist(),
+        "mode": "keep",
+        "effect": "total",
+        "seed": condition.draw,
+        "layers": list(trace.layers),
+        "heads": list(range(trace.kv_heads)),
         "distance": None if positions is None else positions.tolist(),
     }
 

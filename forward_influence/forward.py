@@ -21,12 +21,17 @@ def _cache_name(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -> Any:
-    """Run tokens (batch, q) through a model or its decoder over a cache, whatever it calls that argument.
+def named_cache(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
+    """The argument that gives a model or its decoder a cache: transformers 5.24 renamed `past_key_values` to `cache`.
 
-    transformers 5.24 renamed `past_key_values` to `cache`.
+    `generate` takes it under the same name.
     """
-    return module(tokens, use_cache=True, **{_cache_name(type(module).forward): cache}, **others)
+    return {_cache_name(type(module).forward): cache}
+
+
+def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -> Any:
+    """Run tokens (batch, q) through a model or its decoder over a cache, whatever it calls that argument."""
+    return module(tokens, use_cache=True, **named_cache(module, cache), **others)
 
 
 def given_cache(named: Mapping[str, Any]) -> Any:

@@ -48,19 +48,22 @@ class Ablation:
 
     Attributes:
         label: how errors name it.
-        branch: makes the cache it runs on, with room for the given number of tokens.
+        branch: makes the cache it runs on, with room for the given number of tokens; None with `hidden`.
         length: how many continuation tokens it covers; the others are left out.
         empty: whether nothing is removed, so that no change is expected.
         positions: distances (p,), ascending, at which it is measured; None: everywhere.
         direct: each position loses its own view of the selection, and nothing else changes.
+        hidden: gives the last hidden states (length, hidden) of the continuation by itself, where the cache goes on
+            changing while the continuation runs.
     """
 
     label: str
-    branch: Callable[[int], SelectiveCache]
+    branch: Callable[[int], SelectiveCache] | None
     length: int
     empty: bool = False
     positions: Tensor | None = None
     direct: bool = False
+    hidden: Callable[[Tensor], Tensor] | None = None
 
     @property
     def runs(self) -> int:
@@ -132,13 +135,13 @@ def measure_ablations(
     continuation = continuation.to(model.device)
     m = int(continuation.shape[0])
     targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])
-    with torch.no_grad(), Instrument(model.model) as instrument:
+    with torch.no_grad():
         keeps = any(a.direct for a in ablations)
-        full, later = _run_in_full(model, trace, instrument, continuation, chunk, keeps)
+        full, later = _run_in_full(model, trace, continuation, chunk, keeps)
         progress.advance(m, "full cache")
 
         def run(ablation: Ablation) -> Tensor:
-            hidden = _run(model, trace, instrument, continuation, ablation, later, chunk)
+            hidden = _run(model, trace, continuation, ablation, later, chunk)
             progress.advance(ablation.runs, ablation.label)
             return hidden
 
@@ -162,24 +165,20 @@ def measure_ablations(
     return nll, influences
 
 
-def _run_in_full(
-    model: Model, trace: Trace, instrument: Instrument, continuation: Tensor, chunk: int, keeps: bool
-) -> tuple[Tensor, Entries]:
+def _run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, keeps: bool) -> tuple[Tensor, Entries]:
     """Last hidden states (m, hidden) under the whole cache, and the continuation's entries where they are needed."""
     m = len(continuation)
     cache = trace.cache.branch(None, m)
     if keeps:
         cache = noting(cache, model.model.config)
-    instrument.cache = cache
-    hidden = continuation_hidden(model.model, continuation, instrument, chunk)
-    instrument.cache = None
+    with Instrument(model.model, cache=cache) as instrument:
+        hidden = continuation_hidden(model.model, continuation, instrument, chunk)
     return hidden, continuation_entries(cache, m) if keeps else ()
 
 
 def _run(
     model: Model,
     trace: Trace,
-    instrument: Instrument,
     continuation: Tensor,
     ablation: Ablation,
     later: Entries,
@@ -187,13 +186,18 @@ def _run(
 ) -> Tensor:
     """Last hidden states of an ablation at its positions, (p, hidden)."""
     if ablation.direct:
+        assert ablation.branch is not None
         where = ablation.distances().to(continuation.device)
         branch = ablation.branch(0)
-        return direct_hidden(model.model, instrument, branch, trace.n, later, continuation, where, chunk)
+        with Instrument(model.model) as instrument:
+            return direct_hidden(model.model, instrument, branch, trace.n, later, continuation, where, chunk)
     length = ablation.length if ablation.positions is None else int(ablation.positions[-1]) + 1
-    instrument.cache = ablation.branch(length)
-    hidden = continuation_hidden(model.model, continuation[:length], instrument, chunk)
-    instrument.cache = None
+    if ablation.hidden is not None:
+        hidden = ablation.hidden(continuation[:length])
+    else:
+        assert ablation.branch is not None
+        with Instrument(model.model, cache=ablation.branch(length)) as instrument:
+            hidden = continuation_hidden(model.model, continuation[:length], instrument, chunk)
     return hidden if ablation.positions is None else hidden[ablation.positions.to(hidden.device)]
 
 

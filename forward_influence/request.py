@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.selection import MODES, Budget, Candidates
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.signals import Needs
+
+if TYPE_CHECKING:
+    from forward_influence.contenders import Contender
 
 EFFECTS = ("total", "direct", "both")
 BIN_WIDTH = 128
@@ -41,6 +44,8 @@ class Request:
         layers, heads: model layers and kv heads that are ablated; None: all full-attention layers, all heads.
         per_layer: ablate layer by layer instead of all at once.
         rerotate: close the gaps: what is kept takes the positions right before the continuation.
+        compressors: compressors as typed, at every budget: how faithful the model stays while each keeps compressing.
+        every: compressors compress again after so many continuation tokens; None: after the context only.
     """
 
     selectors: tuple[str, ...] = ("attention", "entropy", "infokv", "random")
@@ -64,10 +69,13 @@ class Request:
     heads: tuple[int, ...] | None = None
     per_layer: bool = False
     rerotate: bool = False
+    compressors: tuple[str, ...] = ()
+    every: int | None = None
+    contenders: tuple[Contender, ...] = field(init=False, repr=False, compare=False)
     rules: tuple[Selector, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("selectors", "budgets"):
+        for name in ("selectors", "budgets", "compressors"):
             values = getattr(self, name)
             values = (values,) if isinstance(values, str | float | int) else values
             object.__setattr__(self, name, tuple(str(v) for v in values))
@@ -80,7 +88,7 @@ class Request:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"--temperature {self.temperature} is not a number from 0")
         self._check_slices()
-        if not self.selectors:
+        if not self.selectors and not self.compressors:
             raise UsageError("no rule to measure; name one with --selector, `forward-influence selectors` lists them")
         if not self.budgets:
             raise UsageError("no budget; give one with --budget, 0.2 say")
@@ -88,8 +96,25 @@ class Request:
         _refuse_twice("rule", [rule.spec for rule in rules])
         _refuse_twice("budget", [budget.text for budget in self.parsed_budgets])
         object.__setattr__(self, "rules", rules)
-        for budget in self.parsed_budgets:
+        object.__setattr__(self, "contenders", self._contenders())
+        for budget in self.parsed_budgets if rules else ():
             self.candidates.to_choose(budget, self.mode)
+
+    def _contenders(self) -> tuple[Contender, ...]:
+        """Compressors at budgets, without the full cache: that is what they are compared with."""
+        if self.every is not None and not self.compressors:
+            raise UsageError("--every is when compressors compress again; name one with --compressor")
+        if not self.compressors:
+            return ()
+        from forward_influence.contenders import contenders
+
+        if self.effect != "total" or self.layers or self.heads or self.per_layer or self.rerotate:
+            raise UsageError(
+                "a compressor is measured as it is: leave out --effect, --layers, --heads, --per-layer and --rerotate"
+            )
+        if self.verify and not self.selectors:
+            raise UsageError("--verify checks the removal of rules' tokens; leave it out, or name a --selector")
+        return tuple(contenders(self.compressors, self.budgets, self.every)[1:])
 
     def _check_slices(self) -> None:
         for name in ("layers", "heads"):
@@ -160,7 +185,7 @@ class Request:
     def configuration(self) -> dict[str, Any]:
         """What decides the result columns, in the manifest's names."""
         values = asdict(self)
-        for name in ("rules", "verify"):
+        for name in ("rules", "contenders", "verify"):
             values.pop(name)
         values["selectors"] = [rule.spec for rule in self.rules]
         values["budgets"] = list(self.budgets)

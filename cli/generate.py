@@ -1,0 +1,126 @@
+"""`generate`: text from a model whose cache compresses itself, and what the cache came to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forward_influence.errors import UsageError
+
+if TYPE_CHECKING:
+    from forward_influence.compression.generation import Generated
+
+
+def generate_command(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A text file that comes before the prompt.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
+    ] = "smollm2-135m",
+    compressor: Annotated[
+        str, typer.Option(help="infokv, snapkv, h2o, rpc, full, ... or any rule: NAME[:key=value,...].")
+    ] = "infokv",
+    budget: Annotated[str, typer.Option(help="Fraction of the tokens seen (0.25) or count of tokens (200).")] = "0.25",
+    every: Annotated[
+        int | None, typer.Option(help="Compress each time that so many tokens came.", show_default="after the prompt")
+    ] = None,
+    prefill: Annotated[bool, typer.Option("--prefill/--no-prefill", help="Compress after the prompt.")] = True,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="How the budget is divided: uniform, pyramid, layers, heads, recent, rule.",
+            show_default="the compressor's own",
+        ),
+    ] = None,
+    keep_prompt: Annotated[
+        bool | None, typer.Option("--keep-prompt/--compress-prompt", help="Keep the prompt whole.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and of random compressors.")] = 0,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template.  [default: where there is one]")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
+) -> None:
+    """Generate with a compressed cache: the text as it grows, then what is held and what that took."""
+    from forward_influence.compression import make_compressor
+    from forward_influence.compression.generation import generate
+    from forward_influence.models import load_model, resolve_spec
+
+    text = _prompt(prompt, file)
+    made = make_compressor(compressor, budget, every=every, prefill=prefill, scheme=scheme, keep_prompt=keep_prompt)
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise UsageError("--temperature is 0 or more, --top-p above 0 and at most 1")
+    loaded = load_model(resolve_spec(model), device=device, dtype=dtype)
+    found = generate(
+        loaded,
+        text,
+        made,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        chat=chat,
+        system=system,
+        show=_show,
+    )
+    typer.echo("")
+    for line in report(found):
+        typer.echo(line, err=True)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    parts = []
+    if file is not None:
+        from forward_influence.data.sources import text_file
+
+        if not file.exists():
+            raise UsageError(f"there is no file {str(file)!r}; --file takes a text file")
+        parts.append(text_file(file).text)
+    if prompt == "-":
+        parts.append(sys.stdin.read())
+    elif prompt is not None:
+        parts.append(prompt)
+    if not parts:
+        raise UsageError("no prompt; give one in quotes, or - to read it from standard input, or --file")
+    return "\n\n".join(parts)
+
+
+def _show(text: str) -> None:
+    """Text of a model as it comes; what could steer the terminal is made visible."""
+    typer.echo("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text), nl=False)
+
+
+def report(found: Generated) -> list[str]:
+    """What is held and what that took, in lines."""
+    stats = found.stats
+    lines = [f"tokens: {found.prompt_tokens} of the prompt, {found.new_tokens} generated; {stats.seen} seen"]
+    lines.append(f"held: {_held(found)}")
+    now, full = stats.bytes / 1e6, stats.full_bytes / 1e6
+    lines.append(f"cache: {now:,.1f} MB; {full:,.1f} MB had it been full ({now / max(full, 1e-9):.0%})")
+    speed = f"{found.tokens_per_second:,.1f} tokens/s" if found.new_tokens > 1 else "no tokens after the first"
+    lines.append(f"speed: first token after {found.prefill_seconds:.2f} s, then {speed}")
+    head = f", the head for entropy {stats.head_seconds:.2f} s" if stats.head_seconds else ""
+    times = f"{stats.compressions} compression{'' if stats.compressions == 1 else 's'}"
+    lines.append(f"scoring: {stats.scoring_seconds:.2f} s in {times}{head}")
+    return lines + [f"note: {remark}" for remark in stats.remarks]
+
+
+def _held(found: Generated) -> str:
+    """Tokens held per layer: one number where all layers hold as many, else each layer's, a range over its heads."""
+    stats = found.stats
+    low, high = stats.held.amin(-1).tolist(), stats.held.amax(-1).tolist()
+    if min(low) == max(high):
+        return f"{low[0]} of {stats.seen} tokens in each of {len(low)} layers"
+    each = [str(a) if a == b else f"{a}-{b}" for a, b in zip(low, high, strict=True)]
+    layers = [f"layer {layer}: {n}" for layer, n in zip(stats.layers, each, strict=True)]
+    return f"{float(stats.held.double().mean()):.1f} of {stats.seen} tokens on average; " + ", ".join(layers)

@@ -1,0 +1,153 @@
+"""Generating text with a compressed cache, as a library call: the unmodified `generate`, streamed, and what it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from forward_influence.compression.compressor import Compressor
+from forward_influence.compression.session import compress
+from forward_influence.compression.stats import Stats
+from forward_influence.errors import UsageError
+from forward_influence.forward import named_cache
+from forward_influence.models import Model
+from forward_influence.prompts import encode, leading_tokens, wants_chat
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text and what it took.
+
+    Attributes:
+        text: what was generated, special tokens left out.
+        prompt_tokens, new_tokens: how many.
+        prefill_seconds: until the first token, compression included.
+        decode_seconds: of the tokens after the first, compressions included.
+        stats: of the cache at the end.
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    stats: Stats
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding; NaN where only one token was generated."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.new_tokens > 1 else float("nan")
+
+
+class _Streamer(TextStreamer):
+    """Hands finished words on, and notes when the first token came."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._show = show
+        self.first_at: float | None = None
+        self._puts = 0
+
+    def put(self, value: Any) -> None:
+        """The prompt comes first, then each token."""
+        self._puts += 1
+        if self._puts == 2:
+            self.first_at = time.perf_counter()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Words that will not change any more."""
+        self._show(text)
+
+
+def prompt_tokens(model: Model, prompt: str, chat: bool | None = None, system: str | None = None) -> list[int]:
+    """A prompt as token ids: one user's message where there is a chat template (or `chat`), else plain text.
+
+    Raises:
+        UsageError: an empty prompt, no tokenizer, or chat without a template.
+    """
+    if model.tokenizer is None:
+        raise UsageError("this model came without a tokenizer, which generating text needs")
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; give some text")
+    if not wants_chat(model.tokenizer, chat):
+        if system:
+            raise UsageError("a system message needs a chat template; put it into the prompt")
+        return leading_tokens(model.tokenizer) + encode(model.tokenizer, prompt)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return encode(model.tokenizer, str(text))
+
+
+def generate(
+    model: Model,
+    prompt: str,
+    compressor: Compressor,
+    *,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    chat: bool | None = None,
+    system: str | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> Generated:
+    """Generate after a prompt with a cache that compresses itself.
+
+    Args:
+        compressor: from `make_compressor`; "full" for the whole cache.
+        temperature: 0 is greedy.
+        top_p: of sampling.
+        seed: of sampling, and of random compressors.
+        chat: use the chat template; None: where there is one.
+        system: a system message before the prompt.
+        show: is given the text as it grows.
+
+    Raises:
+        UsageError: a prompt that is empty or, with what is to be generated, beyond the model's positions.
+    """
+    tokens = prompt_tokens(model, prompt, chat, system)
+    if max_new_tokens < 1:
+        raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
+    positions = model.anatomy.positions
+    if positions is not None and len(tokens) + max_new_tokens > positions:
+        raise UsageError(
+            f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones exceed the {positions} positions of "
+            f"{model.spec}; shorten the prompt or generate less"
+        )
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    ids = torch.tensor([tokens], device=model.device)
+    streamer = _Streamer(model.tokenizer, show)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), compress(model, compressor, seed=seed) as cache:
+        torch.manual_seed(seed)
+        begun = time.perf_counter()
+        output = model.model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            **named_cache(model.model, cache),
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0,
+            **sampling,
+        )
+        ended = time.perf_counter()
+        stats = cache.stats
+    new = output[0, len(tokens) :].tolist()
+    first_at = streamer.first_at or ended
+    return Generated(
+        text=str(model.tokenizer.decode(new, skip_special_tokens=True)),
+        prompt_tokens=len(tokens),
+        new_tokens=len(new),
+        prefill_seconds=first_at - begun,
+        decode_seconds=ended - first_at,
+        stats=stats,
+    )

@@ -1,0 +1,48 @@
+"""How faithful a model stays while its cache is compressed: its distributions against the full cache's, teacher-forced.
+
+The continuation is the document's own text or what the model itself wrote with the full cache; with `every` the cache
+is compressed again as it grows, at the same moments as in generation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from forward_influence.backbone import backbone
+from forward_influence.compression import Compressor, compress
+from forward_influence.forward import run
+from forward_influence.models import Model
+
+
+class CompressedRun:
+    """Runs a context and a continuation over a cache that compresses itself.
+
+    Args:
+        model: the model.
+        compressor: what compresses.
+        context: (n,) token ids.
+        seed: of random rules.
+        chunk: tokens per forward pass, at most.
+
+    Attributes:
+        held: tokens held at the end, (layers, kv_heads) int64; None before it ran.
+    """
+
+    def __init__(self, model: Model, compressor: Compressor, context: Tensor, seed: int, chunk: int) -> None:
+        self.model, self.compressor, self.context = model, compressor, context
+        self.seed, self.chunk = seed, chunk
+        self.held: Tensor | None = None
+
+    def __call__(self, continuation: Tensor) -> Tensor:
+        """Last hidden states (m, hidden) of a continuation (m,)."""
+        span = len(self.context) + len(continuation)
+        inner, device = backbone(self.model.model), self.model.device
+        hidden = []
+        with torch.no_grad(), compress(self.model, self.compressor, seed=self.seed, span=span) as cache:
+            run(inner, self.context.to(device)[None], cache)
+            # no pass reaches over the moment at which the cache is compressed
+            for block in continuation.split(self.compressor.schedule.every or len(continuation)):
+                hidden += [run(inner, part[None], cache)[0][0] for part in block.split(self.chunk)]
+            self.held = cache.stats.held
+        return torch.cat(hidden)
