@@ -22,8 +22,9 @@ def summarise(run: Run) -> pd.DataFrame:
         Columns of `curves.RULE`, `per`, `documents`; `near`, `middle`, `far`: geometric means over documents of each
         document's mean KL, nats; `far_near`: far / near within documents; `random_near`, `random_far`: as a multiple of
         random on the same documents (NaN without a random rule). Each of these with `_low` and `_high`, 95% bounds, NaN
-        below 6 documents. `nll_near`, `nll_far`: mean NLL shift, nats; `same_near`, `same_far`: share of positions whose
-        most likely token is the full cache's; means over documents. `flags`: what to know before reading a row. `.attrs["notes"]` holds `notes(run)`.
+        below 6 documents. `nll_near`, `nll_far`: mean NLL shift, nats; `same_near`, `same_far`: share of positions
+        whose most likely token is the full cache's; means over documents. `flags`: what to know before reading a row.
+        `.attrs["notes"]` holds `notes(run)`.
 
     Raises:
         ForwardInfluenceError: nothing is measured yet.
