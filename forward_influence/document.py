@@ -239,7 +239,7 @@ def _select_all(
         if request.save_selections and condition.layers not in saved:
             measured.tensors[f"selection/{first_row + i}"] = part.selection.mask.cpu()
             if is_new:
-                measured.tensors[f"scores/{first_row + i}"] = _compact(scores_of[rule]).float().cpu().contiguous()
+                measured.tensors[f"scores/{first_row + i}"] = _compact(scores_of[rule]).float().cpu().clone()
         saved.add(condition.layers)
     measured.timings.setdefault("rules", []).append(seconds)
     return found
