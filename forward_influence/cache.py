@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from forward_influence.active import active
 from forward_influence.attention import causal_tail
 from forward_influence.errors import UsageError
 
@@ -266,8 +267,9 @@ def layer_windows(config: PreTrainedConfig) -> list[int | None]:
 class SelectiveCache(Cache):
     """A transformers cache in which every full-attention layer is a `SelectiveLayer`.
 
-    Works with an unmodified `model(...)` and `model.generate(...)`. Layers with a sliding window shorter than `span`
-    keep transformers' own layer: they hold only their window anyway.
+    Works with an unmodified `model(...)` and `model.generate(...)`; where layers or heads hold different numbers of
+    tokens, inside an `Instrument`, which gives each layer a mask of its own. Layers with a sliding window shorter than
+    `span` keep transformers' own layer: they hold only their window anyway.
 
     Args:
         config: the model's configuration.
@@ -281,6 +283,24 @@ class SelectiveCache(Cache):
             if window is None or (span is not None and window >= span):
                 layers[i] = SelectiveLayer(room)
         super().__init__(layers=layers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Append to a layer and return what it holds.
+
+        Raises:
+            UsageError: layers or heads hold different numbers of tokens and no instrument is on: the model's one mask
+                would be wrong for them.
+        """
+        if active.instrument is None and self._is_ragged():
+            raise UsageError(
+                "layers or heads of this cache hold different numbers of tokens, which needs masks of their own; "
+                "run the model inside `with Instrument(model, cache=cache)`"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _is_ragged(self) -> bool:
+        full = [layer for layer in self.layers if isinstance(layer, SelectiveLayer)]
+        return any(layer.holes is not None for layer in full) or len({layer.seen - layer.held for layer in full}) > 1
 
     @classmethod
     def of_layers(cls, layers: Sequence[CacheLayerMixin]) -> SelectiveCache:

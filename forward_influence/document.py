@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from forward_influence.conditions import (
     NOISE_POSITIONS,
@@ -36,7 +37,7 @@ from forward_influence.influence import (
     shuffled,
 )
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
+from forward_influence.progress import Labelled, Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.runs import SCHEMA
@@ -47,6 +48,15 @@ from forward_influence.zones import zones
 
 #: How many positions of a direct effect `--verify` computes again: each takes a full pass.
 _VERIFIED_POSITIONS = 4
+
+#: What rounding explains of a difference between two ways to one KL: dtype -> (nats, share of the KL). For float32 and
+#: float64 far above what is seen (4e-5 of the KL in float32), for 16 bits what docs/testing.md measured.
+VERIFY_TOLERANCES = {
+    "float64": (1e-10, 1e-8),
+    "float32": (1e-5, 1e-3),
+    "bfloat16": (0.05, 0.15),
+    "float16": (0.01, 0.03),
+}
 
 
 class Named(Protocol):
@@ -94,7 +104,7 @@ def measure_document(
         ForwardInfluenceError: NaN logits, an ablation that changes nothing, a failed verification.
         UsageError: a rule that returns the wrong thing.
     """
-    progress = progress or Silent()
+    progress = Labelled(progress or Silent(), f"{document.document.name}: ")
     measured = Measured()
     started = time.perf_counter()
     for segment, tokens in enumerate(document.segments):
@@ -118,7 +128,7 @@ def _measure_segment(
     if request.continuation_from == "generate":
         seed = derived_seed(request.seed, document.fingerprint, segment, "continuation")
         continuation = generate_continuation(model, context, request.continuation, request.temperature, seed)
-        progress.advance(len(continuation), f"{document.name}: generating")
+        progress.advance(len(continuation), "generating")
         clock.lap("generate")
     else:
         continuation = tokens[request.context : request.span]
@@ -185,6 +195,7 @@ def _measure_segment(
         measured.rows.append(_row(base, control.kind, **control.described(trace), **_arrays(influence)))
     if request.save_selections:
         _save_tokens(model, trace, segment, candidates, measured)
+        measured.tensors[f"continuation/{segment}"] = continuation.cpu()
     if request.verify:
         tokens = torch.cat([context, continuation.to(context.device)])
         where = derived_seed(request.seed, document.fingerprint, segment, "verify") % len(conditions)
@@ -370,15 +381,21 @@ def _verify(
         there = masked_direct_influence(model, tokens, trace, removed, distances[some]).double()
     else:
         there = masked_influence(model, tokens, trace, removed, "drop").kl.double()[distances]
-    difference = float(((here - there).abs() / (1e-2 + there)).max())
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-2}.get(model.dtype, 1.0)
+    least, share = VERIFY_TOLERANCES[str(model.dtype).removeprefix("torch.")]
+    difference = (here - there).abs()
+    of_rounding = float((difference / (least + share * there)).max())
     measured.timings.setdefault("verified", []).append(
-        {"condition": condition.label, "largest_relative_difference": difference, "tolerance": tolerance}
+        {
+            "condition": condition.label,
+            "largest_difference": float(difference.max()),
+            "largest_kl": float(there.max()),
+            "of_what_rounding_explains": of_rounding,
+        }
     )
-    if not difference <= tolerance:
+    if not of_rounding <= 1:
         raise ForwardInfluenceError(
-            f"{name}: {condition.label} differs from a masked full pass by {difference:.2g} relative "
-            f"(at most {tolerance:g} is rounding); please report this"
+            f"{name}: {condition.label} differs from a masked full pass by up to {float(difference.max()):.2g} nats, "
+            f"{of_rounding:.2g} times what rounding explains; please report this"
         )
 
 
@@ -391,12 +408,22 @@ def generate_continuation(model: Model, context: Tensor, m: int, temperature: fl
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    own = model.model.generation_config
+    # in place of the model's own, from which `generate` would fill in penalties, beams and whatever bends distributions
+    model.model.generation_config = GenerationConfig(
+        eos_token_id=getattr(own, "eos_token_id", None),
+        pad_token_id=getattr(own, "pad_token_id", None) or 0,
+        max_new_tokens=m,
+        min_new_tokens=m,
+        **sampling,
+    )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
-        output = model.model.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=m, min_new_tokens=m, **sampling
-        )
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(seed)
+            output = model.model.generate(ids, attention_mask=torch.ones_like(ids))  # type: ignore[operator]
+    finally:
+        model.model.generation_config = own
     return output[0, len(context) :]
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from forward_influence.document import CutDocument, Measured, measure_document
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.models import Model
-from forward_influence.progress import Progress
+from forward_influence.progress import Labelled, Progress
 from forward_influence.request import Request
 from forward_influence.runs import Run, write_whole
 
@@ -39,11 +39,12 @@ class LocalExecutor:
         self, run: Run, documents: Mapping[str, CutDocument], request: Request, chunk: int, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """Measure and write; what concerns the request itself (a rule that fails) ends the run at once."""
-        for stem, document in documents.items():
+        for number, (stem, document) in enumerate(documents.items(), start=1):
             error = None
+            numbered = Labelled(progress, f"{number}/{len(documents)} ")
             try:
                 write_measured(
-                    run, stem, measure_document(self.model, document, request, chunk=chunk, progress=progress)
+                    run, stem, measure_document(self.model, document, request, chunk=chunk, progress=numbered)
                 )
             except (UsageError, StorageError):
                 raise

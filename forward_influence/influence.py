@@ -17,6 +17,7 @@ from forward_influence.heads import Head, HeadBuffers, head_rows
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
+from forward_influence.recording import checked_tokens
 from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps
 from forward_influence.selection import MODES, Selection
@@ -132,8 +133,9 @@ def measure_ablations(
         ForwardInfluenceError: logits that are NaN or infinite, or an ablation that changed nothing.
     """
     progress = progress or Silent()
-    continuation = continuation.to(model.device)
+    continuation = checked_tokens(continuation, "the continuation").to(model.device)
     m = int(continuation.shape[0])
+    _check_span(model, trace, m)
     targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])
     with torch.no_grad():
         keeps = any(a.direct for a in ablations)
@@ -142,7 +144,7 @@ def measure_ablations(
 
         def run(ablation: Ablation) -> Tensor:
             hidden = _run(model, trace, continuation, ablation, later, chunk)
-            progress.advance(ablation.runs, ablation.label)
+            progress.advance(ablation.runs - _waiting(ablation), ablation.label)
             return hidden
 
         nll: Tensor | None = None
@@ -152,6 +154,7 @@ def measure_ablations(
             group = ablations[start : start + size]
             hidden = [run(a) for a in group]
             found_nll, found = _compare(model.anatomy.head, full, hidden, targets, group, nll is None)
+            progress.advance(sum(map(_waiting, group)), "comparing")
             nll = found_nll if nll is None else nll
             influences += found
     assert nll is not None
@@ -163,6 +166,29 @@ def measure_ablations(
     for ablation, influence in zip(ablations, influences, strict=True):
         _check(ablation, influence)
     return nll, influences
+
+
+def _waiting(ablation: Ablation) -> int:
+    """What progress counts for the head and the divergence, which take about so much of the time."""
+    return ablation.runs * 3 // 10
+
+
+def _check_span(model: Model, trace: Trace, m: int) -> None:
+    """A window that counted as none because the sequence fits into it must still cover it.
+
+    Raises:
+        UsageError: it does not, or positions run out.
+    """
+    span = trace.n + m
+    windows = [model.anatomy.windows[layer] for layer in trace.layers]
+    if any(window is not None and window < span for window in windows):
+        raise UsageError(
+            f"the context was recorded for {trace.span} tokens, context and continuation are {span}, and a window lies "
+            f"between; record with span={span}"
+        )
+    positions = model.anatomy.positions
+    if positions is not None and span > positions:
+        raise UsageError(f"context and continuation have {span} tokens, but the model was made for {positions}")
 
 
 def _run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, keeps: bool) -> tuple[Tensor, Entries]:
@@ -328,13 +354,18 @@ def forward_influence(
     chosen = [selections] if isinstance(selections, Selection) else list(selections)
     m = int(continuation.shape[0])
     direct = effect == "direct"
+    if positions is not None and not _ascending(positions, m):
+        raise UsageError(f"positions must be distances from 0 to {m - 1}, ascending, each once")
     ablations = [removal(trace, s, mode, m, f"selection {i}", positions, direct) for i, s in enumerate(chosen)]
     return measure_ablations(model, trace, continuation, ablations, chunk=chunk)[1]
 
 
-def masked_influence(
-    model: Model, tokens: Tensor, trace: Trace, selection: Selection, mode: str, full_head_block: int = 0
-) -> Influence:
+def _ascending(positions: Tensor, m: int) -> bool:
+    inside = positions.dim() == 1 and len(positions) > 0 and int(positions[0]) >= 0 and int(positions[-1]) < m
+    return inside and bool((positions.diff() > 0).all())
+
+
+def masked_influence(model: Model, tokens: Tensor, trace: Trace, selection: Selection, mode: str) -> Influence:
     """The same by another road: one unchunked pass over context and continuation with removal by masking.
 
     What `--verify` compares with. Memory grows with (context + continuation) squared.
@@ -348,7 +379,7 @@ def masked_influence(
             instrument.cache = cache
             hidden.append(continuation_hidden(model.model, tokens, instrument, span)[n:])
     targets = torch.cat([tokens[n + 1 :], tokens.new_full((1,), -1)])
-    return compare_hidden(model.anatomy.head, hidden[0], hidden[1:], targets, full_head_block)[1][0]
+    return compare_hidden(model.anatomy.head, hidden[0], hidden[1:], targets)[1][0]
 
 
 def masked_direct_influence(

@@ -6,7 +6,6 @@ shows queries and keys (after the rotary embedding) to a recorder and attends ov
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from forward_influence.active import active
 from forward_influence.attention import Geometry, attend, causal_tail
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import ForwardInfluenceError
@@ -55,13 +55,6 @@ class Recorder(Protocol):
         """Called with a decoder layer's output (1, q, hidden), before the final norm."""
 
 
-class _Active(threading.local):
-    instrument: Instrument | None = None
-
-
-_active = _Active()
-
-
 class Instrument:
     """A context manager during which one model's attention is ours; off again after any exception.
 
@@ -89,12 +82,12 @@ class Instrument:
         self._before: str | dict[str, Any] = "sdpa"
 
     def __enter__(self) -> Instrument:
-        if _active.instrument is not None:
+        if active.instrument is not None:
             raise ForwardInfluenceError("another instrument is on; leave its `with` block first")
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         self._before = implementations(self.model)
-        _active.instrument = self
+        active.instrument = self
         try:
             self.model.set_attn_implementation(NAME)
             for index, module in self._decoder_layers.items():
@@ -107,7 +100,7 @@ class Instrument:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _active.instrument = None
+        active.instrument = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -119,16 +112,16 @@ class Instrument:
         Returns:
             Whether it was off there, so that `release` is due.
         """
-        if _active.instrument is self:
+        if active.instrument is self:
             return False
-        if _active.instrument is not None:
+        if active.instrument is not None:
             raise ForwardInfluenceError("another instrument is on in this thread; leave its `with` block first")
-        _active.instrument = self
+        active.instrument = self
         return True
 
     def release(self) -> None:
         """Be off in the running thread, where it was adopted."""
-        _active.instrument = None
+        active.instrument = None
 
     def _hidden_hook(self, index: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -141,7 +134,7 @@ class Instrument:
 @contextmanager
 def set_aside() -> Iterator[None]:
     """For a pass beside the one that is watched: it is not recorded, and the cache's masks are not its own."""
-    instrument = _active.instrument
+    instrument = active.instrument
     if instrument is None:
         yield
         return
@@ -180,7 +173,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What a model's attention calls while an instrument is on; shapes as in transformers' interface."""
-    instrument = _active.instrument
+    instrument = active.instrument
     if instrument is None:
         raise ForwardInfluenceError("the attention function was called with no instrument on; use `with Instrument()`")
     strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS)

@@ -115,7 +115,10 @@ def refuse_other_run(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> 
     path = Path(out)
     if not (path / MANIFEST).exists():
         return
-    there = open_run(path).configuration
+    run = open_run(path)
+    there = run.configuration
+    if run.is_abandoned():
+        return
     if fields := differing_fields({key: there.get(key) for key in wanted}, wanted):
         raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
 
@@ -207,10 +210,16 @@ def measure(
     manifest = build_manifest(model, documents, request, source or Source(), chunk, torch.get_num_threads())
     run = create_or_continue(out, manifest)
     execution = run.manifest["execution"]
+    if executor is None and torch.device(execution["device"]).type != model.device.type:
+        raise UsageError(
+            f"{run.folder} was begun on {execution['device']}, whose rounding is another than {model.device}'s; "
+            "continue it there, or choose another --out"
+        )
     by_stem = {part_stem(d.document.name, d.document.fingerprint): d for d in documents}
     with run.locked():
         pending = [stem for stem in by_stem if not _done(run, stem, progress)]
-        progress.begin(len(pending) * document_tokens(request, layers), "measuring")
+        tokens = len(pending) * document_tokens(request, layers)
+        progress.begin(tokens, f"measuring {len(pending)} documents")
         for remark in request.remarks:
             progress.message(remark)
         threads = torch.get_num_threads()

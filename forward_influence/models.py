@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from forward_influence.anatomy import Anatomy
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 #: Architectures that attend causally although their configuration says `is_decoder=False`.
 _CAUSAL_ANYWAY = frozenset({"gpt_neox", "gpt_neox_japanese"})
@@ -81,7 +82,7 @@ def resolve_spec(spec: str, *, trust_remote_code: bool = False, revision: str | 
         UsageError: nothing is called so, it was not pulled, it cannot be reached, or it is no causal language model.
         ForwardInfluenceError: the cached model is damaged.
     """
-    if not spec or not spec.isprintable():
+    if not isinstance(spec, str) or not spec or not spec.isprintable():
         raise UsageError(f"{spec!r} names no model; the default is {default_model()}")
     with quiet():
         resolved = _resolve(spec, trust_remote_code, revision)
@@ -155,6 +156,8 @@ def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved spec; enough to count and cut documents before any weights are read."""
     from transformers import AutoTokenizer
 
+    if resolved.kind == "folder" and not any((Path(resolved.location) / name).exists() for name in _TOKENIZER_FILES):
+        raise UsageError(f"the folder {resolved.spec!r} holds no tokenizer; save the model's tokenizer beside it")
     try:
         with quiet():
             if resolved.gguf is not None:
@@ -188,7 +191,7 @@ def load_model(
     from forward_influence.anatomy import examine
 
     chosen_device, chosen_dtype = choose_device(device), choose_dtype(dtype)
-    if isinstance(spec, str):
+    if not isinstance(spec, Resolved):
         spec = resolve_spec(spec, trust_remote_code=trust_remote_code, revision=revision)
     tokenizer = load_tokenizer(spec)
     model = _load_weights(spec, chosen_dtype).eval().requires_grad_(False)

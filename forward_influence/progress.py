@@ -21,6 +21,34 @@ class Progress(Protocol):
         """The work that `begin` announced is over."""
 
 
+class Labelled:
+    """Passes on, with words in front of what is being done.
+
+    Args:
+        progress: where to.
+        label: what to put in front, where it is not there already.
+    """
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress, self._label = progress, label
+
+    def begin(self, total_tokens: int, what: str) -> None:
+        """As is."""
+        self._progress.begin(total_tokens, what)
+
+    def advance(self, tokens: int, what: str) -> None:
+        """With the label."""
+        self._progress.advance(tokens, what if what.startswith(self._label) else f"{self._label}{what}")
+
+    def message(self, text: str) -> None:
+        """As is."""
+        self._progress.message(text)
+
+    def end(self) -> None:
+        """As is."""
+        self._progress.end()
+
+
 class Silent:
     """Ignores everything."""
 

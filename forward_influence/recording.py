@@ -146,6 +146,23 @@ class _HeadSignals:
             self._done += len(rows)
 
 
+def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> Tensor:
+    """Token ids as they must be: (n,) int64, at least one, within the model's positions.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if not isinstance(tokens, Tensor):
+        raise UsageError(f"{what} is a {type(tokens).__name__}; give a tensor of token ids, shape (tokens,)")
+    if tokens.dim() != 1 or not len(tokens) or tokens.is_floating_point():
+        raise UsageError(
+            f"{what} has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; token ids of shape (tokens,) are needed"
+        )
+    if positions is not None and len(tokens) > positions:
+        raise UsageError(f"{what} has {len(tokens)} tokens, but the model was made for {positions} positions")
+    return tokens.long()
+
+
 def record(
     model: object,
     tokens: Tensor,
@@ -172,13 +189,15 @@ def record(
         The `Trace`, whose cache holds the context.
 
     Raises:
-        UsageError: no full-attention layer to select from, or a signal that this model cannot give.
+        UsageError: no full-attention layer to select from, a signal that this model cannot give, or tokens that are no
+            sequence of ids within the model's positions.
     """
     from forward_influence.models import Model
 
-    assert isinstance(model, Model)
+    if not isinstance(model, Model):
+        raise UsageError(f"record takes a Model, not a {type(model).__name__}; use load_model or wrap_model")
     anatomy, needs, progress = model.anatomy, needs or Needs(), progress or Silent()
-    tokens = tokens.to(model.device)
+    tokens = checked_tokens(tokens, "the context", model.anatomy.positions).to(model.device)
     n = int(tokens.shape[0])
     layers = anatomy.full_layers(span or n)
     if not layers:
@@ -222,6 +241,7 @@ def record(
             _accumulated_attention=recorder.accumulated() if needs.accumulated_attention else None,
             _query_moments=recorder.moments() if needs.query_moments else None,
             rotation=rotary,
+            span=span or n,
             _model=model.model if needs.model else None,
         )
         if needs.surprisal:

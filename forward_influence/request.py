@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.selection import MODES, Budget, Candidates
 from forward_influence.selectors import Selector, parse_selector
+from forward_influence.selectors.registry import own_sources
 from forward_influence.signals import Needs
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Request:
         _one_of("mode", self.mode, MODES)
         _one_of("effect", self.effect, EFFECTS)
         _one_of("continuation-from", self.continuation_from, CONTINUATIONS)
-        for name, least in (("context", 2), ("continuation", 2), ("segments", 1), ("draws", 1)):
+        for name, least in (("context", 2), ("continuation", 3), ("segments", 1), ("draws", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} {getattr(self, name)} is too small; give at least {least}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -152,10 +153,19 @@ class Request:
         """Tokens protected at the end: as asked, and never fewer than the largest observation window of a rule."""
         return max([self.protect_last, *(rule.observation_window for rule in self.rules)])
 
+    def _candidates(self) -> Candidates:
+        try:
+            return Candidates.of(self.context, self.protect_first, self.protected_last)
+        except UsageError as error:
+            widest = max(self.rules, key=lambda rule: rule.observation_window, default=None)
+            if widest is None or widest.observation_window <= self.protect_last:
+                raise
+            raise UsageError(f"{widest.spec} observes from {widest.observation_window} tokens: {error}") from error
+
     @property
     def candidates(self) -> Candidates:
         """The tokens that every rule of the run chooses among."""
-        return Candidates.of(self.context, self.protect_first, self.protected_last)
+        return self._candidates()
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -188,13 +198,16 @@ class Request:
         for name in ("rules", "contenders", "verify"):
             values.pop(name)
         values["selectors"] = [rule.spec for rule in self.rules]
+        values["rule_sources"] = own_sources([*self.rules, *(c.compressor.rule for c in self.contenders)])
         values["budgets"] = list(self.budgets)
         values["protect_last"] = self.protected_last
         if self.continuation_from == "text":
             values["temperature"] = None
         if self.positions_per_bin is None:
             values["bin_width"] = None
-        return values
+        # what is not asked for is left out: an option that a later version adds leaves older runs what they are
+        absent = (None, False)
+        return {k: v for k, v in values.items() if not any(v is one for one in absent) and v not in ((), [], {})}
 
 
 def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:

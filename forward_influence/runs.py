@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 
 SCHEMA_VERSION = 1
+_LONGEST_VALUE = 120  # characters of a value in a message
 _WRITING = ".writing-"  # what the names of half-written files begin with
 MANIFEST = "manifest.json"
 
@@ -234,10 +235,33 @@ class Run:
         """All rows as a DataFrame; array columns hold numpy arrays (m,) or None."""
         return pd.DataFrame(list(self.rows()), columns=SCHEMA.names)
 
+    def verified(self) -> list[dict[str, Any]]:
+        """What `--verify` found, a dictionary per condition checked; empty where none was."""
+        found = []
+        for document in self.documents:
+            try:
+                timings = json.loads(self.timings_path(document["part"]).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            found += timings.get("verified", []) if isinstance(timings, dict) else []
+        return found
+
     def write_part(self, stem: str, rows: Sequence[Mapping[str, Any]], timings: Mapping[str, Any]) -> None:
         """Write one document's rows and timings, each file whole or not at all; the part last."""
         write_whole(self.timings_path(stem), json.dumps(timings, indent=1).encode())
         write_whole(self.part_path(stem), encode_part(rows, self.manifest["configuration_hash"]))
+
+    def is_abandoned(self) -> bool:
+        """Whether nothing was ever measured here and nobody is about to: a first attempt that failed."""
+        if any((self.folder / "parts").glob("*.parquet")):
+            return False
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            return False
+        lock.release()
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -303,12 +327,22 @@ def _wrong_in(manifest: Mapping[str, Any]) -> str | None:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Sentences naming the fields in which two configurations differ."""
-    return [
-        f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} now"
+    """Sentences naming the fields in which two configurations differ, long values in short."""
+    differing = [
+        key
         for key in sorted({*old, *new})
         if json.dumps(old.get(key), sort_keys=True) != json.dumps(new.get(key), sort_keys=True)
     ]
+    if {"max_documents", "sample", "seed", "documents"} & {*differing}:  # then other documents go without saying
+        differing = [key for key in differing if key != "document_fingerprints"]
+    return [f"{key}: {_in_short(old.get(key))} there, {_in_short(new.get(key))} now" for key in differing]
+
+
+def _in_short(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    return f"{len(value)} of them" if isinstance(value, list | dict) else text[:_LONGEST_VALUE] + "..."
 
 
 def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> Run:
@@ -324,11 +358,12 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     digest = configuration_hash(manifest["configuration"])
     if (path / MANIFEST).exists():
         run = open_run(path)
-        if run.manifest["configuration_hash"] != digest:
+        if run.manifest["configuration_hash"] == digest:
+            return run
+        if not run.is_abandoned():
             fields = differing_fields(run.configuration, manifest["configuration"])
             raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
-        return run
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path} exists and is not a run folder; choose another --out")
     content = {"schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
     write_whole(path / MANIFEST, json.dumps(content, indent=1, sort_keys=False, default=str).encode())

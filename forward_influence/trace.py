@@ -46,6 +46,7 @@ class Trace:
         geometry: per layer, what its attention logits depend on beside queries and keys.
         rotation: the model's rotary embedding, where query moments were recorded.
         most_observed: a bound on the observation windows of rules, for small caches.
+        span: context + continuation tokens that it was recorded for: a window at least that long counted as none.
         future: zone of the continuation -> gradients (samples, L, H, n), where a rule that looks ahead is measured.
     """
 
@@ -70,6 +71,7 @@ class Trace:
     _model: PreTrainedModel | None = None
     future: dict[str, Tensor] = field(default_factory=dict, repr=False)
     most_observed: int | None = None
+    span: int | None = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -179,6 +181,14 @@ class Trace:
                 f'is known (measure, screen) and declare needs={{"gradients_{zone}:{samples}"}}'
             )
         return found[:samples]
+
+    def versions(self) -> tuple[int, ...]:
+        """How often each recorded tensor was changed in place: a rule must leave the trace as it is."""
+        layers = range(len(self.layers))
+        recorded = [t for i in layers for t in (self.keys(i), self.values(i))]
+        recorded += [*self.window_queries, *self._entropy.values(), *self.future.values(), self.tokens]
+        recorded += [self._surprisal, self._representation_change, self._accumulated_attention]
+        return tuple(t._version for t in recorded if t is not None and not t.is_inference())
 
     def queries(self, index: int, window: int = DEFAULT_WINDOW) -> Tensor:
         """The last `window` queries of the index-th ablatable layer, (query_heads, window, d)."""

@@ -50,6 +50,26 @@ def test_eviction_keeps_positions_and_reports_seen_and_held():
     assert layer.positions().tolist() == [[2, 7], [1, 6]]
 
 
+@pytest.mark.parametrize("ragged", ["heads", "layers"])
+def test_a_ragged_cache_needs_an_instrument(ragged):
+    """Outside one, the model's single mask would let heads see padding: wrong logits without a word."""
+    model = tiny_model("llama")
+    tokens = torch.arange(3, 33)
+    trace = record(wrap_model(model), tokens, span=40)
+    keep = torch.ones(trace.shape, dtype=torch.bool)
+    keep[0, 0, :10] = False
+    if ragged == "layers":
+        keep[0, 1, :10] = False
+    with pytest.raises(UsageError, match="run the model inside `with Instrument"), torch.no_grad():
+        model(tokens[None, :4], past_key_values=trace.cache.branch(keep, room=8))
+    even = torch.rand(trace.shape, generator=torch.Generator().manual_seed(1)).argsort(-1) < 12
+    with torch.no_grad():
+        found = model(tokens[None, :4], past_key_values=trace.cache.branch(even, room=8)).logits
+        with Instrument(model, cache=(cache := trace.cache.branch(even, room=8))):
+            wanted = model(tokens[None, :4], past_key_values=cache).logits
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+
+
 def test_ragged_heads_mark_padding():
     layer = filled()
     layer.evict(torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool))

@@ -83,9 +83,16 @@ def test_default_folder_is_the_same_for_the_same_request(capsys, place, tmp_path
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def _no_weights(*arguments):
+    raise AssertionError("weights were read before the mistake was found")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "exit_code"),
     [
+        (["--selector", "infokv:tau=nan"], "tau are 0 or more", 2),
+        (["--selector", "attention:window=70"], "attention:window=70 observes from 70 tokens", 2),
+        (["--continuation", "2"], "give at least 3", 2),
         (["--selector", "entrpy"], "unknown rule 'entrpy' (did you mean 'entropy'?)", 2),
         (["--selector", "entropy:topk=5"], "did you mean 'top_k'", 2),
         (["--selector", "nowhere/rules.py:x"], "does not exist", 2),
@@ -99,7 +106,10 @@ def test_default_folder_is_the_same_for_the_same_request(capsys, place, tmp_path
         (["--device", "warp"], "warp", 2),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_two(capsys, place, arguments, words, exit_code):
+def test_bad_input_is_one_line_and_exit_code_two(capsys, place, monkeypatch, arguments, words, exit_code):
+    """And no weights are read before it is said; --device belongs to the loading itself."""
+    if "--device" not in arguments:
+        monkeypatch.setattr("forward_influence.models._load_weights", _no_weights)
     rule = [] if "--selector" in arguments else ["--selector", "recent"]
     code, _, err = call(capsys, *common(place), *rule, *arguments)
     assert code == exit_code
@@ -117,16 +127,71 @@ def test_bad_input_is_one_line_and_exit_code_two(capsys, place, arguments, words
         ("def bad(trace):\n    return trace.tokens.float() * float('nan')\n", "NaN for"),
         ("def bad(trace):\n    return 1 / 0\n", "ZeroDivisionError"),
         ("def bad(trace):\n    return 'high'\n", "returned str"),
+        ("def bad(trace):\n    return trace.tokens.float().repeat(3, 1)\n", "layers or kv heads cannot be told"),
+        ("def bad(trace):\n    return trace.keys(0).mul_(2)[0].sum(-1)\n", "changes the trace in place"),
     ],
 )
 def test_what_is_wrong_with_a_rule_is_said_with_its_name(capsys, place, tmp_path, body, words):
     (tmp_path / "rules.py").write_text(body)
     rule = f"{tmp_path / 'rules.py'}:bad"
     code, _, err = call(capsys, *common(place), "--selector", rule, "--out", tmp_path / "run")
-    assert code in (1, 2)
+    assert code == 2
     assert words in err
     assert "bad" in err
+    assert len([line for line in err.splitlines() if not line.startswith("skipped")]) == 1, "once, not per document"
     assert "Traceback" not in err
+
+
+def test_a_rule_that_was_edited_is_another_run(capsys, place, tmp_path):
+    file = tmp_path / "rules.py"
+    given = ["--selector", f"position-matched:of={file}:mine", "--out", str(tmp_path / "run"), "--max-documents", "1"]
+    file.write_text("def mine(trace):\n    return -trace.tokens.float()\n")
+    given[1] = f"{file}:mine"
+    assert call(capsys, *common(place), *given)[0] == 0
+    assert call(capsys, *common(place), *given)[0] == 0
+    file.write_text("def mine(trace):\n    return trace.tokens.float()\n")
+    code, _, err = call(capsys, *common(place), *given)
+    assert code == 2
+    assert "another configuration (rule_sources: " in err
+
+
+def test_a_folder_in_which_nothing_was_measured_takes_the_corrected_command(capsys, place, tmp_path):
+    file = tmp_path / "rules.py"
+    file.write_text("def bad(trace):\n    return 1 / 0\n\n\ndef good(trace):\n    return trace.tokens.float()\n")
+    given = ["--out", str(tmp_path / "run"), "--max-documents", "1"]
+    assert call(capsys, *common(place), "--selector", f"{file}:bad", *given)[0] == 2
+    code, _, err = call(capsys, *common(place), "--selector", f"{file}:good", *given)
+    assert code == 0, err
+    assert open_run(tmp_path / "run").configuration["selectors"] == [f"{file}:good"]
+
+
+def test_verify_says_what_it_found(capsys, place, tmp_path):
+    given = ["--selector", "recent", "--max-documents", "2", "--verify", "--out", str(tmp_path / "run")]
+    code, out, err = call(capsys, *common(place), *given)
+    assert code == 0, err
+    assert "verified: 2 conditions (one per document and segment) against a masked full pass" in out
+    (tmp_path / "other").mkdir()
+    unverified = [*given[:-3], "--out", str(tmp_path / "other")]
+    call(capsys, *common(place), *unverified)
+    assert "verified: nothing" in call(capsys, *common(place), *given[:-1], str(tmp_path / "other"))[1]
+
+
+def test_what_is_being_done_names_the_document(capsys, place, tmp_path, monkeypatch):
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        "forward_influence.cli.progress.TerminalProgress.advance",
+        lambda self, tokens, what: told.append((tokens, what)),
+    )
+    totals: list[int] = []
+    monkeypatch.setattr(
+        "forward_influence.cli.progress.TerminalProgress.begin", lambda self, total, what: totals.append(total)
+    )
+    code, _, err = call(capsys, *common(place), "--selector", "recent", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert {what.split(": ")[0].split(" ", 1)[0] for _, what in told} == {"1/3", "2/3", "3/3"}
+    assert {what.split(": ", 1)[1] for _, what in told} >= {"context", "full cache", "comparing", "recent at 0.2"}
+    assert all("long " in what for _, what in told)
+    assert sum(tokens for tokens, _ in told) == totals[0]
 
 
 def test_documents_that_are_empty_binary_or_missing(capsys, place, tmp_path):

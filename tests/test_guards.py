@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import brute_force
@@ -11,6 +12,7 @@ from tiny import FAMILIES, tiny_model
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from forward_influence import anatomy as anatomy_module
+from forward_influence import instrument as instrument_module
 from forward_influence.anatomy import examine
 from forward_influence.attention import Geometry, attend, probabilities
 from forward_influence.cache import SelectiveCache
@@ -58,6 +60,19 @@ def test_a_model_whose_instrumented_logits_differ_is_refused(monkeypatch):
     monkeypatch.setattr(anatomy_module, "_native_logits", lambda m, t, lengths: honest(m, t, lengths) + 0.5)
     with pytest.raises(UsageError, match=r"differ from the model's own by 0\.5"):
         examine(model)
+
+
+@pytest.mark.parametrize(("family", "lost"), [("gemma2", "softcap"), ("gpt_oss", "sinks")])
+def test_an_attention_that_loses_what_the_model_passes_is_noticed(monkeypatch, family, lost):
+    """What plain fused attention does: the guard at load must see it in logits, not in names."""
+    honest = instrument_module.attend
+
+    def forgetful(query, key, value, geometry, *others):
+        return honest(query, key, value, dataclasses.replace(geometry, **{lost: None}), *others)
+
+    monkeypatch.setattr(instrument_module, "attend", forgetful)
+    with pytest.raises(UsageError, match="differ from the model's own by"):
+        examine(tiny_model(family))
 
 
 def test_unknown_attention_arguments_are_refused():

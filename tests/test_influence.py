@@ -83,7 +83,9 @@ def test_empty_selection_is_exactly_zero_and_shuffled_order_is_rounding(family):
     model, tokens, trace = setup_case(family)
     empty = Selection(torch.zeros(trace.shape, dtype=torch.bool), trace.layers)
     [found] = forward_influence(model, trace, tokens[N:], empty)
-    assert float(found.kl.max()) < 1e-25
+    assert found.kl.tolist() == [0.0] * M
+    assert found.nll_delta[:-1].tolist() == [0.0] * (M - 1)
+    assert not found.top1_changed.any()
     _, [floor] = measure_ablations(model, trace, tokens[N:], [shuffled(trace, M)])
     assert float(floor.kl.max()) < 1e-20
 
@@ -106,7 +108,56 @@ def test_float32_within_1e_5_of_float64(family):
     selection = random_selection(trace)
     [wide] = forward_influence(model, trace, tokens[N:], selection)
     [found] = forward_influence(narrow, narrow_trace, tokens[N:], selection)
-    torch.testing.assert_close(found.kl.double(), wide.kl, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.kl.double(), wide.kl, atol=1e-5, rtol=0)
+
+
+def test_a_context_recorded_for_less_than_is_measured_is_refused_where_a_window_lies_between():
+    """A window that covers what was announced counts as none: then it must cover what comes, too."""
+    model = wrap_model(tiny_model("mistral", sliding_window=50))
+    tokens = torch.randint(3, 97, (63,), generator=torch.Generator().manual_seed(4))
+    nothing = Selection(torch.zeros(3, 2, 40, dtype=torch.bool), (0, 1, 2))
+    with pytest.raises(UsageError, match=r"recorded for 40 tokens, .* are 63, .*; record with span=63"):
+        forward_influence(model, record(model, tokens[:40]), tokens[40:], nothing)
+    # announced, no layer is full at 63 tokens; at 45 all are, and the same selection is measured
+    with pytest.raises(UsageError, match="every layer has a sliding window"):
+        record(model, tokens[:40], span=63)
+    forward_influence(model, record(model, tokens[:40]), tokens[40:45], nothing)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([1, 2, 3], "is a list; give a tensor"),
+        (torch.zeros(2, 3, dtype=torch.int64), r"shape \(2, 3\)"),
+        (torch.zeros(0, dtype=torch.int64), r"shape \(0,\)"),
+        (torch.rand(5), "float32"),
+        (torch.zeros(600, dtype=torch.int64), "600 tokens, but the model was made for 512"),
+    ],
+)
+def test_tokens_that_are_none_are_refused_in_words(tokens, words):
+    with pytest.raises(UsageError, match=words):
+        record(wrap_model(tiny_model("llama")), tokens)
+
+
+def test_what_is_not_a_model_and_positions_that_are_none_are_refused_in_words():
+    model, tokens, trace = setup_case("llama")
+    with pytest.raises(UsageError, match="use load_model or wrap_model"):
+        record(model.model, tokens)
+    selection = random_selection(trace)
+    for wrong in ([3, 1], [0, 0], [M], [-1], []):
+        with pytest.raises(UsageError, match="ascending, each once"):
+            forward_influence(model, trace, tokens[N:], selection, positions=torch.tensor(wrong, dtype=torch.int64))
+    with pytest.raises(UsageError, match="the continuation has shape"):
+        forward_influence(model, trace, tokens[:0], selection)
+
+
+def test_inference_mode_is_no_obstacle():
+    model, tokens, trace = setup_case("gemma2")
+    [wanted] = forward_influence(model, trace, tokens[N:], random_selection(trace))
+    with torch.inference_mode():
+        again = record(model, tokens[:N], span=len(tokens))
+        [found] = forward_influence(model, again, tokens[N:], random_selection(again))
+    assert torch.equal(found.kl, wanted.kl)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])

@@ -14,9 +14,9 @@ import tiny_data
 import torch
 from safetensors import safe_open
 
-from forward_influence.document import derived_seed, expand, measure_document
+from forward_influence.document import derived_seed, expand, generate_continuation, measure_document
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence import masked_influence
+from forward_influence.influence import Influence, masked_influence
 from forward_influence.measurement import Source, measure, refuse_other_run, request_configuration
 from forward_influence.recording import record
 from forward_influence.request import Request
@@ -126,19 +126,67 @@ def test_generated_continuation_is_the_models_own_and_seeded(model, tmp_path):
 def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
     [document] = tiny_data.documents(1, 100)
     measured = measure_document(model, document, small(verify=True))
-    assert measured.timings["verified"][0]["largest_relative_difference"] < 1e-2
+    assert measured.timings["verified"][0]["of_what_rounding_explains"] < 0.1
     from forward_influence import document as module
 
     honest = module.masked_influence
 
     def wrong(*args, **kwargs):
         influence = honest(*args, **kwargs)
-        influence.kl.mul_(1.5)
+        influence.kl.mul_(factors[-1])
         return influence
 
     monkeypatch.setattr(module, "masked_influence", wrong)
+    factors = [0.0, 1.01, 1.5]
+    while factors:
+        with pytest.raises(ForwardInfluenceError, match="differs from a masked full pass"):
+            measure_document(model, document, small(verify=True))
+        factors.pop()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_verify_can_fail_in_16_bits(dtype, monkeypatch):
+    from forward_influence import document as module
+
+    model = tiny_data.model(dtype=dtype)
+    [document] = tiny_data.documents(1, 100)
+    request = small("attention:window=8", verify=True)
+    assert measure_document(model, document, request).timings["verified"][0]["of_what_rounding_explains"] <= 1
+    nothing = torch.zeros(40)
+    monkeypatch.setattr(module, "masked_influence", lambda *a, **k: Influence(nothing, nothing, nothing.bool()))
     with pytest.raises(ForwardInfluenceError, match="differs from a masked full pass"):
-        measure_document(model, document, small(verify=True))
+        measure_document(model, document, request)
+
+
+def test_what_a_model_writes_follows_its_distribution_alone(model):
+    """A penalty or a beam in the model's own generation settings would bend what is measured."""
+    [context] = tiny_data.documents(1, 40)[0].segments
+    plain = generate_continuation(model, context, 20, 0.0, 1)
+    settings = model.model.generation_config
+    before = settings.repetition_penalty, settings.num_beams
+    settings.repetition_penalty, settings.num_beams = 5.0, 3
+    try:
+        assert torch.equal(generate_continuation(model, context, 20, 0.0, 1), plain)
+    finally:
+        settings.repetition_penalty, settings.num_beams = before
+
+
+def test_generated_continuations_are_saved_with_the_selections(model, tmp_path):
+    request = small("recent", continuation_from="generate", save_selections=True, budgets=("0.2", "0.4"))
+    run = measure(model, tiny_data.documents(1, 100), request, tmp_path / "run")
+    with safe_open(run.selections_path(run.documents[0]["part"]), "pt") as file:
+        assert file.get_tensor("continuation/0").shape == (40,)
+        assert {f"scores/{i}" for i in (1,)} <= set(file.keys())
+
+
+def test_a_run_is_not_continued_on_another_device(model, tmp_path):
+    documents = tiny_data.documents(2, 100)
+    run = measure(model, documents[:1], small("recent"), tmp_path / "run")
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    manifest["execution"]["device"] = "cuda:0"
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=r"was begun on cuda:0, .* than cpu's"):
+        measure(model, documents[:1], small("recent"), tmp_path / "run")
 
 
 def test_saved_selections_hold_tokens_scores_and_choices(model, tmp_path):

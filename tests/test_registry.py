@@ -10,7 +10,7 @@ import pytest
 import torch
 from plain_rules import seen
 
-from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.errors import UsageError
 from forward_influence.models import wrap_model
 from forward_influence.recording import record
 from forward_influence.selectors import discover, explained, final_scores, parse_selector, registry, select, selector
@@ -263,12 +263,12 @@ def test_a_required_parameter_is_asked_for(tmp_path):
         ("nothing", UsageError, "nothing' returned NoneType; a tensor of scores is needed", ""),
         (
             "raises",
-            ForwardInfluenceError,
+            UsageError,
             r"raises' failed: KeyError: 'key' \(.*rules.py, line LINE\)",
             'broken["key"]',
         ),
         ("needy", UsageError, r'needs=\{"surprisal"\} \(.*rules.py, line LINE\)', "trace.surprisal + 0"),
-        ("inside_torch", ForwardInfluenceError, r"failed: RuntimeError: .*\(.*, line LINE\)", "torch.zeros(4)"),
+        ("inside_torch", UsageError, r"failed: RuntimeError: .*\(.*, line LINE\)", "torch.zeros(4)"),
     ],
 )
 def test_rules_that_go_wrong_are_named_with_their_line(rules, trace, name, kind, complaint, line):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -97,6 +96,11 @@ class Selector:
         """What a reader of results must know about this rule at this budget (a fallback that holds, say)."""
         return ()
 
+    @property
+    def inner(self) -> tuple[Selector, ...]:
+        """The rules that this one is made of."""
+        return ()
+
     def at(self, seed: int) -> Selector:
         """The same rule with another seed, for rules that draw at random."""
         return dataclasses.replace(self, seed=seed) if self.stochastic else self  # type: ignore[call-arg]
@@ -115,10 +119,6 @@ class Selector:
             if f.name != "seed" and getattr(self, f.name) != f.default
         ]
         return self.name + (":" + ",".join(given) if given else "")
-
-    def parameters_json(self) -> str:
-        """The parameters as JSON, keys sorted."""
-        return json.dumps(self.parameters, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +142,26 @@ def final_scores(rule: Selector, trace: Trace) -> Tensor:
     """A rule's scores, checked, in float32 at least, averaged to its grain and expanded to (layers, kv_heads, tokens).
 
     Raises:
-        UsageError: the wrong shape, NaN among the candidates, or not a tensor: with the rule's name.
-        ForwardInfluenceError: the rule itself raised; its name and line are in the message.
+        UsageError: the wrong shape, NaN among the candidates, not a tensor, or a trace that was changed: with the
+            rule's name. Where the rule itself raised, its line too.
     """
+    before = trace.versions()
     raw = _guarded(rule, lambda: rule.scores(trace))
+    if trace.versions() != before:
+        raise UsageError(
+            f"rule {rule.name!r} changes the trace in place, which every other rule reads too; work on a copy (clone())"
+        )
     if not isinstance(raw, Tensor):
         raise UsageError(f"rule {rule.name!r} returned {type(raw).__name__}; a tensor of scores is needed")
     if raw.is_complex():
         raise UsageError(f"rule {rule.name!r} returned complex scores, which have no order; return real ones")
     scores = at_least_float32(raw.detach().to(trace.tokens.device))
     layers, heads, n = trace.shape
+    if scores.dim() == 2 and len(scores) > 1:
+        raise UsageError(
+            f"rule {rule.name!r} returned scores of shape {tuple(raw.shape)}: whether its rows are layers or kv heads "
+            "cannot be told; return scores[:, None] for one row per layer, scores[None] for one per kv head"
+        )
     try:
         scores = scores.broadcast_to(trace.shape)
     except RuntimeError:
@@ -192,8 +202,10 @@ def _guarded(rule: Selector, call: Callable[[], Any]) -> Any:
         place = _own_place(error)
         line = f" ({place[0]}, line {place[1]})" if place else ""
         raise type(error)(f"rule {rule.name!r}: {error}{line}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # of this document, not of the rule
     except Exception as error:
-        raise ForwardInfluenceError(f"rule {rule.name!r} failed: {_where(error)}") from error
+        raise UsageError(f"rule {rule.name!r} failed: {_where(error)}") from error
 
 
 def entry_counts(rule: Selector, trace: Trace, scores: Tensor, number: int) -> int | Tensor:

@@ -67,6 +67,11 @@ class _Combined(Selector):
         rules = [parse_nested(text) for text in self._texts()]
         return [dataclasses.replace(r, per=self.per) if r.per == "entry" and self.per != "entry" else r for r in rules]
 
+    @property
+    def inner(self) -> tuple[Selector, ...]:
+        """The terms."""
+        return tuple(self.rules)
+
     def _texts(self) -> list[str]:
         raise NotImplementedError
 

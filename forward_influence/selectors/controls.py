@@ -89,6 +89,11 @@ class PositionMatched(Selector):
         return parse_nested(self.of)
 
     @property
+    def inner(self) -> tuple[Selector, ...]:
+        """The matched rule."""
+        return (self.rule,)
+
+    @property
     def needs(self) -> frozenset[str]:
         """Those of the matched rule."""
         return self.rule.needs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +102,7 @@ class InfoKV(Selector):
         """0 <= alpha <= 1, nothing negative, a window that observes something."""
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"{self.name}: alpha={self.alpha} lies outside 0 to 1")
-        if self.top_k < 0 or self.tau < 0:
+        if self.top_k < 0 or not (math.isfinite(self.tau) and self.tau >= 0):
             raise UsageError(f"{self.name}: top_k and tau are 0 or more")
         if self.layers not in LAYERS:
             raise UsageError(f"{self.name}: layers={self.layers} is unknown; it is one of {', '.join(LAYERS)}")

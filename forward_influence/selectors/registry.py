@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
@@ -133,6 +134,29 @@ def find_rule(text: str) -> type[Selector]:
     if "name" not in vars(cls) or not cls.name:
         cls.name = f"{where}:{name}" if where else name
     return cls  # type: ignore[no-any-return]
+
+
+def own_sources(rules: Iterable[Selector]) -> dict[str, str]:
+    """Rule name -> SHA-256 of the code it comes from, for rules that are not of this package.
+
+    A run of a rule of one's own is another run once its file has changed.
+    """
+    found: dict[str, str] = {}
+    for rule in rules:
+        made = getattr(rule, "function", type(rule))
+        if not made.__module__.startswith("forward_influence."):
+            found[rule.name] = hashlib.sha256(_code(made)).hexdigest()
+        found |= own_sources(rule.inner)
+    return found
+
+
+def _code(made: Any) -> bytes:
+    """The file of a rule's class or function; what it was compiled to where there is none (a notebook's cell)."""
+    try:
+        return Path(inspect.getsourcefile(made) or "").read_bytes()
+    except (OSError, TypeError):
+        code = getattr(getattr(made, "scores", made), "__code__", None)
+        return b"" if code is None else code.co_code + repr(code.co_consts).encode()
 
 
 def parse_nested(text: str) -> Selector:
