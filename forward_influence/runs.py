@@ -237,7 +237,7 @@ class Run:
 
     def verified(self) -> list[dict[str, Any]]:
         """What `--verify` found, a dictionary per condition checked; empty where none was."""
-        found = []
+        found: list[dict[str, Any]] = []
         for document in self.documents:
             try:
                 timings = json.loads(self.timings_path(document["part"]).read_text(encoding="utf-8"))

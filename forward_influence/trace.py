@@ -185,7 +185,7 @@ class Trace:
     def versions(self) -> tuple[int, ...]:
         """How often each recorded tensor was changed in place: a rule must leave the trace as it is."""
         layers = range(len(self.layers))
-        recorded = [t for i in layers for t in (self.keys(i), self.values(i))]
+        recorded: list[Tensor | None] = [t for i in layers for t in (self.keys(i), self.values(i))]
         recorded += [*self.window_queries, *self._entropy.values(), *self.future.values(), self.tokens]
         recorded += [self._surprisal, self._representation_change, self._accumulated_attention]
         return tuple(t._version for t in recorded if t is not None and not t.is_inference())
