@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forward_influence.heap import give_back
+
 RESULTS = Path(__file__).resolve().parent / "results"
 RULES = ("attention", "entropy", "infokv", "random")
 
@@ -48,13 +50,22 @@ def load(spec: str, device: str, dtype: str, length: int) -> tuple[Any, Tensor]:
     return model, cut.segments[0]
 
 
-def random_llama(layers: int, hidden: int, vocabulary: int, device: str, dtype: str) -> Any:
-    """A Llama with random weights: where only time and memory are asked for."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def configuration(spec: str) -> Any:
+    """The configuration of a model that `load` takes."""
+    from forward_influence.models import resolve_spec
+
+    if spec.startswith("random:"):
+        return llama_configuration(*map(int, spec.removeprefix("random:").split("x")))
+    return resolve_spec(spec).config
+
+
+def llama_configuration(layers: int, hidden: int, vocabulary: int) -> Any:
+    """Of a Llama of that size."""
+    from transformers import LlamaConfig
 
     head = 64 if hidden % 64 == 0 else 16
     heads = hidden // head
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=hidden * 8 // 3,
         num_hidden_layers=layers,
@@ -64,6 +75,13 @@ def random_llama(layers: int, hidden: int, vocabulary: int, device: str, dtype: 
         max_position_embeddings=131072,
         tie_word_embeddings=True,
     )
+
+
+def random_llama(layers: int, hidden: int, vocabulary: int, device: str, dtype: str) -> Any:
+    """A Llama with random weights: where only time and memory are asked for."""
+    from transformers import AutoModelForCausalLM
+
+    config = llama_configuration(layers, hidden, vocabulary)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     torch.manual_seed(0)
     with torch.device(where):
@@ -89,12 +107,12 @@ def floor(model: Any, tokens: Tensor, context: int, conditions: int, chunk: int)
             cache.crop(context - len(tokens))
 
 
-def engine(model: Any, tokens: Tensor, context: int, rules: tuple[str, ...], chunk: int) -> Any:
+def engine(model: Any, tokens: Tensor, context: int, rules: tuple[str, ...], chunk: int, effect: str = "total") -> Any:
     """Everything that `measure` does to a document, controls and choosing included."""
     from forward_influence import Request
     from forward_influence.document import measure_document
 
-    request = Request(selectors=rules, context=context, continuation=len(tokens) - context, draws=1)
+    request = Request(selectors=rules, context=context, continuation=len(tokens) - context, draws=1, effect=effect)
     return measure_document(model, Doc(tokens), request, chunk=chunk)
 
 
@@ -123,6 +141,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
+            give_back()
             Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
             self._before = _status("VmRSS")
         return self

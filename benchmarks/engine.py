@@ -20,15 +20,32 @@ import sys
 from typing import Any
 
 import torch
-from common import RESULTS, RULES, Peak, engine, floor, load, machine, remember, seconds
+from common import RESULTS, RULES, Peak, configuration, engine, floor, load, machine, remember, seconds
 
-PARTS = ("all", "time", "memory", "plain", "profile", "peak")
+PARTS = ("all", "time", "memory", "plain", "profile", "grid", "peak")
+
+#: (model, context, continuation, rules, chunk, effect) over which the memory formula is held against measured peaks.
+GRID = (
+    ("smollm2-135m", 512, 512, "recent", 512, "total"),
+    ("smollm2-135m", 512, 512, "infokv", 512, "total"),
+    ("smollm2-135m", 512, 1536, "attention,entropy,infokv,random", 512, "total"),
+    ("smollm2-135m", 1024, 3072, "recent", 512, "total"),
+    ("smollm2-135m", 512, 256, "h2o", 512, "total"),
+    ("smollm2-135m", 1024, 512, "entropy", 512, "both"),
+    ("smollm2-135m", 3072, 512, "attention", 256, "total"),
+    ("random:4x256x4096", 2048, 2048, "recent", 512, "total"),
+    ("random:4x256x4096", 2048, 2048, "attention,entropy,infokv,random", 512, "total"),
+    ("random:4x256x4096", 1024, 4096, "attention,entropy", 128, "total"),
+    ("random:4x256x4096", 4096, 512, "h2o", 512, "total"),
+    ("random:8x768x8192", 2048, 2048, "infokv,recent", 512, "both"),
+    ("random:8x768x8192", 1024, 1024, "oracle:far", 512, "total"),
+)
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("all", "time", "memory", "plain", "profile", "peak"), default="all")
+    parser.add_argument("--part", choices=PARTS, default="all")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
@@ -39,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--append", action="store_true", help="keep the entries of earlier runs")
+    parser.add_argument("--effect", choices=("total", "direct", "both"), default="total")
     parser.add_argument("--who", choices=("engine", "plain", "floor"), default="engine", help="of --part peak")
     parser.add_argument("--label", default="", help="kept with the result")
     return parser.parse_args()
@@ -64,7 +82,7 @@ def call(given: argparse.Namespace, who: str, model: Any, tokens: torch.Tensor) 
     """One run of the engine, the floor or the plain script."""
     rules = tuple(given.rules.split(","))
     if who == "engine":
-        return engine(model, tokens, given.context, rules, given.chunk)
+        return engine(model, tokens, given.context, rules, given.chunk, given.effect)
     if who == "floor":
         return floor(model.model, tokens, given.context, len(rules), given.chunk)
     from plain import plain_influence
@@ -111,7 +129,7 @@ def memory_part(given: argparse.Namespace) -> None:
 
 def peak_elsewhere(given: argparse.Namespace, who: str, **changes: Any) -> int:
     """Peak bytes in a fresh process."""
-    names = ("model", "device", "dtype", "context", "continuation", "rules", "chunk", "threads")
+    names = ("model", "device", "dtype", "context", "continuation", "rules", "chunk", "threads", "effect")
     values = {**{n: getattr(given, n) for n in names}, **changes}
     options = [f"--{name}={value}" for name, value in values.items()]
     done = subprocess.run(
@@ -121,6 +139,27 @@ def peak_elsewhere(given: argparse.Namespace, who: str, **changes: Any) -> int:
         text=True,
     )
     return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+def grid_part(given: argparse.Namespace) -> None:
+    """The memory formula against measured peaks."""
+    from forward_influence import Request
+    from forward_influence.memory import Sizes, peak_of_request
+
+    rows = []
+    for model, context, continuation, rules, chunk, effect in GRID:
+        changes = {"model": model, "context": context, "continuation": continuation, "rules": rules, "chunk": chunk}
+        measured = peak_elsewhere(given, "engine", **changes, effect=effect)
+        request = Request(
+            selectors=tuple(rules.split(",")), context=context, continuation=continuation, draws=1, effect=effect
+        )
+        formula = peak_of_request(Sizes.of(configuration(model)), request, chunk)
+        rows.append({**changes, "effect": effect, "measured": measured, "formula": formula.total})
+        row = rows[-1] | {"ratio": round(measured / formula.total, 3)}
+        print(json.dumps(row), flush=True)
+        remember("memory-grid", row)
+    worst = max(rows, key=lambda row: abs(row["measured"] / row["formula"] - 1))
+    print(f"furthest from the formula: {worst}")
 
 
 def profile_part(given: argparse.Namespace) -> None:
@@ -138,8 +177,9 @@ def main() -> None:
         peak_part(given)
         return
     if not given.append:
-        for name in ("time-floor", "time-plain", "memory"):
-            if given.part in ("all", {"time-floor": "time", "time-plain": "plain"}.get(name, name)):
+        parts = {"time-floor": "time", "time-plain": "plain", "memory": "memory", "memory-grid": "grid"}
+        for name, part in parts.items():
+            if given.part in ("all", part):
                 (RESULTS / f"{name}.json").unlink(missing_ok=True)
     if given.part in ("all", "time"):
         time_part(given, "floor")
@@ -147,6 +187,8 @@ def main() -> None:
         time_part(given, "plain")
     if given.part in ("all", "memory"):
         memory_part(given)
+    if given.part in ("all", "grid"):
+        grid_part(given)
     if given.part == "profile":
         profile_part(given)
 

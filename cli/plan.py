@@ -11,8 +11,24 @@ if TYPE_CHECKING:
     from forward_influence.plan import Plan
 
 
+#: Shapes of models that people plan for, as their own config.json gives them (hub: meta-llama).
+SHAPES: dict[str, dict[str, int]] = {
+    "llama-3.1-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    },
+}
+
+
 def plan_command(
-    model: Annotated[str, typer.Option(help="As of `measure`, or the config.json of a model.")] = "smollm2-135m",
+    model: Annotated[
+        str, typer.Option(help="As of `measure`, the config.json of a model, or llama-3.1-8b, which needs no network.")
+    ] = "smollm2-135m",
     documents: Annotated[int, typer.Option(help="How many documents.", min=1)] = 24,
     selector: Annotated[list[str] | None, typer.Option(help="Rules, as of `measure`.", show_default=False)] = None,
     budget: Annotated[list[str] | None, typer.Option(help="Budgets, as of `measure`.", show_default=False)] = None,
@@ -20,9 +36,18 @@ def plan_command(
     continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 3072,
     segments: Annotated[int, typer.Option(help="Context/continuation pairs per document.")] = 1,
     effect: Annotated[str, typer.Option(help="total, direct or both.")] = "total",
+    mode: Annotated[str, typer.Option(help="As of `measure`.")] = "drop",
+    continuation_from: Annotated[str, typer.Option(help="As of `measure`.")] = "text",
+    positions_per_bin: Annotated[int | None, typer.Option(help="As of `measure`.", show_default="all")] = None,
+    bin_width: Annotated[int, typer.Option(help="As of `measure`.")] = 128,
+    layers: Annotated[str | None, typer.Option(help="As of `measure`.", show_default="all full ones")] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="As of `measure`.")] = False,
+    compressor: Annotated[list[str] | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
+    every: Annotated[int | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
     draws: Annotated[int, typer.Option(help="Draws of random rules.")] = 5,
     chunk: Annotated[int, typer.Option(help="Tokens per forward pass.", min=1)] = 512,
     dtype: Annotated[str, typer.Option(help="As of `measure`.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda: what the memory is predicted for.")] = "auto",
     tflops: Annotated[
         float | None, typer.Option(help="10^12 operations per second of one worker.", show_default="measured here")
     ] = None,
@@ -34,31 +59,44 @@ def plan_command(
     from forward_influence.memory import Sizes
     from forward_influence.models import choose_dtype
     from forward_influence.plan import plan
-    from forward_influence.request import Request
+    from forward_influence.request import Request, whole_numbers
 
     if tflops is not None and not 0 < tflops < float("inf"):
         raise UsageError(f"--tflops {tflops} is no throughput; give 300 for an H100 in bfloat16, say")
     request = Request(
-        selectors=tuple(selector or DEFAULT_RULES),
+        selectors=tuple(selector or ([] if compressor else DEFAULT_RULES)),
         budgets=tuple(budget or ["0.2"]),
         context=context,
         continuation=continuation,
         segments=segments,
         effect=effect,
         draws=draws,
+        mode=mode,
+        continuation_from=continuation_from,
+        positions_per_bin=positions_per_bin,
+        bin_width=bin_width,
+        layers=whole_numbers(layers, "--layers"),
+        per_layer=per_layer,
+        compressors=tuple(compressor or ()),
+        every=every,
     )
-    sizes = Sizes.of(_configuration(model), choose_dtype(dtype).itemsize)
+    import torch
+
+    there = torch.cuda.is_available() if device == "auto" else device != "cpu"
+    sizes = Sizes.of(_configuration(model), choose_dtype(dtype).itemsize, accelerated=there)
     throughput = tflops * 1e12 if tflops is not None else _measured(sizes)
     found = plan(sizes, request, documents, chunk=chunk, throughput=throughput, workers=workers)
     _show(found, throughput, workers, tflops is None)
 
 
 def _configuration(model: str) -> object:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, LlamaConfig
 
     from forward_influence.errors import UsageError
     from forward_influence.models import resolve_spec
 
+    if model in SHAPES:
+        return LlamaConfig(**SHAPES[model])
     if model.endswith("config.json"):
         try:
             return AutoConfig.from_pretrained(model)

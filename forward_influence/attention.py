@@ -16,6 +16,8 @@ from torch import Tensor
 
 from forward_influence.divergence import at_least_float32
 
+#: Attention scores held at a time where attention received is added up.
+SCORE_ELEMENTS = 1 << 22
 #: Score elements held at a time on the manual path, which soft-capping and sinks need.
 _MANUAL_ELEMENTS = 1 << 25
 

@@ -52,8 +52,7 @@ class GatedLayer(ReplayLayer):
         """The gate, and 0 for everything that is not of the context."""
         if self.gate is None:
             return None
-        assert self.keys is not None
-        rest = self.keys.shape[2] - self.gate.shape[1]
+        rest = self.length - self.gate.shape[1]
         return torch.cat([self.gate, self.gate.new_zeros(self.gate.shape[0], rest)], dim=1)
 
 

@@ -131,11 +131,10 @@ def head_rows(head: Head, hidden: Tensor) -> int:
     It depends on the vocabulary and the device's kind alone, so that results do not depend on what memory is free.
     """
     row = head(hidden[:1])
-    budget = _HEAD_BYTES if row.device.type == "cpu" else _HEAD_BYTES_ACCELERATOR
-    return head_block(row.shape[-1], row.element_size(), budget)
+    return head_block(row.shape[-1], row.element_size(), accelerated=row.device.type != "cpu")
 
 
-def head_block(vocabulary: int, itemsize: int = 4, budget: int | None = None) -> int:
-    """Rows of a block of logits within `budget` bytes (default: a processor's), a power of two from 16 to 1024."""
-    fitting = (budget or _HEAD_BYTES) // (vocabulary * itemsize)
+def head_block(vocabulary: int, itemsize: int = 4, accelerated: bool = False) -> int:
+    """Rows of a block of logits, a power of two from 16 to 1024."""
+    fitting = (_HEAD_BYTES_ACCELERATOR if accelerated else _HEAD_BYTES) // (vocabulary * itemsize)
     return 1 << (min(1024, max(16, fitting)).bit_length() - 1)

@@ -14,6 +14,7 @@ from forward_influence.divergence import Reference, at_least_float32
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import continuation_hidden
 from forward_influence.heads import Head, HeadBuffers, head_rows
+from forward_influence.heap import give_back
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
@@ -25,7 +26,7 @@ from forward_influence.trace import Trace
 
 EFFECTS = ("total", "direct")
 #: Bytes of last hidden states held for conditions that wait for the head; more conditions go in several groups.
-_HIDDEN_BYTES = 1 << 29
+HIDDEN_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Ablation:
         direct: each position loses its own view of the selection, and nothing else changes.
         hidden: gives the last hidden states (length, hidden) of the continuation by itself, where the cache goes on
             changing while the continuation runs.
+        before: tokens that `hidden` runs before the continuation.
     """
 
     label: str
@@ -65,11 +67,12 @@ class Ablation:
     positions: Tensor | None = None
     direct: bool = False
     hidden: Callable[[Tensor], Tensor] | None = None
+    before: int = 0
 
     @property
     def runs(self) -> int:
         """How many tokens go through the model."""
-        return len(self.positions) if self.direct and self.positions is not None else self.length
+        return len(self.positions) if self.direct and self.positions is not None else self.before + self.length
 
     def distances(self) -> Tensor:
         """(p,) where it is measured."""
@@ -149,10 +152,11 @@ def measure_ablations(
 
         nll: Tensor | None = None
         influences: list[Influence] = []
-        size = max(1, _HIDDEN_BYTES // max(1, full.numel() * full.element_size()))
+        size = max(1, HIDDEN_BYTES // max(1, full.numel() * full.element_size()))
         for start in range(0, max(1, len(ablations)), size):
             group = ablations[start : start + size]
             hidden = [run(a) for a in group]
+            give_back()
             found_nll, found = _compare(model.anatomy.head, full, hidden, targets, group, nll is None)
             progress.advance(sum(map(_waiting, group)), "comparing")
             nll = found_nll if nll is None else nll

@@ -1,14 +1,22 @@
 """How much memory a measurement takes above the model, as a formula, and what follows: a chunk size, or a refusal.
 
-    context cache        2 L H d n                    kept for a document
-    one continuation's   2 L H d (n + m)              one at a time, whatever the number of conditions
-    hidden states        (1 + group) m h              `group` conditions wait for the head, at most 512 MB of them
-    continuation's own   2 L H d m                    direct effects only: the full run's keys and values
-    head                 3 rows V                     float32; rows from the vocabulary alone, 256 at 49,152 words
-    body                 chunk (2 f + 8 h) + mask     one layer's activations
+Kept while a document is measured (bytes of a number left out; n context, m continuation, W window, h hidden):
 
-times the bytes of a number. While continuations run, the head's blocks are not there, and the other way round: the peak
-is the larger of both. There is no term with m V, n^2 or conditions x cache.
+    context cache        2 L Hkv d n                  a layer with a window holds no more than that
+    signals              L Hq d W + L Hkv n (8 R Z)   the window's queries; R gradient samples of Z zones, for oracles
+    hidden states        (1 + group) m h              `group` conditions wait for the head, at most 512 MB of them
+    continuation's own   2 L Hkv d m                  direct effects only: the full run's keys and values
+
+and, one after the other, so that the peak adds the largest of them:
+
+    recording            body(n) + what signals take meanwhile: a chunk's states of all layers (infokv), 3 x 2^22
+                         attention logits (h2o), a block of logits (entropy), the backward passes (oracles)
+    choosing             40 L Hkv n bytes of scores and their order, and one layer's attention of the window
+    continuation         2 L Hkv d (n + m) + body(n + m)    one cache, whatever the number of conditions
+    head                 3 rows V float32; rows from the vocabulary alone, 256 at 49,152 words on a processor
+
+body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 8 MB come on top for
+what matrix libraries pack operands into. There is no term with m V, n^2 or conditions x cache.
 """
 
 from __future__ import annotations
@@ -16,19 +24,24 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from forward_influence.attention import SCORE_ELEMENTS
+from forward_influence.cache import layer_windows
 from forward_influence.errors import UsageError
+from forward_influence.gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
+from forward_influence.gradients import WAITING_BYTES
 from forward_influence.heads import head_block
+from forward_influence.influence import HIDDEN_BYTES
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
     from forward_influence.request import Request
+    from forward_influence.signals import Needs
 
 #: Of what is free, so much is taken when nothing else is asked for.
 DEFAULT_SHARE = 0.8
 CHUNKS = (512, 256, 128, 64)
-_HIDDEN_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,8 @@ class Sizes:
         layers, query_heads, kv_heads, head_size, hidden, intermediate, vocabulary: of the decoder.
         itemsize: bytes of a number in the model's dtype.
         tied: whether input and output embedding are one.
+        windows: of the layers that have one, in tokens.
+        accelerated: whether the model is not on a processor, where blocks of logits are larger.
     """
 
     layers: int
@@ -50,9 +65,11 @@ class Sizes:
     vocabulary: int
     itemsize: int = 4
     tied: bool = True
+    windows: tuple[int, ...] = ()
+    accelerated: bool = False
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, itemsize: int = 4) -> Sizes:
+    def of(cls, config: PreTrainedConfig, itemsize: int = 4, accelerated: bool = False) -> Sizes:
         """The sizes in a transformers configuration."""
         text = config.get_text_config(decoder=True)
         heads = int(text.num_attention_heads)
@@ -67,6 +84,8 @@ class Sizes:
             vocabulary=int(text.vocab_size),
             itemsize=itemsize,
             tied=bool(getattr(config, "tie_word_embeddings", False)),
+            windows=tuple(w for w in layer_windows(config) if w is not None),
+            accelerated=accelerated,
         )
 
     @property
@@ -88,8 +107,15 @@ class Sizes:
         return (self.body_parameters + embeddings) * self.itemsize + wide_head
 
     def cache_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens."""
-        return 2 * self.layers * self.kv_heads * self.head_size * tokens * self.itemsize
+        """Keys and values of so many tokens; a layer with a window holds no more than that."""
+        full = (self.layers - len(self.windows)) * tokens
+        held = full + sum(min(window, tokens) for window in self.windows)
+        return 2 * self.kv_heads * self.head_size * held * self.itemsize
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number where at least float32 is used."""
+        return max(4, self.itemsize)
 
 
 @dataclass(frozen=True)
@@ -97,55 +123,117 @@ class Peak:
     """Bytes above the model, term by term; see the module."""
 
     context_cache: int
-    continuation_cache: int
+    signals: int
     hidden_states: int
     own_entries: int
+    recording: int
+    choosing: int
+    continuation: int
     head: int
-    body: int
 
     @property
     def total(self) -> int:
-        """The larger of the two phases."""
-        kept = self.context_cache + self.hidden_states + self.own_entries
-        return kept + max(self.continuation_cache + self.body, self.head)
+        """What is kept, and the largest of what comes one after the other."""
+        recorded = self.context_cache + self.signals
+        kept = recorded + self.hidden_states + self.own_entries
+        phases = max(recorded + self.recording, recorded + self.choosing, kept + max(self.continuation, self.head))
+        return phases + _LIBRARIES
 
     def described(self) -> str:
         """The terms in one line, megabytes."""
         return ", ".join(f"{f.name.replace('_', ' ')} {getattr(self, f.name) / 1e6:,.0f} MB" for f in fields(self))
 
 
-def peak(sizes: Sizes, context: int, continuation: int, conditions: int, chunk: int, direct: bool = False) -> Peak:
+def peak(
+    sizes: Sizes,
+    context: int,
+    continuation: int,
+    conditions: int,
+    chunk: int,
+    direct: bool = False,
+    needs: Needs | None = None,
+) -> Peak:
     """Peak memory above the model of measuring one document.
 
     Args:
         conditions: per segment.
         direct: whether direct effects are measured.
+        needs: what the rules read of the context.
     """
+    from forward_influence.signals import Needs
+
+    needs = needs or Needs()
     one = continuation * sizes.hidden * sizes.itemsize
-    group = min(conditions, max(1, _HIDDEN_BYTES // max(1, one)))
+    group = min(conditions, max(1, HIDDEN_BYTES // max(1, one)))
     controls = min(320, 2 * continuation) * sizes.hidden * sizes.itemsize
-    activations = chunk * (2 * sizes.intermediate + 8 * sizes.hidden) * sizes.itemsize
-    mask = chunk * (context + continuation) * (1 + 4)
+    block = head_block(sizes.vocabulary, sizes.wide, accelerated=sizes.accelerated) * sizes.vocabulary * sizes.wide
+    own = sizes.cache_bytes(continuation)
+    entries = (sizes.layers - len(sizes.windows)) * sizes.kv_heads * context
+    chunk = min(chunk, max(context, continuation))
     return Peak(
         context_cache=sizes.cache_bytes(context),
-        continuation_cache=sizes.cache_bytes(context + continuation),
+        signals=_signals(sizes, context, entries, needs),
         hidden_states=one * (1 + group) + controls,
-        own_entries=sizes.cache_bytes(continuation) if direct else 0,
-        head=3 * head_block(sizes.vocabulary) * sizes.vocabulary * 4,
-        body=activations + mask,
+        own_entries=own if direct else 0,
+        recording=_body(sizes, chunk, context)
+        + _recording(sizes, context, chunk, needs, block)
+        + (_gradients(sizes, context + continuation, own, needs) if needs.gradients else 0),
+        choosing=_CHOOSING * entries + 3 * sizes.query_heads * min(needs.window, context) * context * sizes.wide,
+        continuation=sizes.cache_bytes(context + continuation)
+        + _body(sizes, chunk, context + continuation + (chunk if direct else 0)),
+        # on an accelerator the divergence works on whole blocks, on a processor on a few rows
+        head=(5 if sizes.accelerated else 3) * block,
     )
+
+
+_LIBRARIES = 8_000_000
+#: Bytes per entry while a rule chooses: scores twice in float32 or float64, their order and ranks.
+_CHOOSING = 40
+
+
+def _body(sizes: Sizes, chunk: int, keys: int) -> int:
+    """One layer's activations, and the mask as booleans and as numbers."""
+    return chunk * (2 * sizes.intermediate + 8 * sizes.hidden) * sizes.itemsize + chunk * keys * (1 + sizes.itemsize)
+
+
+def _signals(sizes: Sizes, context: int, entries: int, needs: Needs) -> int:
+    """What is recorded and kept."""
+    queries = sizes.layers * sizes.query_heads * sizes.head_size * min(needs.window, context) * sizes.itemsize
+    accumulated = entries * sizes.wide if needs.accumulated_attention else 0
+    moments = sizes.layers * sizes.query_heads * sizes.head_size**2 * 8 if needs.query_moments else 0
+    return queries + accumulated + moments + needs.gradients * len(needs.zones) * entries * sizes.wide
+
+
+def _recording(sizes: Sizes, context: int, chunk: int, needs: Needs, block: int) -> int:
+    """What recording takes meanwhile, the body apart."""
+    states = sizes.layers * chunk * sizes.hidden * sizes.itemsize if needs.representation_change else 0
+    logits = min(SCORE_ELEMENTS, sizes.query_heads * chunk * context)
+    received = 3 * logits * sizes.wide if needs.accumulated_attention else 0
+    doubled = 2 * sizes.query_heads * chunk * sizes.head_size * 8 if needs.query_moments else 0
+    return states + received + doubled + (2 * block if needs.head else 0)
+
+
+def _gradients(sizes: Sizes, span: int, own: int, needs: Needs) -> int:
+    """Backward passes: the full run's keys and values, what waits at them, and one chunk's graph through all layers."""
+    tasks = needs.gradients * len(needs.zones)
+    waiting = min(tasks * own, max(own, WAITING_BYTES))
+    chunk = min(GRADIENT_CHUNK, span)
+    per_layer = chunk * (4 * sizes.intermediate + 20 * sizes.hidden) * sizes.itemsize
+    # keys and values of everything are put together, and take gradients, in every layer
+    return own + waiting + sizes.layers * per_layer + 3 * sizes.cache_bytes(span)
 
 
 def peak_of_request(sizes: Sizes, request: Request, chunk: int) -> Peak:
     """The same for a request."""
-    from forward_influence.conditions import expand
+    from forward_influence.conditions import expand, expand_compressors
 
-    conditions = len(expand(request, "", 0, tuple(range(sizes.layers))))
-    return peak(sizes, request.context, request.continuation, conditions, chunk, "direct" in request.effects)
+    conditions = len(expand(request, "", 0, tuple(range(sizes.layers)))) + len(expand_compressors(request, "", 0))
+    direct = "direct" in request.effects
+    return peak(sizes, request.context, request.continuation, conditions, chunk, direct, request.needs)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where that cannot be found out."""
+    """Memory that is free on a device, within a container's limit; None where that cannot be found out."""
     if device.type == "cuda":
         import torch
 
@@ -153,8 +241,24 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cpu":
         import psutil
 
-        return int(psutil.virtual_memory().available)
+        return min([int(psutil.virtual_memory().available), *_left_in_container()])
     return None
+
+
+def _left_in_container() -> list[int]:
+    """Bytes left below a cgroup's limit (version 2, then 1), which Slurm and containers set; empty without one."""
+    from pathlib import Path
+
+    pairs = [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+    found = []
+    for limit, usage in pairs:
+        try:
+            texts = [(Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, usage)]
+        except OSError:
+            continue
+        if all(text.isdigit() for text in texts):
+            found.append(max(0, int(texts[0]) - int(texts[1])))
+    return found
 
 
 def parse_bytes(text: str) -> int:
@@ -175,6 +279,11 @@ def parse_bytes(text: str) -> int:
     return int(value)
 
 
+def in_words(size: float) -> str:
+    """Bytes as people read them: megabytes below a gigabyte."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
 def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: int) -> int:
     """The largest chunk, at most `largest`, with which a request stays within `limit` bytes above the model.
 
@@ -189,7 +298,7 @@ def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: in
             return chunk
     least = peak_of_request(sizes, request, tried[-1])
     raise UsageError(
-        f"this needs {least.total / 1e9:.2f} GB above the model ({least.described()}), but {limit / 1e9:.2f} GB are "
+        f"this needs {in_words(least.total)} above the model ({least.described()}), but {in_words(limit)} are "
         "allowed; use a smaller --context or --continuation, a narrower --dtype, or raise --memory-limit"
     )
 
@@ -198,4 +307,5 @@ def choose_chunk(model: Any, request: Request, limit: str | None, largest: int) 
     """`fitting_chunk` for a loaded model; without a limit, 80% of what is free on its device."""
     free = None if limit is not None else free_bytes(model.device)
     allowed = parse_bytes(limit) if limit is not None else None if free is None else int(DEFAULT_SHARE * free)
-    return fitting_chunk(Sizes.of(model.model.config, model.dtype.itemsize), request, allowed, largest)
+    sizes = Sizes.of(model.model.config, model.dtype.itemsize, accelerated=model.device.type != "cpu")
+    return fitting_chunk(sizes, request, allowed, largest)

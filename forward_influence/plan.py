@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forward_influence.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, expand
+from forward_influence.conditions import (
+    NOISE_POSITIONS,
+    POSITIVE_POSITIONS,
+    document_tokens,
+    expand,
+    expand_compressors,
+    gradient_tokens,
+    measured_positions,
+)
 from forward_influence.memory import Peak, Sizes, peak_of_request
 from forward_influence.request import Request
 
 #: Operations of the divergence per word of a position, about what its passes over memory cost in matrix operations.
 _DIVERGENCE_OPERATIONS = 60
+#: A backward pass costs about twice its forward pass, which runs with it.
+_WITH_BACKWARD = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,26 +60,40 @@ def plan(
         throughput: operations per second that one worker's device reaches in the model's matrix products.
         workers: documents are spread over so many.
     """
-    conditions = len(expand(request, "", 0, tuple(range(sizes.layers))))
-    n, m = request.context, request.continuation
-    controls = (min(NOISE_POSITIONS, m), min(POSITIVE_POSITIONS, m)) * len(request.effects)
-    passes = [*([m] * (conditions + 1) * request.segments), *controls]
-    operations = request.segments * (forward_operations(sizes, 0, n) + head_operations(sizes, n))
-    for length in passes:
-        operations += forward_operations(sizes, n, length) + head_operations(sizes, length)
-    operations += _DIVERGENCE_OPERATIONS * sizes.vocabulary * sum(passes)
-    if request.continuation_from == "generate":
-        operations += request.segments * forward_operations(sizes, n, m)
+    operations = document_operations(sizes, request)
     rounds = -(-documents // max(1, workers))
+    layers = tuple(range(sizes.layers))
     return Plan(
         documents=documents,
-        conditions=conditions,
-        tokens=documents * (request.segments * n + sum(passes)),
+        conditions=len(expand(request, "", 0, layers)) + len(expand_compressors(request, "", 0)),
+        tokens=documents * document_tokens(request, layers),
         operations=documents * operations,
         model_bytes=sizes.model_bytes,
         memory=peak_of_request(sizes, request, chunk),
         hours=None if throughput is None else rounds * operations / throughput / 3600,
     )
+
+
+def document_operations(sizes: Sizes, request: Request) -> float:
+    """Operations of one document: passes through the body, the head and the divergence where something is measured."""
+    n, m = request.context, request.continuation
+    sampled = measured_positions(request, m, "", 0)
+    measured = m if sampled is None else len(sampled)
+    context = forward_operations(sizes, 0, n) + (head_operations(sizes, n) if request.needs.head else 0.0)
+    one = context + forward_operations(sizes, n, m) + compared_operations(sizes, m)
+    for condition in expand(request, "", 0, tuple(range(sizes.layers))):
+        # a direct effect runs what it measures, a total one everything before it too
+        runs = measured if condition.effect == "direct" else m
+        one += forward_operations(sizes, n, runs) + compared_operations(sizes, measured)
+    for _ in expand_compressors(request, "", 0):
+        one += context + forward_operations(sizes, n, m) + compared_operations(sizes, measured)
+    one += _WITH_BACKWARD * gradient_tokens(request) / max(1, m) * forward_operations(sizes, n, m)
+    if request.continuation_from == "generate":
+        one += forward_operations(sizes, n, m) + head_operations(sizes, m)
+    controls = 0.0
+    for length in (min(NOISE_POSITIONS, m), min(POSITIVE_POSITIONS, m)):
+        controls += forward_operations(sizes, n, length) + compared_operations(sizes, length)
+    return request.segments * one + controls * len(request.effects)
 
 
 def forward_operations(sizes: Sizes, before: int, length: int) -> float:
@@ -83,7 +107,6 @@ def head_operations(sizes: Sizes, length: int) -> float:
     return 2.0 * sizes.head_parameters * length
 
 
-def measured_throughput(sizes: Sizes, seconds_per_token: float, context: int, length: int) -> float:
-    """Operations per second, from the seconds per token of a bare pass with logits over `length` after `context`."""
-    done = forward_operations(sizes, context, length) + head_operations(sizes, length)
-    return done / (seconds_per_token * length)
+def compared_operations(sizes: Sizes, length: int) -> float:
+    """Operations of the head and the divergence on so many tokens."""
+    return head_operations(sizes, length) + _DIVERGENCE_OPERATIONS * sizes.vocabulary * length

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forward_influence.anatomy import Anatomy
-from forward_influence.attention import Geometry, attention_logits, causal_tail, softmax_with_sinks
+from forward_influence.attention import SCORE_ELEMENTS, Geometry, attention_logits, causal_tail, softmax_with_sinks
 from forward_influence.cache import SelectiveCache
 from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
@@ -21,7 +21,6 @@ from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs
 from forward_influence.trace import Moments, Trace
 
-_SCORE_ELEMENTS = 1 << 24  # attention scores held at a time while accumulating
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
 
 
@@ -84,7 +83,7 @@ class ContextRecorder:
             layer, torch.zeros(key.shape[0], self._n, dtype=at_least_float32(key).dtype, device=key.device)
         )
         visible = causal_tail(length, key.shape[1], key.device)
-        block = max(1, _SCORE_ELEMENTS // (heads * key.shape[1]))
+        block = max(1, SCORE_ELEMENTS // (heads * key.shape[1]))
         for start in range(0, length, block):
             rows = slice(start, start + block)
             logits = attention_logits(query[:, rows], key, geometry).masked_fill(~visible[rows], float("-inf"))

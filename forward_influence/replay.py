@@ -80,7 +80,7 @@ class ReplayLayer(SelectiveLayer):
         later: keys and values (1, kv_heads, m, d) of the full run's continuation.
         queries: what is running.
         window: of a sliding layer.
-        own: keys and values of the running tokens, after `update`.
+        own, length: keys and values of the running tokens, and how many keys there were, after `update`.
     """
 
     def __init__(
@@ -96,14 +96,16 @@ class ReplayLayer(SelectiveLayer):
         self.holes, self.window = holes, window
         self.is_sliding = window is not None
         self.own: tuple[Tensor, Tensor] | None = None
+        self.length = 0
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """[context | the full run's continuation | these], (1, kv_heads, held + stop + q, d) each."""
         self.own = key_states, value_states
         earlier = self.earlier()
-        self.keys, self.values = (torch.cat(p, dim=2) for p in zip(self.context, earlier, self.own, strict=True))
-        return self.keys, self.values
+        keys, values = (torch.cat(p, dim=2) for p in zip(self.context, earlier, self.own, strict=True))
+        self.length = keys.shape[2]
+        return keys, values  # not kept: all layers' together would be another cache
 
     def earlier(self) -> tuple[Tensor, Tensor]:
         """The full run's continuation as far as the running tokens may see it."""

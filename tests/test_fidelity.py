@@ -13,6 +13,7 @@ from tiny import tiny_model
 from visible_sets import full_pass, watching
 
 from forward_influence.compression import compress
+from forward_influence.conditions import document_tokens
 from forward_influence.contenders import Contender
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
@@ -106,3 +107,20 @@ def test_every_without_a_compressor_and_unknown_compressors_are_refused():
         asked("infokw")
     with pytest.raises(UsageError, match="given twice"):
         asked("infokv", "infokv")
+
+
+def test_progress_counts_what_runs():
+    told: list[int] = []
+
+    class Heard:
+        def begin(self, total: int, what: str) -> None: ...
+        def advance(self, tokens: int, what: str) -> None:
+            told.append(tokens)
+
+        def message(self, text: str) -> None: ...
+        def end(self) -> None: ...
+
+    request = asked("infokv", "random")
+    [document] = tiny_data.documents(1, N + M)
+    measure_document(tiny_data.model(), document, request, progress=Heard())
+    assert sum(told) == document_tokens(request)

@@ -55,7 +55,7 @@ def test_a_limit_picks_the_chunk_or_refuses_with_the_figure():
     roomy, tight = peak(SMOL, 1024, 3072, 1, 512).total, peak(SMOL, 1024, 3072, 1, 128).total
     assert fitting_chunk(SMOL, request, roomy, 512) == 512
     assert fitting_chunk(SMOL, request, tight, 512) == 128
-    with pytest.raises(UsageError, match=r"this needs 0\.\d\d GB above the model \(context cache 47 MB"):
+    with pytest.raises(UsageError, match=r"this needs \d\d\d MB above the model \(context cache 47 MB"):
         fitting_chunk(SMOL, request, 10**8, 512)
 
 

@@ -130,7 +130,8 @@ def test_a_sampled_sweep_reads_back_from_its_run(model, document, tmp_path):
 def test_verification_covers_both_effects(model, document, effect):
     measured = measure_document(model, document, small(effect=effect, verify=True, layers=(1,), mode="drop"))
     [verified] = measured.timings["verified"]
-    assert 0 <= verified["largest_relative_difference"] < 1e-4
+    assert 0 <= verified["of_what_rounding_explains"] < 0.1
+    assert verified["largest_kl"] > 0.01
 
 
 def test_progress_counts_what_runs():

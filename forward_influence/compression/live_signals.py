@@ -8,13 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.attention import Geometry, attention_logits, softmax_with_sinks
+from forward_influence.attention import SCORE_ELEMENTS, Geometry, attention_logits, softmax_with_sinks
 from forward_influence.divergence import at_least_float32
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.trace import Moments
-
-#: Attention scores held at a time while adding up attention received.
-_SCORE_ELEMENTS = 1 << 24
 
 
 class LastRows:
@@ -137,7 +134,7 @@ class Received:
         heads, length = query.shape[0], query.shape[1]
         before = at_least_float32(key.new_empty(0)).new_zeros(key.shape[0], 0) if self.total is None else self.total
         total = F.pad(before, (0, key.shape[1] - before.shape[1]))
-        block = max(1, _SCORE_ELEMENTS // (heads * key.shape[1]))
+        block = max(1, SCORE_ELEMENTS // (heads * key.shape[1]))
         for start in range(0, length, block):
             rows = slice(start, start + block)
             logits = attention_logits(query[:, rows], key, geometry)
