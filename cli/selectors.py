@@ -36,7 +36,7 @@ def selectors_command(
     rows = [
         {
             "rule": e.name,
-            "what it ranks by": e.summary,
+            "what it ranks by": e.summary or tables.ABSENT,
             "parameters": ", ".join(f"{p.name}={p.default}" for p in e.parameters if p.name not in shared),
             "needs": _needs(e),
             "source": e.source,
@@ -73,7 +73,7 @@ def _explain(text: str, form: Format) -> None:
     import pandas as pd
 
     from forward_influence.selectors import explained
-    from forward_influence.selectors.registry import find_rule
+    from forward_influence.selectors.registry import find_rule, typed_name
 
     cls = find_rule(text)
     e = explained(cls)
@@ -82,7 +82,7 @@ def _explain(text: str, form: Format) -> None:
         rows = [dict(zip(columns, (p.name, p.kind, p.default, p.meaning), strict=True)) for p in e.parameters]
         typer.echo(tables.text(pd.DataFrame(rows, columns=list(columns)), form), nl=False)
         return
-    typer.echo(f"{e.name}: {e.summary}")
+    typer.echo(f"{e.name}: {e.summary or 'it has no docstring that says what it ranks by'}")
     if e.details:
         typer.echo(f"\n{e.details}")
     typer.echo(f"\nsource     {e.source or tables.ABSENT}")
@@ -94,4 +94,5 @@ def _explain(text: str, form: Format) -> None:
     rows = [{"parameter": p.name, "type": p.kind, "default": p.default, "meaning": p.meaning} for p in e.parameters]
     typer.echo("")
     tables.console().print(tables.rich_table(pd.DataFrame(rows)))
-    typer.echo(f"forward-influence measure --selector '{e.example}'")
+    # by the name that was typed: one that a file gave its rule is unknown until the file is loaded
+    typer.echo(f"forward-influence measure --selector '{typed_name(text)}{e.example.removeprefix(e.name)}'")

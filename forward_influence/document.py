@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from forward_influence.choosing import Choice, choose_all
 from forward_influence.conditions import (
     NOISE_POSITIONS,
     POSITIVE_POSITIONS,
     CompressorCondition,
     Condition,
-    Slice,
     derived_seed,
     expand,
     expand_compressors,
     measured_positions,
-    sliced,
 )
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.fidelity import CompressedRun
@@ -42,7 +41,6 @@ from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.runs import SCHEMA
 from forward_influence.selection import Candidates, Selection
-from forward_influence.selectors import Selector, chosen, final_scores
 from forward_influence.trace import Trace
 from forward_influence.zones import zones
 
@@ -154,13 +152,18 @@ def _measure_segment(
         trace.future = _look_ahead(model, trace, continuation, request, document.fingerprint, segment, progress)
         clock.lap("gradients")
     conditions = expand(request, document.fingerprint, segment, trace.layers)
-    chosen_here = _select_all(trace, conditions, request, candidates, measured, segment)
+    first_row = len(measured.rows) + 1  # the segment's baseline row comes first
+    choices = choose_all(trace, conditions, request, candidates, first_row)
+    for text in choices.messages(clock.laps["context"]):
+        progress.message(text)
+    measured.timings.setdefault("rules", []).append(choices.seconds)
+    measured.tensors |= choices.tensors
     clock.lap("select")
     positions = measured_positions(request, len(continuation), document.fingerprint, segment)
     ablations = [
         removal(
             trace,
-            part.removed,
+            choice.part.removed,
             "drop",
             len(continuation),
             f"{document.name}: {condition.label}",
@@ -168,7 +171,7 @@ def _measure_segment(
             condition.effect == "direct",
             request.rerotate,
         )
-        for condition, (_, part) in zip(conditions, chosen_here, strict=True)
+        for condition, choice in zip(conditions, choices.found, strict=True)
     ]
     compressed = [
         (c, CompressedRun(model, c.contender.compressor, context, c.seed, chunk))
@@ -185,8 +188,8 @@ def _measure_segment(
     clock.lap("continuation")
     base = {"document": document.name, "segment": segment, "context": len(context), "continuation": len(continuation)}
     measured.rows.append(_row(base, "baseline", nll=nll.float().numpy()))
-    for condition, (whole, part), influence in zip(conditions, chosen_here, influences, strict=False):
-        row = _described(condition, whole, part, request, positions)
+    for condition, choice, influence in zip(conditions, choices.found, influences, strict=False):
+        row = _described(condition, choice, request, positions)
         measured.rows.append(_row(base, "condition", **row, **_arrays(influence)))
     for (compressor, run), influence in zip(compressed, influences[len(conditions) :], strict=False):
         row = _described_compressor(compressor, run, trace, positions)
@@ -199,7 +202,7 @@ def _measure_segment(
     if request.verify:
         tokens = torch.cat([context, continuation.to(context.device)])
         where = derived_seed(request.seed, document.fingerprint, segment, "verify") % len(conditions)
-        removed, influence = chosen_here[where][1].removed, influences[where]
+        removed, influence = choices.found[where].part.removed, influences[where]
         _verify(model, tokens, trace, conditions[where], removed, influence, positions, document.name, measured)
         clock.lap("verify")
     measured.timings.setdefault("segments", []).append(clock.laps)
@@ -218,50 +221,6 @@ def _look_ahead(
     wanted = {zone: ends for zone, ends in zones(len(continuation)).items() if zone in request.needs.zones}
     seed = derived_seed(request.seed, fingerprint, segment, "labels")
     return continuation_gradients(model, trace, continuation, wanted, request.needs.gradients, seed, progress=progress)
-
-
-def _select_all(
-    trace: Trace,
-    conditions: Sequence[Condition],
-    request: Request,
-    candidates: Candidates,
-    measured: Measured,
-    segment: int,
-) -> list[tuple[Selection, Slice]]:
-    """Every condition's selection, and the slice of it that is ablated; a rule scores once for all its budgets."""
-    found: list[tuple[Selection, Slice]] = []
-    scores_of: dict[Selector, Tensor] = {}
-    seconds: dict[str, float] = {}
-    first_row = len(measured.rows) + 1  # the segment's baseline row comes first
-    saved: set[tuple[int, ...] | None] = set()
-    for i, condition in enumerate(conditions):
-        rule = condition.rule
-        begun = time.perf_counter()
-        if rule not in scores_of:
-            scores_of = {rule: final_scores(rule, trace)}
-        is_new = i == 0 or conditions[i - 1].choice != condition.choice
-        if is_new:
-            number = candidates.to_choose(condition.budget, request.mode)
-            whole = Selection(chosen(rule, trace, scores_of[rule], number, request.mode), trace.layers)
-            saved.clear()
-        part = sliced(whole, request.mode, condition.layers, request.heads)
-        found.append((whole, part))
-        seconds[rule.spec] = seconds.get(rule.spec, 0.0) + time.perf_counter() - begun
-        if request.save_selections and condition.layers not in saved:
-            measured.tensors[f"selection/{first_row + i}"] = part.selection.mask.cpu()
-            if is_new:
-                measured.tensors[f"scores/{first_row + i}"] = _compact(scores_of[rule]).float().cpu().clone()
-        saved.add(condition.layers)
-    measured.timings.setdefault("rules", []).append(seconds)
-    return found
-
-
-def _compact(scores: Tensor) -> Tensor:
-    """Scores without the axes along which they were only expanded."""
-    for axis in (0, 1):
-        if scores.stride(axis) == 0:
-            scores = scores.narrow(axis, 0, 1)
-    return scores
 
 
 @dataclass(frozen=True)
@@ -306,13 +265,13 @@ def _row(base: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
     return {**dict.fromkeys(SCHEMA.names), **base, "kind": kind, **values}
 
 
-def _described(
-    condition: Condition, whole: Selection, part: Slice, request: Request, positions: Tensor | None
-) -> dict[str, Any]:
+def _described(condition: Condition, choice: Choice, request: Request, positions: Tensor | None) -> dict[str, Any]:
+    part, grain = choice.part, choice.whole.grain
+    parameters = {**condition.rule.parameters, **choice.notes, "grain": grain}
     return {
         "selector": condition.rule.spec,
         # with the grain that came out: a comparison has to name it, and `per` does not tell that entropy is coherent
-        "parameters": json.dumps({**condition.rule.parameters, "grain": whole.grain}, sort_keys=True, default=str),
+        "parameters": json.dumps(parameters, sort_keys=True, default=str),
         "budget": condition.budget.text,
         "selected": part.selection.counts.flatten().tolist(),
         "mode": request.mode,

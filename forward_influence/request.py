@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.selection import MODES, Budget, Candidates
 from forward_influence.selectors import Selector, parse_selector
+from forward_influence.selectors.base import remarks_of
 from forward_influence.selectors.registry import own_sources
 from forward_influence.signals import Needs
 
@@ -172,7 +173,7 @@ class Request:
         """What readers of the results must know about rules at these budgets, a fallback that holds say."""
         candidates = self.candidates
         numbers = [candidates.to_choose(budget, self.mode) for budget in self.parsed_budgets]
-        found = [remark for rule in self.rules for number in numbers for remark in rule.remarks(number, candidates)]
+        found = [remark for rule in self.rules for number in numbers for remark in remarks_of(rule, number, candidates)]
         return tuple(dict.fromkeys(found))
 
     @property

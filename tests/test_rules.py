@@ -239,6 +239,39 @@ def test_position_matched_keeps_counts_positions_and_overlap(of):
     assert not torch.equal(matched, select(rule.at(3), trace, 11).mask)
 
 
+@pytest.mark.parametrize("mode", ["drop", "keep"])
+def test_position_matched_says_what_it_matches_and_how_much_is_the_same(mode, tmp_path):
+    from forward_influence.choosing import choose_all
+    from forward_influence.conditions import expand
+    from forward_influence.request import Request
+    from forward_influence.selectors import registry
+
+    (tmp_path / "late.py").write_text(
+        "from forward_influence.selectors import Selector, selector\n\n\n"
+        "@selector('matched-late')\nclass Late(Selector):\n    power: float = 1.0\n\n"
+        "    def scores(self, trace):\n        return (trace.tokens * trace.positions) ** self.power\n"
+    )
+    specs = (f"{tmp_path}/late.py:Late:power=2", f"position-matched:of={tmp_path}/late.py:Late(power=2),stratum=16")
+    budget = "0.2" if mode == "drop" else "52"
+    request = Request(specs, (budget,), context=N, continuation=9, protect_last=8, draws=3, mode=mode)
+    try:
+        trace = traced("llama")
+        mine, *matched = choose_all(trace, expand(request, "x", 0), request, Candidates(N, FIRST, LAST), 1).found
+        control = request.rules[1]
+        assert control.parameters["of_spec"] == request.rules[0].spec == "matched-late:power=2.0"
+        assert "of_spec" not in control.spec and parse_selector(control.spec) == control
+    finally:
+        registry._rules.pop("matched-late", None)
+    inside = slice(FIRST, LAST)
+    for choice in matched:
+        both = choice.whole.mask[..., inside] & mine.whole.mask[..., inside]
+        share = float(both.sum() / mine.whole.mask[..., inside].sum())
+        assert 0 < share < 1 and choice.notes == {"overlap": pytest.approx(share, abs=1e-6)}
+    assert len({choice.notes["overlap"] for choice in matched}) > 1
+    assert mine.notes == {}
+    assert parse_selector("position-matched:of=attention(window=64)").parameters["of_spec"] == "attention"
+
+
 def test_position_matched_with_ties_moves_what_was_selected(tmp_path):
     (tmp_path / "flat.py").write_text("def flat(trace):\n    return trace.tokens * 0\n")
     rule = parse_selector(f"position-matched:of={tmp_path / 'flat.py'}:flat,stratum=16")
@@ -428,7 +461,7 @@ def test_counts_of_ones_own_rule_are_checked():
         ([5, 5, 5, 5], "broadcast to"),
     ]:
         answer["counts"] = counts
-        with pytest.raises(UsageError, match=f"rule 'greedy': counts.*{complaint}"):
+        with pytest.raises(UsageError, match=rf"rule 'greedy' gave counts.*{complaint}.*test_rules\.py, line \d+\)"):
             chosen(Greedy(), trace, final_scores(Greedy(), trace), 5)
     answer["counts"] = [3, 5, 7]
     assert chosen(Greedy(), trace, final_scores(Greedy(), trace), 5).sum(-1).tolist() == [[3, 3], [5, 5], [7, 7]]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from forward_influence.cli.app import main
-from forward_influence.selectors import discover, explained
+from forward_influence.selectors import discover, explained, registry
 
 
 def output(capsys, *arguments: str) -> str:
@@ -49,8 +49,25 @@ def test_one_rule_is_explained(capsys, name):
 def test_a_rule_of_ones_own_is_explained(capsys, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text('def mine(trace):\n    """My idea."""\n    return trace.tokens\n')
-    assert "My idea." in output(capsys, f"{path}:mine")
+    text = output(capsys, f"{path}:mine:per=token")
+    assert "My idea." in text
+    assert f"--selector '{path}:mine:per=token'" in text
     assert "whole number" in output(capsys, "attention:window=32", "--format", "markdown")
+
+
+def test_a_rule_that_its_file_names_is_shown_as_it_was_typed(capsys, tmp_path):
+    path = tmp_path / "named.py"
+    path.write_text(
+        "from forward_influence.selectors import Selector, selector\n\n\n"
+        "@selector('named-late')\nclass Late(Selector):\n    power: float = 1.0\n\n"
+        "    def scores(self, trace):\n        return trace.tokens\n"
+    )
+    try:
+        text = output(capsys, f"{path}:Late:power=2")
+    finally:
+        registry._rules.pop("named-late", None)
+    assert text.startswith("named-late: it has no docstring")
+    assert f"--selector '{path}:Late:power=1.0'" in text, "in a new process, nobody knows named-late"
 
 
 @pytest.mark.parametrize(

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import sysconfig
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from forward_influence.divergence import at_least_float32
-from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.errors import UsageError
 from forward_influence.selection import Candidates, Selection, protected_mask, top
+from forward_influence.selectors.places import guarded, refusal
 from forward_influence.shares import adaptive_head_counts
+from forward_influence.signals import Needs
 from forward_influence.trace import Trace
 
 GRAINS = ("entry", "layer", "token")
 HEADS = ("equal", "adaptive")
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,7 @@ class Selector:
             fifth of an even share (Ada-KV, arXiv:2407.11550).
 
     Class attributes:
+        declared: signals given to `@selector`; what `needs` is unless a class overrides it.
         positional: the field that a value without a key is for, as in mix:0.9*attention+0.1*entropy.
         example: a specification to show; for rules that cannot be made without parameters.
     """
@@ -46,6 +45,7 @@ class Selector:
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     stochastic: ClassVar[bool] = False
+    declared: ClassVar[frozenset[str]] = frozenset()
     positional: ClassVar[str] = ""
     example: ClassVar[str] = ""
 
@@ -64,7 +64,7 @@ class Selector:
     @property
     def needs(self) -> frozenset[str]:
         """Signals that `scores` reads, see `forward_influence.signals`."""
-        return frozenset()
+        return self.declared
 
     @property
     def observation_window(self) -> int:
@@ -96,6 +96,15 @@ class Selector:
         """What a reader of results must know about this rule at this budget (a fallback that holds, say)."""
         return ()
 
+    def notes(self, trace: Trace, number: int, mask: Tensor) -> dict[str, Any]:
+        """What a row of results says about this choice beside the parameters, by name.
+
+        Args:
+            number: candidates per layer and head on average.
+            mask: (layers, kv_heads, tokens) bool, what was chosen.
+        """
+        return {}
+
     @property
     def inner(self) -> tuple[Selector, ...]:
         """The rules that this one is made of."""
@@ -126,48 +135,63 @@ class FunctionSelector(Selector):
     """A rule made of a plain function `trace -> scores`."""
 
     function: ClassVar[Callable[[Trace], Tensor]]
-    declared: ClassVar[frozenset[str]] = frozenset()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """As declared with `@selector`."""
-        return self.declared
 
     def scores(self, trace: Trace) -> Tensor:
         """What the function returns."""
         return type(self).function(trace)
 
 
+def check_declarations(rule: Selector) -> None:
+    """Refuse a rule whose needs or observation window make no sense, with its name and place, before it is used.
+
+    Raises:
+        UsageError: an unknown signal, needs that are no set, a window that is no count, or what the properties raise.
+    """
+    needs = guarded(rule, lambda: rule.needs)
+    if isinstance(needs, str):
+        raise refusal(rule, f"gives its needs as the text {needs!r}; they are a set of texts, frozenset({{{needs!r}}})")
+    guarded(rule, lambda: Needs.merge(needs))
+    window = guarded(rule, lambda: rule.observation_window)
+    if not isinstance(window, int) or window < 0:
+        raise refusal(rule, f"observes from {window!r} tokens; observation_window is a whole number from 0")
+
+
+def remarks_of(rule: Selector, number: int, candidates: Candidates) -> tuple[str, ...]:
+    """A rule's remarks; what they raise gets the rule's name and line."""
+    found = guarded(rule, lambda: rule.remarks(number, candidates))
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
 def final_scores(rule: Selector, trace: Trace) -> Tensor:
     """A rule's scores, checked, in float32 at least, averaged to its grain and expanded to (layers, kv_heads, tokens).
 
     Raises:
-        UsageError: the wrong shape, NaN among the candidates, not a tensor, or a trace that was changed: with the
-            rule's name. Where the rule itself raised, its line too.
+        UsageError: the wrong shape, NaN among the candidates, not a tensor, a trace that was changed, or what the rule
+            itself raised: with the rule's name, its file and line where it is not of this package.
     """
     before = trace.versions()
-    raw = _guarded(rule, lambda: rule.scores(trace))
+    raw = guarded(rule, lambda: rule.scores(trace))
     if trace.versions() != before:
-        raise UsageError(
-            f"rule {rule.name!r} changes the trace in place, which every other rule reads too; work on a copy (clone())"
-        )
+        raise refusal(rule, "changes the trace in place, which every other rule reads too; work on a copy (clone())")
     if not isinstance(raw, Tensor):
-        raise UsageError(f"rule {rule.name!r} returned {type(raw).__name__}; a tensor of scores is needed")
+        raise refusal(rule, f"returned {type(raw).__name__}; a tensor of scores is needed")
     if raw.is_complex():
-        raise UsageError(f"rule {rule.name!r} returned complex scores, which have no order; return real ones")
+        raise refusal(rule, "returned complex scores, which have no order; return real ones")
     scores = at_least_float32(raw.detach().to(trace.tokens.device))
     layers, heads, n = trace.shape
     if scores.dim() == 2 and len(scores) > 1:
-        raise UsageError(
-            f"rule {rule.name!r} returned scores of shape {tuple(raw.shape)}: whether its rows are layers or kv heads "
-            "cannot be told; return scores[:, None] for one row per layer, scores[None] for one per kv head"
+        raise refusal(
+            rule,
+            f"returned scores of shape {tuple(raw.shape)}: whether its rows are layers or kv heads cannot be told; "
+            "return scores[:, None] for one row per layer, scores[None] for one per kv head",
         )
     try:
         scores = scores.broadcast_to(trace.shape)
     except RuntimeError:
-        raise UsageError(
-            f"rule {rule.name!r} returned scores of shape {tuple(raw.shape)}; "
-            f"something that broadcasts to (layers, kv_heads, tokens) = {(layers, heads, n)} is needed"
+        raise refusal(
+            rule,
+            f"returned scores of shape {tuple(raw.shape)}; something that broadcasts to (layers, kv_heads, tokens) = "
+            f"{(layers, heads, n)} is needed",
         ) from None
     _refuse_nan(rule, scores, trace, "")
     if rule.per == "entry":
@@ -188,24 +212,11 @@ def _refuse_nan(rule: Selector, scores: Tensor, trace: Trace, when: str) -> None
     wrong = torch.isnan(scores[..., trace.first : trace.last])
     if bool(wrong.any()):
         layer, head, token = (int(i) for i in wrong.nonzero()[0])
-        raise UsageError(
-            f"rule {rule.name!r} returned NaN for {int(wrong.sum())} of {wrong.numel()} candidates{when} "
-            f"(first: layer {trace.layers[layer]}, kv head {head}, token {token + trace.first})"
+        raise refusal(
+            rule,
+            f"returned NaN for {int(wrong.sum())} of {wrong.numel()} candidates{when} "
+            f"(first: layer {trace.layers[layer]}, kv head {head}, token {token + trace.first})",
         )
-
-
-def _guarded(rule: Selector, call: Callable[[], Any]) -> Any:
-    """What a rule's own code returns; what it raises gets the rule's name and line."""
-    try:
-        return call()
-    except ForwardInfluenceError as error:
-        place = _own_place(error)
-        line = f" ({place[0]}, line {place[1]})" if place else ""
-        raise type(error)(f"rule {rule.name!r}: {error}{line}") from error
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # of this document, not of the rule
-    except Exception as error:
-        raise UsageError(f"rule {rule.name!r} failed: {_where(error)}") from error
 
 
 def entry_counts(rule: Selector, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
@@ -218,7 +229,7 @@ def entry_counts(rule: Selector, trace: Trace, scores: Tensor, number: int) -> i
     Raises:
         UsageError: counts of another total, shape or kind, below 1 or beyond the candidates.
     """
-    counts = _guarded(rule, lambda: rule.counts(trace, scores, number))
+    counts = guarded(rule, lambda: rule.counts(trace, scores, number))
     if isinstance(counts, int) and counts == number and rule.heads == "equal":
         return number
     layers, heads, _ = trace.shape
@@ -228,15 +239,17 @@ def entry_counts(rule: Selector, trace: Trace, scores: Tensor, number: int) -> i
             raise TypeError(f"counts of dtype {whole.dtype}")
         whole = whole.to(torch.int64).broadcast_to(layers, heads)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"rule {rule.name!r}: counts must be whole numbers that broadcast to (layers, kv_heads) = "
-            f"{(layers, heads)} ({str(error).splitlines()[0]})"
+        raise refusal(
+            rule,
+            f"gave counts that are no whole numbers that broadcast to (layers, kv_heads) = {(layers, heads)} "
+            f"({str(error).splitlines()[0]})",
         ) from None
     available = trace.last - trace.first
     if int(whole.sum()) != number * layers * heads or int(whole.min()) < 1 or int(whole.max()) > available:
-        raise UsageError(
-            f"rule {rule.name!r}: counts lie between {int(whole.min())} and {int(whole.max())} and sum to "
-            f"{int(whole.sum())}; each must be 1 to {available} and their sum {number * layers * heads}"
+        raise refusal(
+            rule,
+            f"gave counts between {int(whole.min())} and {int(whole.max())} that sum to {int(whole.sum())}; "
+            f"each must be 1 to {available} and their sum {number * layers * heads}",
         )
     if rule.heads == "adaptive":
         return adaptive_head_counts(scores, Candidates(trace.n, trace.first, trace.last), whole)
@@ -250,6 +263,19 @@ def chosen(rule: Selector, trace: Trace, scores: Tensor, number: int, mode: str 
     return mask | protected_mask(candidates, mask.device) if mode == "keep" else mask
 
 
+def tied_share(scores: Tensor, mask: Tensor, candidates: Candidates) -> float:
+    """Share of what was chosen that scores like a candidate of its layer and head that was not: ties decided there.
+
+    Args:
+        scores, mask: (layers, kv_heads, tokens).
+    """
+    inside, taken = (t[..., candidates.first : candidates.last] for t in (scores, mask))
+    border = inside.masked_fill(~taken, torch.inf).amin(-1, keepdim=True)
+    left = inside.masked_fill(taken, -torch.inf).amax(-1, keepdim=True)
+    decided = taken & (inside == border) & (border == left) & ~taken.all(-1, keepdim=True)
+    return int(decided.sum()) / max(1, int(taken.sum()))
+
+
 def select(rule: Selector, trace: Trace, number: int, mode: str = "drop") -> Selection:
     """Apply a rule: its `number` best candidates per layer and head; in keep mode the protected tokens come on top.
 
@@ -257,21 +283,3 @@ def select(rule: Selector, trace: Trace, number: int, mode: str = "drop") -> Sel
         number: candidates per layer and head, from `Candidates.to_choose`.
     """
     return Selection(chosen(rule, trace, final_scores(rule, trace), number, mode), trace.layers)
-
-
-def _where(error: Exception) -> str:
-    """The kind of an error, its first line, and the innermost place in the rule's own file."""
-    text = next(iter(str(error).splitlines()), "")
-    place = _own_place(error) or _frames(error)[-1]
-    return f"{type(error).__name__}: {text} ({place[0]}, line {place[1]})"
-
-
-def _frames(error: BaseException) -> list[tuple[str, int]]:
-    return [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
-
-
-def _own_place(error: BaseException) -> tuple[str, int] | None:
-    """The innermost (file, line) outside this package and installed ones: the line of a rule of one's own."""
-    strangers = (str(_PACKAGE), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
-    own = [f for f in _frames(error) if not f[0].startswith(strangers) and "site-packages" not in f[0]]
-    return own[-1] if own else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.selection import Candidates
-from forward_influence.selectors.base import Selector, entry_counts, final_scores
+from forward_influence.selection import Candidates, top
+from forward_influence.selectors.base import Selector, entry_counts, final_scores, remarks_of
 from forward_influence.selectors.registry import parse_nested, selector
 from forward_influence.trace import Trace
 
@@ -113,7 +114,19 @@ class PositionMatched(Selector):
 
     def remarks(self, number: int, candidates: Candidates) -> tuple[str, ...]:
         """The matched rule's."""
-        return self.rule.remarks(number, candidates)
+        return remarks_of(self.rule, number, candidates)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """With `of_spec`, the matched rule as rows of its own name it, however `of` was typed."""
+        return {**super().parameters, "of_spec": self.rule.spec}
+
+    def notes(self, trace: Trace, number: int, mask: Tensor) -> dict[str, Any]:
+        """`overlap`: the share of what was chosen that the matched rule chooses too."""
+        candidates = Candidates(trace.n, trace.first, trace.last)
+        original = top(self._matched(trace), candidates, self.counts(trace, self._matched(trace), number))
+        both = (mask & original).sum() / original.sum()
+        return {"overlap": round(float(both), 6)}
 
     def _matched(self, trace: Trace) -> Tensor:
         return trace.memo(("matched", self.of), lambda: final_scores(self.rule, trace))

@@ -30,7 +30,7 @@ class Explained:
 
     Attributes:
         name: what users type.
-        summary: the first line of its docstring.
+        summary: the first line of its docstring; nothing where it has none.
         details: the rest of it, sections apart.
         source: where it comes from.
         parameters: its own first, then those that every rule has.
@@ -53,12 +53,12 @@ class Explained:
 
 def explained(cls: type[Selector]) -> Explained:
     """Explain a rule's class."""
-    text = inspect.cleandoc(cls.__doc__ or "")
+    text = _docstring(cls)
     prose = _prose(text)
     summary, _, details = prose.partition("\n\n")
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        meanings |= _attributes(inspect.cleandoc(vars(base).get("__doc__") or ""))
+        meanings |= _attributes(_docstring(base))
     fields = [f for f in dataclasses.fields(cls) if f.name != "seed"]
     shared = {f.name for f in dataclasses.fields(Selector)}
     parameters = [
@@ -82,6 +82,12 @@ def explained(cls: type[Selector]) -> Explained:
         cls.stochastic,
         cls.example or _example(cls.name, parameters),
     )
+
+
+def _docstring(cls: type) -> str:
+    """What a class's author wrote; `dataclass` writes the signature where that is nothing."""
+    text = vars(cls).get("__doc__") or ""
+    return "" if text.startswith(f"{cls.__name__}(") else inspect.cleandoc(text)
 
 
 def _example(name: str, parameters: list[Parameter]) -> str:

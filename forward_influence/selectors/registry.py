@@ -13,10 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
-import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,7 +22,9 @@ from typing import Any, get_args, get_type_hints
 from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
-from forward_influence.selectors.base import FunctionSelector, Selector
+from forward_influence.selectors.base import FunctionSelector, Selector, check_declarations
+from forward_influence.selectors.files import load_file, source_of
+from forward_influence.selectors.places import home
 from forward_influence.trace import Trace
 
 ENTRY_POINTS = "forward_influence.selectors"
@@ -34,18 +33,18 @@ _discovered = False
 
 
 def selector(
-    name: str, *, needs: Iterable[str] = (), source: str = "", stochastic: bool = False
+    name: str, *, needs: str | Iterable[str] = (), source: str = "", stochastic: bool = False
 ) -> Callable[[Any], Any]:
     """Register a rule: a frozen dataclass derived from `Selector`, or a function `trace -> scores`.
 
     Args:
         name: what users type.
-        needs: signals that a function reads; a class declares its own.
+        needs: signals that the rule reads, one or several; a class may have a property `needs` instead.
         source: where the rule comes from (an arXiv id, say).
         stochastic: the rule draws at random and has a field `seed`.
 
     Raises:
-        UsageError: another rule has that name.
+        UsageError: another rule has that name, or a class declares its needs twice.
 
     Example:
         >>> from forward_influence.selectors import selector
@@ -56,22 +55,27 @@ def selector(
         'rare-words'
     """
 
+    declared = frozenset({needs} if isinstance(needs, str) else needs)
+
     def register(rule: Any) -> Any:
-        cls = _completed(rule) if isinstance(rule, type) else _from_function(rule, name, frozenset(needs))
+        cls = _completed(rule) if isinstance(rule, type) else _from_function(rule)
+        if declared and cls.needs is not Selector.needs:
+            raise UsageError(f"rule {name!r} has a property `needs`, so leave needs={set(declared)} out of @selector")
         known = _rules.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UsageError(f"a rule named {name!r} exists already ({known.__module__}); choose another name")
         cls.name, cls.source, cls.stochastic = name, source, stochastic
+        if declared:
+            cls.declared = declared
         _rules[name] = cls
         return cls
 
     return register
 
 
-def _from_function(function: Callable[[Trace], Tensor], name: str, needs: frozenset[str]) -> type[FunctionSelector]:
+def _from_function(function: Callable[[Trace], Tensor]) -> type[FunctionSelector]:
     members = {
         "function": staticmethod(function),
-        "declared": needs,
         "__doc__": function.__doc__,
         "__module__": function.__module__,
         "__qualname__": function.__qualname__,
@@ -115,12 +119,14 @@ def parse_selector(text: str) -> Selector:
     """
     cls, arguments = find_rule(text), _split(text.strip())[2]
     try:
-        return cls(**_coerced(cls, arguments))
+        rule = cls(**_coerced(cls, arguments))
     except ForwardInfluenceError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = next(iter(str(error).splitlines()), "")
-        raise UsageError(f"rule {cls.name!r} cannot be made: {type(error).__name__}: {text}") from error
+        raise UsageError(f"rule {cls.name!r} cannot be made: {type(error).__name__}: {text}{home(cls)}") from error
+    check_declarations(rule)
+    return rule
 
 
 def find_rule(text: str) -> type[Selector]:
@@ -136,6 +142,12 @@ def find_rule(text: str) -> type[Selector]:
     return cls  # type: ignore[no-any-return]
 
 
+def typed_name(text: str) -> str:
+    """A specification without its parameters: what to type to name the rule, its file or module included."""
+    where, name, _ = _split(text.strip())
+    return f"{where}:{name}" if where else name
+
+
 def own_sources(rules: Iterable[Selector]) -> dict[str, str]:
     """Rule name -> SHA-256 of the code it comes from, for rules that are not of this package.
 
@@ -145,18 +157,9 @@ def own_sources(rules: Iterable[Selector]) -> dict[str, str]:
     for rule in rules:
         made = getattr(rule, "function", type(rule))
         if not made.__module__.startswith("forward_influence."):
-            found[rule.name] = hashlib.sha256(_code(made)).hexdigest()
+            found[rule.name] = hashlib.sha256(source_of(made)).hexdigest()
         found |= own_sources(rule.inner)
     return found
-
-
-def _code(made: Any) -> bytes:
-    """The file of a rule's class or function; what it was compiled to where there is none (a notebook's cell)."""
-    try:
-        return Path(inspect.getsourcefile(made) or "").read_bytes()
-    except (OSError, TypeError):
-        code = getattr(getattr(made, "scores", made), "__code__", None)
-        return b"" if code is None else code.co_code + repr(code.co_consts).encode()
 
 
 def parse_nested(text: str) -> Selector:
@@ -233,7 +236,7 @@ def _find(where: str, name: str) -> Any:
     if where == "kvpress":
         return importlib.import_module("forward_influence.kvpress_adapter").press_rule(name)
     if where.endswith(".py") or "/" in where or "\\" in where:
-        return _member(_load_file(Path(where)), where, name)
+        return _member(load_file(Path(where)), where, name)
     if where:
         return _member(_import(where), where, name)
     rules = discover()
@@ -265,41 +268,6 @@ def _import(where: str) -> Any:
         raise UsageError(f"module {where!r} cannot be imported ({type(error).__name__}: {error})") from error
 
 
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"rule file {path} does not exist")
-    content = path.resolve()
-    name = f"forward_influence_rules_{hashlib.sha256(str(content).encode()).hexdigest()[:12]}"
-    changed = content.stat().st_mtime_ns
-    if name in sys.modules and getattr(sys.modules[name], "_changed", None) == changed:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, content)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        if isinstance(error, ForwardInfluenceError):
-            raise
-        line = getattr(error, "lineno", None) or _last_line(error, str(content))
-        text = next(iter(str(error).splitlines()), "")
-        raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {text} (line {line})") from error
-    vars(module)["_changed"] = changed
-    return module
-
-
-def _last_line(error: Exception, file: str) -> int:
-    line, trace = 0, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
 def _member(module: Any, where: str, name: str) -> Any:
     found = getattr(module, name, None)
     if found is None:
@@ -316,7 +284,7 @@ def _as_rule(found: Any, label: str) -> Any:
         return _completed(found)
     if isinstance(found, type) or not callable(found):
         raise UsageError(f"{label} is not a rule; derive it from Selector or write a function of a trace")
-    return _from_function(found, label, frozenset())
+    return _from_function(found)
 
 
 def _coerced(cls: type[Selector], arguments: dict[str, str]) -> dict[str, Any]:
