@@ -192,7 +192,9 @@ def rpc(s: Seen, layer: int, window: int, kernel: int, scaling: float) -> Tensor
     return torch.cat([_pool(torch.stack(rows).mean(0), kernel, "average"), torch.zeros(window, dtype=rows[0].dtype)])
 
 
-def rkv(s: Seen, layer: int, kv: int, window: int, kernel: int, weight: float, scaling: float) -> Tensor:
+def rkv(
+    s: Seen, layer: int, kv: int, window: int, kernel: int, weight: float, threshold: float, scaling: float
+) -> Tensor:
     """lambda a - (1 - lambda) redundancy."""
     n = len(s.tokens)
     logits = torch.stack([_logits(s, layer, h, scaling)[n - window :, : n - window] for h in s.group(kv)]).max(0).values
@@ -203,7 +205,7 @@ def rkv(s: Seen, layer: int, kv: int, window: int, kernel: int, weight: float, s
         for j in range(n):
             if i != j:
                 similar[i, j] = keys[i] @ keys[j] / (keys[i].norm() * keys[j].norm())
-        above = [j for j in range(n) if similar[i, j] > 0.5]
+        above = [j for j in range(n) if similar[i, j] > threshold]
         if above:
             similar[i, above[-1]] = 0
     redundancy = torch.softmax(similar.mean(0), 0)[: n - window]

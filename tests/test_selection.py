@@ -119,6 +119,28 @@ def test_adaptive_heads_keep_totals_and_the_safeguard(case):
 
 
 @given(cases())
+def test_a_larger_number_only_adds_to_adaptive_heads(case):
+    scores, candidates, number = case
+
+    def mask(count):
+        even = torch.full(scores.shape[:2], count)
+        return top(scores, candidates, adaptive_head_counts(scores, candidates, even))
+
+    assert not (mask(max(1, number - 1)) & ~mask(number)).any()
+
+
+@given(cases())
+def test_a_larger_number_only_adds_in_keep_mode(case):
+    scores, candidates, number = case
+    smaller, larger = (
+        Selection(top(scores, candidates, count) | protected_mask(candidates, scores.device), tuple(range(len(scores))))
+        for count in (number - 1, number)
+    )
+    assert not (smaller.kept("keep") & ~larger.kept("keep")).any()
+    assert larger.kept("keep")[..., protected_mask(candidates, scores.device)].all()
+
+
+@given(cases())
 def test_heads_that_score_alike_select_alike(case):
     scores, candidates, number = case
     alike = scores[:, :1].expand(scores.shape)

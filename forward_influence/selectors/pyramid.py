@@ -21,13 +21,14 @@ class Pyramid(Attention):
     """`attention` with budgets that fall linearly from the first layer to the last, their sum exact.
 
     With C tokens held per layer, protected ones included: lo = C/beta, hi = 2C - lo, hi at most n - window. Where not
-    n >= hi >= lo >= window, every layer holds C, and the rule's remarks say so. In drop mode, the same sets.
+    n >= hi >= lo >= window, every layer holds C, and the rule's remarks say so. In drop mode the same sets are removed.
 
     Attributes:
         beta: how steep: the last layer holds C/beta.
     """
 
     beta: float = 20.0
+    example = "pyramid:window=8"
 
     def validate(self) -> None:
         """As `attention`, and beta at least 1."""
@@ -69,11 +70,13 @@ class Pyramid(Attention):
         if slope is None:
             return (
                 f"{self.spec}: {held} of {candidates.n} tokens are too few or too many for a pyramid on a window of "
-                f"{self.window}, so every layer holds {held}, as in `attention`; use a smaller window",
+                f"{self.window}, so every layer holds {held}, {candidates.protected} protected and {number} chosen (which "
+                "drop mode removes), as in `attention`; use a smaller window, pyramid:window=8",
             )
         if slope[1] < candidates.protected + 0.5:
             return (
                 f"{self.spec}: the last layer's share of {slope[1]:.0f} tokens is no more than the "
-                f"{candidates.protected} protected ones, so layers like it choose 1 each; protect fewer",
+                f"{candidates.protected} protected ones, so layers like it choose 1 each and the others so many fewer; "
+                "protect fewer",
             )
         return ()
