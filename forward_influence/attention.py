@@ -45,23 +45,60 @@ def causal_tail(query_length: int, key_length: int, device: torch.device) -> Ten
         return ones.tril(key_length - query_length)
 
 
-def attention_logits(query: Tensor, key: Tensor, geometry: Geometry) -> Tensor:
+def attention_logits(query: Tensor, key: Tensor, geometry: Geometry, out: Tensor | None = None) -> Tensor:
     """Scaled and capped logits, at least float32.
 
     Args:
         query: (query_heads, q, d).
         key: (kv_heads, k, d); query head h reads kv head h // (query_heads // kv_heads).
+        out: (kv_heads, group, q, k) to write into; no gradients then.
 
     Returns:
         (kv_heads, group, q, k).
     """
     kv_heads, group = key.shape[0], query.shape[0] // key.shape[0]
     grouped = at_least_float32(query).reshape(kv_heads, group, *query.shape[1:])
-    logits = grouped @ at_least_float32(key)[:, None].transpose(-1, -2)
+    logits = torch.matmul(grouped, at_least_float32(key)[:, None].transpose(-1, -2), out=out)
     logits = logits.mul_(geometry.scaling) if not logits.requires_grad else logits * geometry.scaling
     if geometry.softcap is not None:
         logits = geometry.softcap * torch.tanh(logits / geometry.softcap)
     return logits
+
+
+class ReceivedAttention:
+    """Adds up the attention that keys receive from queries, in memory that is taken once: a few rows at a time."""
+
+    def __init__(self) -> None:
+        self._store: Tensor | None = None
+
+    def of(self, query: Tensor, key: Tensor, geometry: Geometry, visible: Tensor) -> Tensor:
+        """Attention received, summed over queries and averaged over a kv head's query heads, (kv_heads, k).
+
+        Args:
+            query: (query_heads, q, d).
+            key: (kv_heads, k, d).
+            visible: (1 | kv_heads, q, k) bool.
+        """
+        (heads, length), (kv_heads, count) = query.shape[:2], key.shape[:2]
+        total = at_least_float32(key.new_empty(0)).new_zeros(kv_heads, count)
+        step = max(1, min(length, SCORE_ELEMENTS // (heads * count)))
+        needed = max(SCORE_ELEMENTS if length > 1 else 0, heads * step * count)
+        if self._store is None or self._store.shape[1] < needed or self._store.dtype != total.dtype:
+            self._store = None  # before the new one is taken
+            self._store = total.new_empty(2, needed)
+        for start in range(0, length, step):
+            rows = slice(start, min(start + step, length))
+            shape = (kv_heads, heads // kv_heads, rows.stop - start, count)
+            size = heads * (rows.stop - start) * count
+            logits, weights = (store[:size].view(shape) for store in self._store)
+            logits = attention_logits(query[:, rows], key, geometry, out=logits)
+            logits.masked_fill_(~visible[:, None, rows], float("-inf"))
+            if geometry.sinks is None:
+                torch.softmax(logits, -1, out=weights)
+            else:
+                weights = softmax_with_sinks(logits, geometry.sinks)
+            total += weights.sum(2).mean(1)
+        return total
 
 
 def softmax_with_sinks(logits: Tensor, sinks: Tensor | None) -> Tensor:

@@ -142,11 +142,14 @@ def measure_ablations(
     targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])
     with torch.no_grad():
         keeps = any(a.direct for a in ablations)
+        give_back()  # what recording and choosing left
         full, later = _run_in_full(model, trace, continuation, chunk, keeps)
+        give_back()
         progress.advance(m, "full cache")
 
         def run(ablation: Ablation) -> Tensor:
             hidden = _run(model, trace, continuation, ablation, later, chunk)
+            give_back()
             progress.advance(ablation.runs - _waiting(ablation), ablation.label)
             return hidden
 
@@ -156,7 +159,6 @@ def measure_ablations(
         for start in range(0, max(1, len(ablations)), size):
             group = ablations[start : start + size]
             hidden = [run(a) for a in group]
-            give_back()
             found_nll, found = _compare(model.anatomy.head, full, hidden, targets, group, nll is None)
             progress.advance(sum(map(_waiting, group)), "comparing")
             nll = found_nll if nll is None else nll

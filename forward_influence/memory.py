@@ -9,14 +9,15 @@ Kept while a document is measured (bytes of a number left out; n context, m cont
 
 and, one after the other, so that the peak adds the largest of them:
 
-    recording            body(n) + what signals take meanwhile: a chunk's states of all layers (infokv), 3 x 2^22
+    recording            body(n) + what signals take meanwhile: a chunk's states of all layers (infokv), 2 x 2^22
                          attention logits (h2o), a block of logits (entropy), the backward passes (oracles)
     choosing             40 L Hkv n bytes of scores and their order, and one layer's attention of the window
     continuation         2 L Hkv d (n + m) + body(n + m)    one cache, whatever the number of conditions
     head                 3 rows V float32; rows from the vocabulary alone, 256 at 49,152 words on a processor
 
-body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 8 MB come on top for
-what matrix libraries pack operands into. There is no term with m V, n^2 or conditions x cache.
+body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 16 MB come on top for
+what matrix libraries pack operands into and what the allocator cannot give back. There is no term with m V, n^2 or
+conditions x cache.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def peak(
     )
 
 
-_LIBRARIES = 8_000_000
+_LIBRARIES = 16_000_000
 #: Bytes per entry while a rule chooses: scores twice in float32 or float64, their order and ranks.
 _CHOOSING = 40
 
@@ -208,7 +209,7 @@ def _recording(sizes: Sizes, context: int, chunk: int, needs: Needs, block: int)
     """What recording takes meanwhile, the body apart."""
     states = sizes.layers * chunk * sizes.hidden * sizes.itemsize if needs.representation_change else 0
     logits = min(SCORE_ELEMENTS, sizes.query_heads * chunk * context)
-    received = 3 * logits * sizes.wide if needs.accumulated_attention else 0
+    received = 2 * logits * sizes.wide if needs.accumulated_attention else 0
     doubled = 2 * sizes.query_heads * chunk * sizes.head_size * 8 if needs.query_moments else 0
     return states + received + doubled + (2 * block if needs.head else 0)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forward_influence.anatomy import Anatomy
-from forward_influence.attention import SCORE_ELEMENTS, Geometry, attention_logits, causal_tail, softmax_with_sinks
+from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
 from forward_influence.cache import SelectiveCache
 from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
@@ -35,6 +35,7 @@ class ContextRecorder:
         self.geometry: dict[int, Geometry] = {}
         self.biased = False
         self._accumulated: dict[int, Tensor] = {}
+        self._received = ReceivedAttention()
         self._sums: dict[int, list[Tensor]] = {}
         self._chunk_hidden: dict[int, Tensor] = {}
         self._change: list[Tensor] = []
@@ -78,17 +79,11 @@ class ContextRecorder:
         self._tokens_before += length
 
     def _accumulate(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry) -> None:
-        heads, length = query.shape[0], query.shape[1]
         total = self._accumulated.setdefault(
             layer, torch.zeros(key.shape[0], self._n, dtype=at_least_float32(key).dtype, device=key.device)
         )
-        visible = causal_tail(length, key.shape[1], key.device)
-        block = max(1, SCORE_ELEMENTS // (heads * key.shape[1]))
-        for start in range(0, length, block):
-            rows = slice(start, start + block)
-            logits = attention_logits(query[:, rows], key, geometry).masked_fill(~visible[rows], float("-inf"))
-            weights = softmax_with_sinks(logits, geometry.sinks)
-            total[:, : key.shape[1]] += weights.sum(2).mean(1)
+        visible = causal_tail(query.shape[1], key.shape[1], key.device)[None]
+        total[:, : key.shape[1]] += self._received.of(query, key, geometry, visible)
 
     def _add_moments(self, layer: int, query: Tensor) -> None:
         if self.rotation is None:

@@ -174,7 +174,8 @@ def continuation_entries(cache: SelectiveCache, m: int) -> list[tuple[Tensor, Te
         else:
             assert layer.keys is not None and layer.values is not None
             keys, values = layer.keys, layer.values
-        entries.append((keys[:, :, -m:], values[:, :, -m:]))
+        # copies: a view would keep the context's part of the store, too
+        entries.append((keys[:, :, -m:].clone(), values[:, :, -m:].clone()))
     return entries
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forward_influence.anatomy import Anatomy
-from forward_influence.attention import Geometry, causal_tail
+from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.compression.held_trace import Group, HeldTrace, geometry_of, moments_of, query_heads
 from forward_influence.compression.live_signals import LastRows, QueryMoments, Received, TokenSignals
@@ -45,7 +45,8 @@ class LiveRecorder:
         self.on = True
         self.head_seconds = 0.0
         self._queries = {layer: LastRows(needs.window) for layer in self.layers} if needs.window else {}
-        self._received = {layer: Received() for layer in self.layers} if needs.accumulated_attention else {}
+        received = ReceivedAttention()
+        self._received = {layer: Received(received) for layer in self.layers} if needs.accumulated_attention else {}
         self._moments = {layer: QueryMoments() for layer in self.layers} if needs.query_moments else {}
         self._geometry: dict[int, Geometry] = {}
         self._biased = False

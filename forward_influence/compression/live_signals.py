@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.attention import SCORE_ELEMENTS, Geometry, attention_logits, softmax_with_sinks
+from forward_influence.attention import Geometry, ReceivedAttention
 from forward_influence.divergence import at_least_float32
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.trace import Moments
@@ -120,10 +120,15 @@ class TokenSignals:
 
 
 class Received:
-    """Attention that each held entry of a layer received from all queries so far, mean over a kv head's query heads."""
+    """Attention that each held entry of a layer received from all queries so far, mean over a kv head's query heads.
 
-    def __init__(self) -> None:
+    Args:
+        received: adds up, in memory that all layers share.
+    """
+
+    def __init__(self, received: ReceivedAttention) -> None:
         self.total: Tensor | None = None
+        self._received = received
 
     def add(self, query: Tensor, key: Tensor, geometry: Geometry, visible: Tensor) -> None:
         """Add queries (query_heads, q, d) over all that is held, (kv_heads, held, d), their own keys included.
@@ -131,16 +136,9 @@ class Received:
         Args:
             visible: (kv_heads | 1, q, held) bool.
         """
-        heads, length = query.shape[0], query.shape[1]
         before = at_least_float32(key.new_empty(0)).new_zeros(key.shape[0], 0) if self.total is None else self.total
         total = F.pad(before, (0, key.shape[1] - before.shape[1]))
-        block = max(1, SCORE_ELEMENTS // (heads * key.shape[1]))
-        for start in range(0, length, block):
-            rows = slice(start, start + block)
-            logits = attention_logits(query[:, rows], key, geometry)
-            weights = softmax_with_sinks(logits.masked_fill(~visible[:, None, rows], float("-inf")), geometry.sinks)
-            total += weights.sum(2).mean(1)
-        self.total = total
+        self.total = total + self._received.of(query, key, geometry, visible)
 
     def evict(self, index: Tensor, holes: Tensor | None) -> None:
         """Keep the entries at `index` (kv_heads, kept); 0 for those that only pad."""
