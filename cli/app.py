@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+from contextlib import suppress
 
 import typer
 
-from forward_influence.errors import ForwardInfluenceError
+from forward_influence.errors import ForwardInfluenceError, one_line
 
 #: Command -> (module, function or typer app). Adding a command adds a file and a line.
 COMMANDS = {
@@ -28,6 +30,8 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130
+#: What writing to a file or a terminal that takes no more fails with.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _INTERRUPTED = "interrupted; what was measured is kept, the same command continues"
 
 
@@ -69,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     `--debug`, anywhere, shows the whole traceback of an error.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # None where it was closed (`>&-`)
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
@@ -76,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = build()(given, prog_name="forward-influence", standalone_mode=False)
         if code == INTERRUPTED:  # what newer typers make of Ctrl-C
             _complain(_INTERRUPTED)
+        sys.stdout.flush()  # here, where a full disk can still be told, and not at the interpreter's end
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:  # what older ones make of it
         _complain(_INTERRUPTED)
@@ -89,7 +96,13 @@ def main(arguments: list[str] | None = None) -> None:
         _complain(_INTERRUPTED)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        _drop_output()
+        _complain(_in_words(error))
         sys.exit(1)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own; newer versions carry their click inside
@@ -98,9 +111,25 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(getattr(error, "exit_code", 2))
         if debug:
             raise
-        first = (str(error).splitlines() or [""])[0]
+        first = one_line((str(error).splitlines() or [""])[0])
         _complain(f"{type(error).__name__}: {first} (unexpected; --debug shows where, please report it)")
         sys.exit(1)
+
+
+def _in_words(error: OSError) -> str:
+    """What the file system or the output refused; an error that names no file is met while writing to an open one."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{error.filename}: {reason}; --debug shows where"
+    if error.errno in _FULL:
+        return f"cannot write the output: {reason}; free some space, or send it elsewhere"
+    return f"{reason}; --debug shows where"
+
+
+def _drop_output() -> None:
+    """What is still to be written goes nowhere, so that the interpreter does not try again at its end."""
+    with suppress(OSError):  # a stream without a file behind it has nothing to drop
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help_of(error: Exception) -> str:
@@ -110,6 +139,6 @@ def _help_of(error: Exception) -> str:
 
 
 def _complain(text: str) -> None:
-    """One line on standard error, control characters made visible."""
-    line = " ".join(text.split())
-    typer.echo("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), err=True)
+    """One line on standard error."""
+    with suppress(OSError):  # where even that cannot be written, the exit code says it
+        typer.echo(f"error: {one_line(text)}", err=True)

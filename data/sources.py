@@ -11,6 +11,7 @@ from typing import Any
 
 from forward_influence.data.documents import Document, make_document, safe
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.paths import is_there, typed_path
 
 TEXT_SUFFIXES = (".txt", ".md")
 _TIMEOUT_S = 10
@@ -32,10 +33,10 @@ def read(spec: str) -> list[Document]:
     if spec.startswith("hf:"):
         return hub_dataset(spec)
     lines = _LINES.fullmatch(spec)
-    if lines and not _exists(Path(spec)):
-        return json_lines(Path(lines["path"]).expanduser(), lines["field"])
-    path = Path(spec).expanduser()
-    if not _exists(path):
+    if lines and not is_there(Path(spec)):
+        return json_lines(typed_path(lines["path"]), lines["field"])
+    path = typed_path(spec)
+    if not is_there(path):
         raise UsageError(f"there are no documents at {safe(spec)!r}{_near(path)}; give a file, a folder, or `sotu`")
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         raise UsageError(f"say which field of {safe(path.name)} holds the text: {safe(spec)}:text, for example")
@@ -43,13 +44,6 @@ def read(spec: str) -> list[Document]:
         return text_folder(path) if path.is_dir() else [text_file(path)]
     except OSError as error:
         raise UsageError(f"{safe(spec)} cannot be read: {error.strerror or type(error).__name__}") from error
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _near(path: Path) -> str:
@@ -114,7 +108,7 @@ def json_lines(path: Path, field: str) -> list[Document]:
     A line whose text is empty stays in, and is skipped later, by name, as too short.
     """
     shown, documents = safe(path.name), []
-    if not _exists(path):
+    if not is_there(path):
         raise UsageError(f"there is no file {safe(str(path))!r}{_near(path)}")
     if not path.is_file():
         raise UsageError(f"{shown} is not a file")

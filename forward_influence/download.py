@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,11 @@ def _with_pip(wheel: Wheel, folder: Path, progress: Progress) -> Path:
 def _watch(folder: Path, wheel: Wheel, seen: int, progress: Progress) -> int:
     """Report what arrived in a folder since `seen` bytes; return the new count."""
     size = 0
-    for path in folder.rglob("*.whl"):
-        try:
-            size = max(size, min(path.stat().st_size, wheel.size))
-        except OSError:
-            continue
+    # pip moves and removes what it has there while we look: a folder can go in the middle of the walk.
+    with suppress(OSError):
+        for path in folder.rglob("*.whl"):
+            with suppress(OSError):
+                size = max(size, min(path.stat().st_size, wheel.size))
     if size > seen:
         progress.advance(size - seen, f"downloading {wheel.package}")
     return max(size, seen)

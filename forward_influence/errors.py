@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+#: Characters of a message: it repeats what was typed, and that can be a file by mistake.
+LONGEST_MESSAGE = 600
+_ELIDED = " [...] "
+
+
 class ForwardInfluenceError(Exception):
     """Something failed while working; the command line exits with 1."""
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(" ".join(str(message).splitlines()))  # one line, whatever was typed that it repeats
+        super().__init__(one_line(message))
 
 
 class StorageError(ForwardInfluenceError):
@@ -24,9 +29,22 @@ class UsageError(ForwardInfluenceError):
     exit_code = 2
 
 
+def one_line(text: str) -> str:
+    """A text as one line of at most `LONGEST_MESSAGE` characters, control characters made visible.
+
+    What is too long loses its middle: the cause stands at the beginning of a message and the remedy at its end.
+    """
+    line = " ".join(str(text).split())
+    if len(line) > LONGEST_MESSAGE:  # before it is escaped, which takes time in proportion
+        half = (LONGEST_MESSAGE - len(_ELIDED)) // 2
+        line = line[:half] + _ELIDED + line[-half:]
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    return shown if len(shown) <= LONGEST_MESSAGE else one_line(shown)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest known word, or an empty string."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = get_close_matches(word[:200], list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""

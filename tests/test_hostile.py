@@ -112,10 +112,14 @@ def test_any_bytes_as_a_document(tmp_path_factory, data):
 
 @pytest.mark.parametrize("text", hostile.STRINGS, ids=range(len(hostile.STRINGS)))
 def test_hostile_document_specifications(text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    """From an empty folder in an empty home: what is below "..", "~" and $HOME is not the user's."""
+    here = tmp_path / "home" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hostile.taken_well(lambda: list(load_documents([text])))
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.rglob("*")] == ["home", "here"]
 
 
 def test_a_line_of_a_hundred_megabytes(tmp_path):

@@ -1,0 +1,29 @@
+"""Paths as people type them: a home folder by "~", and names that no file system takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forward_influence.errors import UsageError
+
+
+def typed_path(text: str) -> Path:
+    """The path that was typed, "~" and "~user" put in full.
+
+    Raises:
+        UsageError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{text!r} begins with the home folder of a user who is not here; write the path out"
+        ) from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path; False too for names that no file system takes (too long, a NUL)."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
