@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import typer
 
@@ -73,8 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     `--debug`, anywhere, shows the whole traceback of an error.
     """
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # None where it was closed (`>&-`)
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed (`>&-`)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

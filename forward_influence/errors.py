@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-
 #: Characters of a message: it repeats what was typed, and that can be a file by mistake.
 LONGEST_MESSAGE = 600
 _ELIDED = " [...] "
