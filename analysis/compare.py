@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.controls import controls, effects, floor_text, spread
+from forward_influence.analysis.comparable import check_comparable
+from forward_influence.analysis.controls import UNDER_FLOOR, controls, effects, spread
 from forward_influence.analysis.crossover import crossovers
-from forward_influence.analysis.curves import (
-    MIDDLE,
-    NEAR,
-    RULE,
-    ZONES,
-    bins,
-    matrix,
-    name_zones,
-    read,
-    zone_edges,
-)
+from forward_influence.analysis.curves import MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
 from forward_influence.analysis.decay import fit_decay, shares
+from forward_influence.analysis.matrix import matrix
+from forward_influence.analysis.notes import Note, comparison_notes
 from forward_influence.analysis.pairing import (
     CONDITIONS,
-    CONTROLS,
     RANDOM,
     align,
     baseline_for,
+    grain_remark,
     grains,
-    is_called,
+    measured_rule,
     variants,
+    without_controls,
 )
-from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method, estimate, holm, paired
-from forward_influence.analysis.summary import documents_text, grain_remark
+from forward_influence.analysis.statistics import Method, estimate, holm, paired
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.runs import Run
-
-#: Fields of the configuration in which runs must agree to be compared, beside the model's fingerprint.
-MUST_AGREE = (
-    "context",
-    "continuation",
-    "continuation_from",
-    "temperature",
-    "protect_first",
-    "protect_last",
-    "layers",
-    "heads",
-    "positions_per_bin",
-    "rerotate",
-    "dtype",
-)
-#: The coverage is measured by benchmarks/statistics_coverage.py.
-BOOTSTRAP_NOTE = (
-    "intervals: 95%, bootstrap over documents (expanded percentiles); measured coverage with log-normal effects: "
-    "93% at 6 documents, 95% at 12 and 24 (docs/statistics.md)"
-)
 
 
 @dataclass(frozen=True)
@@ -70,9 +42,10 @@ class Comparison:
         crossovers: a row per pair of rules, `crossover.crossovers`.
         controls: a row per rule, control and bin, `controls.controls`.
         effects: a row per rule and bin where both effects were measured, `controls.effects`.
-        notes: lines for under the tables.
+        remarks: lines for under the tables, each with the tables that it is about.
         curves: the tidy frame in log-spaced bins that decay and crossovers were made from, all runs as one.
         zones: as `curves` in near, middle and far (column `zone`), which the table was made from.
+        clustered, method: how intervals were made, as in `statistics.paired`.
     """
 
     table: pd.DataFrame
@@ -80,9 +53,24 @@ class Comparison:
     crossovers: pd.DataFrame
     controls: pd.DataFrame
     effects: pd.DataFrame
-    notes: list[str]
+    remarks: list[Note]
     curves: pd.DataFrame
     zones: pd.DataFrame
+    clustered: bool = False
+    method: Method = "t"
+
+    @property
+    def notes(self) -> list[str]:
+        """All lines for under the tables."""
+        return [note.text for note in self.remarks]
+
+    def notes_about(self, tables: Collection[str], *, only: bool = False) -> list[str]:
+        """The lines that concern some of the tables, by the names of their attributes.
+
+        Args:
+            only: leave out those that concern all tables.
+        """
+        return [note.text for note in self.remarks if note.concerns(tables) and not (only and not note.tables)]
 
 
 def compare(
@@ -92,9 +80,10 @@ def compare(
     budgets: Sequence[str] = (),
     cluster: str | None = None,
     method: Method = "t",
-    pairs: list[tuple[str, str]] | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
     near: float = NEAR,
     middle: float = MIDDLE,
+    read: Curves | None = None,
 ) -> Comparison:
     """Compare every rule with `baseline`, under equal budget, mode, effect and layers, on the same documents.
 
@@ -102,7 +91,8 @@ def compare(
     spec; empty for its own rows), `kl`, `kl_low`, `kl_high` (geometric mean over documents, nats), `ratio`,
     `ratio_low`, `ratio_high` (geometric mean of per-document ratios), `p` (Wilcoxon signed-rank), `p_holm` (over near,
     middle and far of the rule), `rank_biserial` (effect size, -1..1), `wins` (documents in which the rule exceeds the
-    baseline), `n` (documents or clusters), `flags`.
+    baseline; missing for the baseline itself), `n` (documents or clusters), `flagged` (the mean is under the
+    noise-floor flag), `ratio_flagged` (the mean or the baseline's is), `flags`.
 
     Args:
         baseline: a selector spec, or the name of a rule measured in one or several variants (that of the same grain
@@ -110,6 +100,7 @@ def compare(
         budgets: only these; all without any.
         cluster: field of the documents, such as "author": its groups are the unit.
         pairs: (A, B) for crossovers; by default every pair of rules that are no controls.
+        read: curves of these runs where they were read before, with the same zones and cluster.
 
     Raises:
         UsageError: the runs cannot be compared (which field), or the baseline or a budget was not measured.
@@ -117,81 +108,77 @@ def compare(
     """
     several = [runs] if isinstance(runs, Run) else list(runs)
     check_comparable(several)
-    binnings = [lambda m: bins(m, log=True), lambda m: zone_edges(m, near, middle), bins]
-    merged = [_merge(frame) for frame in read(several, binnings, cluster)]
-    notes = _notes(several, merged[1][0], merged[1][1], cluster, method)
-    curves, zones, even = (_of_budgets(frame, budgets) for frame, _ in merged)
-    named = variants(list(grains(zones)), baseline)
-    if not named:
-        known = list(grains(zones))
+    found = read_curves(several, near=near, middle=middle, cluster=cluster) if read is None else read
+    counts = found.zones.groupby("run", sort=False)["document"].nunique()  # in the order of the runs
+    names = [str(name) for name in counts.index]
+    kept = of_budgets(found, budgets)
+    twice = len(several) > 1 and bool(kept.zones.duplicated([*_SAME, "low", "high"]).any())
+    even, zones, log = (_merge(frame, " + ".join(names)) for frame in (kept.even, kept.zones, kept.log))
+    known = list(grains(zones))
+    if not variants(known, baseline):
         raise UsageError(
-            f"baseline {baseline!r} was not measured{did_you_mean(baseline, known)}; measured: {', '.join(known)}"
+            f"baseline {baseline!r} was not measured{did_you_mean(baseline, known)}; measured: {', '.join(known)}; "
+            "choose one with --baseline"
         )
     clustered = cluster is not None
     options: dict[str, Any] = {"clustered": clustered, "method": method}
     if pairs is not None:
-        _check_pairs(pairs, list(grains(zones)))
-    plain = curves[[not any(is_called(s, name) for name in CONTROLS) for s in curves["selector"]]]
-    decay = fit_decay(curves, **options).drop(columns="n")
+        pairs = [(measured_rule(a, known), measured_rule(b, known)) for a, b in pairs]
+    plain = log if pairs is not None else without_controls(log)
+    decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
+    crossed = crossovers(plain, pairs, clustered=clustered)
+    measured = list(zip(several, counts.tolist(), strict=True))
     return Comparison(
-        table=_table(name_zones(zones), baseline, **options),
+        table=_table(zones, baseline, **options),
         decay=decay,
-        crossovers=crossovers(curves if pairs is not None else plain, pairs, clustered=clustered),
+        crossovers=crossed,
         controls=controls(even, baseline, **options),
         effects=effects(even, **options),
-        notes=notes,
-        curves=curves,
-        zones=name_zones(zones),
+        remarks=comparison_notes(measured, zones, decay, crossed, twice=twice, cluster=cluster, method=method),
+        curves=log,
+        zones=zones,
+        **options,
     )
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs that differ in what makes their numbers comparable.
+#: What two measurements have in common that are of one rule on one document.
+_SAME = [*(name for name in RULE if name != "run"), "document"]
+
+
+def _merge(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """All runs as one, a rule measured on a document by several runs averaged over them."""
+    frame = frame.assign(run=name)
+    keys = [*RULE, "document", "low", "high"]
+    if not frame.duplicated(keys).any():
+        return frame
+    values = {column: "first" for column in frame.columns if column not in keys}
+    values |= dict.fromkeys(("kl", "nll_delta", "top1_changed", "floor"), "mean")
+    return frame.groupby(keys, sort=False, as_index=False).agg(values)
+
+
+def of_budgets(curves: Curves, budgets: Sequence[str]) -> Curves:
+    """Curves at these budgets only, at all without any; 0.2 and 0.20 are one budget.
 
     Raises:
-        UsageError: naming both runs and every field that differs, with both values.
+        UsageError: a budget was not measured; which were is named.
     """
-    first = runs[0]
-    for other in runs[1:]:
-        fields = []
-        models = [run.manifest.get("model", {}) for run in (first, other)]
-        if models[0].get("fingerprint") != models[1].get("fingerprint"):
-            fields.append(f"model ({models[0].get('spec')} against {models[1].get('spec')})")
-        for name in MUST_AGREE:
-            here, there = first.configuration.get(name), other.configuration.get(name)
-            if here != there:
-                fields.append(f"{name} ({json.dumps(here)} against {json.dumps(there)})")
-        prints = [{d["name"]: d["fingerprint"] for d in run.documents} for run in (first, other)]
-        changed = [name for name in prints[0] if name in prints[1] and prints[0][name] != prints[1][name]]
-        if changed:
-            fields.append(f"the text of document {changed[0]!r}")
-        if fields:
-            raise UsageError(
-                f"{first.folder} and {other.folder} cannot be compared: they differ in {'; '.join(fields)}; "
-                "compare them one by one, or measure again with equal settings"
-            )
+    if not budgets:
+        return curves
+    wanted = [measured_budget(b, curves.even["budget"].unique().tolist()) for b in budgets]
+    return curves.where(lambda frame: frame["budget"].isin(wanted))
 
 
-def _merge(frame: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """All runs as one, a rule measured on a document by two runs averaged; and whether there was such a one."""
-    names = list(frame["run"].unique())
-    frame = frame.assign(run=" + ".join(names))
-    keys = [*RULE, "document", "low", "high"]
-    twice = bool(frame.duplicated(keys).any()) if len(names) > 1 else False
-    if twice:
-        values = {name: "first" for name in frame.columns if name not in keys}
-        values |= dict.fromkeys(("kl", "nll_delta", "top1_changed", "floor"), "mean")
-        frame = frame.groupby(keys, sort=False, as_index=False).agg(values)
-    return frame, twice
+def measured_budget(text: str, measured: Sequence[str]) -> str:
+    """The budget of a run that a budget as typed stands for.
 
-
-def _of_budgets(frame: pd.DataFrame, budgets: Sequence[str]) -> pd.DataFrame:
-    measured = {_budget(b): b for b in frame["budget"].unique()}
-    missing = [b for b in budgets if _budget(b) not in measured]
-    if missing:
-        raise UsageError(f"budget {missing[0]} was not measured; measured: {', '.join(measured.values())}")
-    return frame[frame["budget"].isin([measured[_budget(b)] for b in budgets])] if budgets else frame
+    Raises:
+        UsageError: it was not measured; which were is named.
+    """
+    found = next((b for b in measured if _budget(b) == _budget(text)), None)
+    if found is None:
+        raise UsageError(f"budget {text} was not measured; measured: {', '.join(measured)}")
+    return found
 
 
 def _budget(text: str) -> tuple[bool, float | str]:
@@ -202,12 +189,6 @@ def _budget(text: str) -> tuple[bool, float | str]:
         return False, text
 
 
-def _check_pairs(pairs: list[tuple[str, str]], known: list[str]) -> None:
-    for spec in (spec for pair in pairs for spec in pair):
-        if spec not in known:
-            raise UsageError(f"rule {spec!r} was not measured{did_you_mean(spec, known)}; measured: {', '.join(known)}")
-
-
 def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Method) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for key, group in zones.groupby(CONDITIONS, sort=False):
@@ -215,7 +196,8 @@ def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Metho
             about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector)}
             rows += _zones_of_rule(about, part, group, baseline, clustered, method)
     values = ["kl", "kl_low", "kl_high", "ratio", "ratio_low", "ratio_high", "p", "p_holm", "rank_biserial", "wins"]
-    return pd.DataFrame(rows)[[*RULE, "per", "zone", "baseline", *values, "n", "flags"]]
+    table = pd.DataFrame(rows)[[*RULE, "per", "zone", "baseline", *values, "n", "flagged", "ratio_flagged", "flags"]]
+    return table.astype({"wins": "Int64"})  # whole numbers beside missing ones
 
 
 def _zones_of_rule(
@@ -223,12 +205,12 @@ def _zones_of_rule(
 ) -> list[dict[str, Any]]:
     """Near, middle and far of one rule: its means, and its comparison with the baseline unless it is one itself."""
     selector = about["selector"]
-    curve = matrix(part)
+    curve, known = matrix(part), grains(group)
     groups = curve.clusters if clustered else None
-    itself = selector in variants(list(grains(group)), baseline)
+    itself = selector in variants(list(known), baseline)
     control = None if itself else baseline_for(group, selector, baseline)
     both = None if control is None else align(part, group[group["selector"] == control])
-    remarks = [] if control is None else grain_remark(grains(group), selector, control)
+    remarks = [] if control is None else grain_remark(known, selector, control)
     if not itself and both is None:
         remarks.append(f"no {baseline} to compare with under these conditions")
     rows = []
@@ -236,9 +218,11 @@ def _zones_of_rule(
         out = estimate(curve.kl[:, index], groups, method=method)
         row = {**about, "per": part["per"].iloc[0], "zone": zone, "baseline": control or "", **spread("kl", out)}
         notes = [remark for remark in [out.reason, *remarks] if remark]
-        notes += ["under 3x the noise floor"] if curve.below_floor[index] else []
+        row["flagged"] = bool(curve.below_floor[index])
+        row["ratio_flagged"] = row["flagged"] or bool(both is not None and both[1].below_floor[index])
+        notes += [f"{zone} {UNDER_FLOOR}"] if row["flagged"] else []
         row |= dict.fromkeys(("ratio", "ratio_low", "ratio_high", "p", "rank_biserial"), np.nan)
-        row |= {"wins": 0, "n": out.n}
+        row |= {"wins": None, "n": out.n}
         if both is not None:
             a, b = both
             pair = paired(a.kl[:, index], b.kl[:, index], a.clusters if clustered else None, method=method)
@@ -249,31 +233,3 @@ def _zones_of_rule(
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = float(adjusted)
     return rows
-
-
-def _notes(runs: Sequence[Run], zones: pd.DataFrame, twice: bool, cluster: str | None, method: Method) -> list[str]:
-    edges = zones.groupby("bin")[["low", "high"]].first()
-    where = ", ".join(f"{zone} {low} to {high - 1}" for zone, (low, high) in zip(ZONES, edges.to_numpy(), strict=True))
-    lines = [
-        f"mean KL in nats, geometric mean over documents, and per-document ratios to the baseline; {where} tokens",
-        "p: Wilcoxon signed-rank on log ratios, Holm over near, middle and far of each rule",
-        "effect size: matched-pairs rank-biserial correlation, -1 to 1",
-        BOOTSTRAP_NOTE if method == "bootstrap" else "intervals: 95%, Student t over documents, on logs",
-        floor_text(zones),
-    ]
-    before = len(lines)
-    for run in runs:
-        measured = sum(d["name"] in set(zones["document"]) and run.part_path(d["part"]).exists() for d in run.documents)
-        lines.append((f"{run.folder}: " if len(runs) > 1 else "") + documents_text(run, measured))
-    if twice:
-        lines.insert(before, "rules that several of the runs measured on a document are averaged over these runs")
-    units = zones["cluster"].nunique()
-    if cluster is not None:
-        lines.append(f"unit: {cluster} ({units} groups of {zones['document'].nunique()} documents)")
-    if units < MINIMUM_DOCUMENTS:
-        lines.append(
-            f"no intervals and no p-values: they need {MINIMUM_DOCUMENTS} documents (or clusters), not {units}"
-        )
-    elif units < MINIMUM_DOCUMENTS + 1:
-        lines.append("with 6 documents no Holm-corrected p can fall below 0.09: read the intervals and effect sizes")
-    return lines

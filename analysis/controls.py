@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.curves import FLAG_FACTOR, RULE, by_rule, matrix
+from forward_influence.analysis.curves import RULE
+from forward_influence.analysis.matrix import FLAG_FACTOR, by_rule, matrix
 from forward_influence.analysis.pairing import (
     CONDITIONS,
     POSITION_MATCHED,
@@ -18,7 +19,11 @@ from forward_influence.analysis.pairing import (
 )
 from forward_influence.analysis.statistics import Estimate, Method, estimate, paired
 
-_RATIO = ["ratio", "ratio_low", "ratio_high", "n", "reason"]
+_RATIO = ["ratio", "ratio_low", "ratio_high", "n", "flagged", "reason"]
+
+
+#: What is said of a mean below the noise-floor flag.
+UNDER_FLOOR = f"under {FLAG_FACTOR:g}x the noise floor"
 
 
 def controls(
@@ -29,7 +34,8 @@ def controls(
     Returns:
         Columns of `RULE`, then `control` ("random", say, or "position-matched"), `control_selector`, `same_grain`
         (whether both choose by entry, layer or token alike), `bin`, `low`, `high`, `distance`, `ratio` (geometric mean
-        over documents of the ratios) with `ratio_low` and `ratio_high`, `n`, `reason`.
+        over documents of the ratios) with `ratio_low` and `ratio_high`, `n`, `flagged` (the rule's mean or the
+        control's is under the noise-floor flag), `reason`.
     """
     rows: list[dict[str, Any]] = []
     for key, group in curves.groupby(CONDITIONS, sort=False):
@@ -49,23 +55,35 @@ def controls(
                     "control_selector": spec,
                     "same_grain": same,
                 }
-                rows += [{**about, **line} for line in _ratios(part, rules[spec], clustered, method)]
+                rows += [{**about, **line} for line in ratios(part, rules[spec], clustered=clustered, method=method)]
     columns = [*RULE, "control", "control_selector", "same_grain", "bin", "low", "high", "distance", *_RATIO]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _ratios(a: pd.DataFrame, b: pd.DataFrame, clustered: bool, method: Method) -> list[dict[str, Any]]:
+def ratios(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    *,
+    clustered: bool = False,
+    method: Method = "t",
+) -> list[dict[str, Any]]:
+    """One rule as a multiple of another, per bin: the columns of `controls` from `bin` on, as dictionaries.
+
+    Args:
+        a, b: rows of one rule each, measured alike.
+    """
     both = align(a, b)
     if both is None:
         return []
     first, second = both
     groups = first.clusters if clustered else None
+    flagged = first.below_floor | second.below_floor
     rows = []
     for k, (low, high) in enumerate(zip(first.low, first.high, strict=True)):
-        out = paired(first.kl[:, k], second.kl[:, k], groups, method=method)
+        out = paired(first.kl[:, k], second.kl[:, k], groups, method=method, test=False)
         where = {"bin": k, "low": int(low), "high": int(high), "distance": (low + high - 1) / 2}
         values = {"ratio": out.ratio, "ratio_low": out.low, "ratio_high": out.high, "n": out.n, "reason": out.reason}
-        rows.append({**where, **values})
+        rows.append({**where, **values, "flagged": bool(flagged[k])})
     return rows
 
 
@@ -79,12 +97,12 @@ def flags(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True)
 
 
-def floor_text(curves: pd.DataFrame) -> str:
-    """One line about the noise floor of a frame."""
+def floor_text(curves: pd.DataFrame, mark: str = "") -> str:
+    """One line about the noise floor of a frame; `mark` is what flagged values bear."""
     floor = float(curves.groupby(["run", "document"])["floor"].first().mean())
     if not np.isfinite(floor):
         return "noise floor: not measured, so that no bin can be flagged"
-    return f"noise floor: {floor:.1e} nats; means below {FLAG_FACTOR:g} times that are flagged"
+    return f"noise floor: {floor:.1e} nats; means below {FLAG_FACTOR:g} times that are flagged{mark}"
 
 
 def effects(curves: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
@@ -93,7 +111,8 @@ def effects(curves: pd.DataFrame, *, clustered: bool = False, method: Method = "
     Returns:
         Columns run, selector, budget, mode, layers, `bin`, `low`, `high`, `distance`; `direct_share` (geometric mean of
         direct / total) and `remainder_share` (1 - direct_share), `remainder` (mean of total - direct, nats:
-        arithmetic, it can be negative), each with `_low` and `_high`; `n`, `reason`.
+        arithmetic, it can be negative), each with `_low` and `_high`; `n`, `flagged` (the direct or the total mean is
+        under the noise-floor flag), `reason`.
     """
     rest = [name for name in RULE if name != "effect"]
     rows: list[dict[str, Any]] = []
@@ -104,8 +123,9 @@ def effects(curves: pd.DataFrame, *, clustered: bool = False, method: Method = "
             continue
         direct, total = both
         groups = direct.clusters if clustered else None
+        flagged = direct.below_floor | total.below_floor
         for k, (low, high) in enumerate(zip(direct.low, direct.high, strict=True)):
-            share = paired(direct.kl[:, k], total.kl[:, k], groups, method=method)
+            share = paired(direct.kl[:, k], total.kl[:, k], groups, method=method, test=False)
             difference = total.kl[:, k] - direct.kl[:, k]
             rest_of_it = estimate(difference, groups, scale="arithmetic", method=method)
             where = {"bin": k, "low": int(low), "high": int(high), "distance": (low + high - 1) / 2}
@@ -117,13 +137,14 @@ def effects(curves: pd.DataFrame, *, clustered: bool = False, method: Method = "
                     **_bounds("remainder_share", 1 - share.ratio, 1 - share.high, 1 - share.low),
                     **spread("remainder", rest_of_it),
                     "n": share.n,
+                    "flagged": bool(flagged[k]),
                     "reason": share.reason,
                 }
             )
     named = [
         f"{name}{end}" for name in ("direct_share", "remainder_share", "remainder") for end in ("", "_low", "_high")
     ]
-    return pd.DataFrame(rows, columns=[*rest, "bin", "low", "high", "distance", *named, "n", "reason"])
+    return pd.DataFrame(rows, columns=[*rest, "bin", "low", "high", "distance", *named, "n", "flagged", "reason"])
 
 
 def _bounds(name: str, value: float, low: float, high: float) -> dict[str, float]:

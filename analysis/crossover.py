@@ -4,18 +4,21 @@ The log ratio of the two rules, averaged over documents, is a curve over bins. T
 is positive and before which it is negative, as far as possible: the minimum of its cumulative sum (the zero crossing
 of its increasing isotonic fit), interpolated on log distance between the two bins around it. One noisy bin does not
 move it, as it would move a rule such as "the first bin above 1".
+
+Bins in which both rules are under the noise-floor flag are left out. Where one of them stands above it, which of the
+two is larger is known, and that is all a crossover is about.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.curves import matrix
+from forward_influence.analysis.matrix import matrix
 from forward_influence.analysis.pairing import CONDITIONS, align
 from forward_influence.analysis.statistics import (
     CONFIDENCE,
@@ -25,6 +28,7 @@ from forward_influence.analysis.statistics import (
     too_few,
     units,
 )
+from forward_influence.analysis.wording import many, tokens
 
 RESAMPLES = 4000
 NONE = "none within the range"
@@ -54,15 +58,13 @@ class Crossing:
     def text(self) -> str:
         """In words: "from 512 tokens [95%: 300 to 700]", or "none within the range"."""
 
-        def say(x: float) -> str:
-            return "beyond the range" if np.isinf(x) else f"{x:.0f}"
-
         if np.isnan(self.distance):
             return "not known"
-        where = NONE if np.isinf(self.distance) else "throughout" if not self.distance else f"from {self.distance:.0f}"
+        where = NONE if np.isinf(self.distance) else "throughout"
+        where = f"from {tokens(self.distance)}" if 0 < self.distance < np.inf else where
         if np.isnan(self.low) or (self.low == self.high == self.distance):
             return where
-        return f"{where} [95%: {say(self.low)} to {say(self.high)}]"
+        return f"{where} [95%: {tokens(self.low)} to {tokens(self.high)}]"
 
 
 def cross(log_ratio: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -96,17 +98,30 @@ def crossing(
     high: np.ndarray,
     clusters: np.ndarray | None = None,
     *,
+    flagged: np.ndarray | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Crossing:
-    """From which distance A exceeds B; a and b are KL (documents, bins) on the same documents."""
-    span = (int(low[0]), int(high[-1]))
+    """From which distance A exceeds B; a and b are KL (documents, bins) on the same documents.
+
+    Args:
+        flagged: bool (bins,), those to leave out.
+    """
     nan = float("nan")
+    span = (int(low[0]), int(high[-1]))
+    if flagged is not None and flagged.any():
+        if flagged.all():
+            return Crossing(nan, nan, nan, nan, 0, span, "both rules are under 3x the noise floor in every bin")
+        a, b, low, high = a[:, ~flagged], b[:, ~flagged], low[~flagged], high[~flagged]
+        out = crossing(a, b, low, high, clusters, confidence=confidence, resamples=resamples, seed=seed)
+        left_out = f"{many(int(flagged.sum()), 'bin')} in which both are under 3x the noise floor left out"
+        return replace(out, reason="; ".join(filter(None, [out.reason, left_out])))
     usable = (np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)).all(axis=1)
     if not usable.any():
         return Crossing(nan, nan, nan, nan, 0, span, "no document has both rules with positive KL in every bin")
-    reasons = [] if usable.all() else [f"{int((~usable).sum())} documents without positive KL in every bin left out"]
+    missing = many(int((~usable).sum()), "document")
+    reasons = [] if usable.all() else [f"{missing} without positive KL in every bin left out"]
     logs = units(np.log(a[usable]) - np.log(b[usable]), None if clusters is None else clusters[usable])
     distance = float(cross(logs.mean(axis=0), low, high))
     n = len(logs)
@@ -130,7 +145,7 @@ def crossovers(
 
     Returns:
         Columns run, budget, mode, effect, layers, `rule` (A), `over` (B), `distance`, `low`, `high`, `within`, `n`,
-        `text`, `reason`; see `Crossing`.
+        `first` and `last` distance looked at, `text`, `reason`; see `Crossing`.
     """
     rows = []
     for key, group in curves.groupby(CONDITIONS, sort=False):
@@ -141,11 +156,12 @@ def crossovers(
                 continue
             a, b = both
             groups = a.clusters if clustered else None
-            out = crossing(a.kl, b.kl, a.low, a.high, groups, seed=seed)
+            out = crossing(a.kl, b.kl, a.low, a.high, groups, flagged=a.below_floor & b.below_floor, seed=seed)
             values = {"distance": out.distance, "low": out.low, "high": out.high, "within": out.within, "n": out.n}
+            values |= {"first": out.range[0], "last": out.range[1] - 1}
             named = dict(zip(CONDITIONS, key, strict=True))
             rows.append({**named, "rule": first, "over": second, **values, "text": out.text, "reason": out.reason})
-    columns = [*CONDITIONS, "rule", "over", "distance", "low", "high", "within", "n", "text", "reason"]
+    columns = [*CONDITIONS, "rule", "over", "distance", "low", "high", "within", "n", "first", "last", "text", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 

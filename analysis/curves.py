@@ -7,10 +7,10 @@ then are documents compared. Parts are read one at a time and binned while readi
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ import pandas as pd
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.runs import Run
 
-#: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875).
+#: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875), and how many bins a curve has at least.
 BIN_WIDTH = 128
+FEWEST_BINS = 8
 #: Log-spaced bins: how many, and how many positions the first holds.
 LOG_BINS = 16
 FIRST_LOG_BIN = 16
@@ -28,8 +29,6 @@ FIRST_LOG_BIN = 16
 NEAR = 1 / 8
 MIDDLE = 1 / 2
 ZONES = ("near", "middle", "far")
-#: Bins below this many times the noise floor are flagged.
-FLAG_FACTOR = 3.0
 #: What tells one measured curve from another, within a document.
 RULE = ["run", "selector", "budget", "mode", "effect", "layers"]
 
@@ -38,20 +37,29 @@ Binning = Callable[[int], Edges]
 _VALUES = ("kl", "nll_delta", "top1_changed")
 
 
-def bins(continuation: int, width: int = BIN_WIDTH, *, log: bool = False, count: int | None = None) -> Edges:
+def bin_width(continuation: int) -> int:
+    """The width of bins, in tokens, where none is asked for: the paper's 128, halved until there are 8 bins."""
+    width = BIN_WIDTH
+    while width > 1 and continuation < FEWEST_BINS * width:
+        width //= 2
+    return width
+
+
+def bins(continuation: int, width: int | None = None, *, log: bool = False, count: int | None = None) -> Edges:
     """Edges of distance bins, int64 (B + 1,), strictly increasing from 0 to `continuation`.
 
     Args:
         continuation: m, in tokens.
-        width: tokens per bin; the last bin takes what is left over.
+        width: tokens per bin, by default `bin_width(continuation)`; the last bin takes what is left over.
         log: log-spaced bins after a first one of 16 positions, so that near and far weigh alike on a log axis.
         count: this many bins instead (equal or log-spaced; fewer where whole positions do not allow as many).
 
     Raises:
         UsageError: a width, count or continuation below 1.
     """
-    if continuation < 1 or width < 1 or (count is not None and count < 1):
+    if min(n for n in (continuation, width, count) if n is not None) < 1:
         raise UsageError(f"cannot bin {continuation} positions (width {width}, count {count}); all must be at least 1")
+    width = width or bin_width(continuation)
     if log:
         wanted = LOG_BINS if count is None else count
         first = min(FIRST_LOG_BIN, continuation)
@@ -172,13 +180,33 @@ def _document_pieces(
             )
 
 
-def run_labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its folder's, or its whole path where two folders are called alike."""
-    names = [run.name for run in runs]
-    return [str(run.folder) if names.count(run.name) > 1 else run.name for run in runs]
+def labels(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder: its own, with as many of the folders around it as tell it from the others.
+
+    Raises:
+        UsageError: a folder is given twice.
+    """
+    whole = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, whole, strict=True):
+        if whole.count(path) > 1:
+            raise UsageError(f"{folder} is given twice; give each folder once")
+    ends = [[Path(*path.parts[-count:]) for count in range(1, len(path.parts) + 1)] for path in whole]
+    return [
+        next(str(end) for end in mine if sum(end in theirs for theirs in ends) == 1 or end == mine[-1]) for mine in ends
+    ]
 
 
-def _cluster(document: Mapping[str, Any], cluster: str | None) -> str:
+def named(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by the names that `labels` gives them, in order; the column `run` of every frame holds these."""
+    return dict(zip(labels([run.folder for run in runs]), runs, strict=True))
+
+
+def group_of(document: Mapping[str, Any], cluster: str | None) -> str:
+    """The group of a document under a field of its manifest entry, such as "author"; its own name without a field.
+
+    Raises:
+        UsageError: it has no such field.
+    """
     if cluster is None:
         return str(document["name"])
     if document.get(cluster) is None:
@@ -208,7 +236,7 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
     """
     several = [runs] if isinstance(runs, Run) else list(runs)
     pieces: list[list[dict[str, Any]]] = [[] for _ in binnings]
-    for label, run in zip(run_labels(several), several, strict=True):
+    for label, run in named(several).items():
         known = {d["name"]: d for d in run.documents}
         found = False
         for name, rows in groupby(run.rows(), key=lambda row: row["document"]):
@@ -216,7 +244,7 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
                 "run": label,
                 "model": run.manifest.get("model", {}).get("spec", ""),
                 "document": name,
-                "cluster": _cluster(known.get(name, {"name": name}), cluster),
+                "cluster": group_of(known.get(name, {"name": name}), cluster),
             }
             for index, columns in _document_pieces(list(rows), binnings, constant):
                 pieces[index].append(columns)
@@ -248,7 +276,7 @@ def _assemble(pieces: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def load(
     runs: Run | Sequence[Run],
-    width: int = BIN_WIDTH,
+    width: int | None = None,
     *,
     log: bool = False,
     count: int | None = None,
@@ -265,61 +293,42 @@ def load_zones(
     return name_zones(read(runs, [lambda m: zone_edges(m, near, middle)], cluster)[0])
 
 
+@dataclass(frozen=True)
+class Curves:
+    """Curves of runs in the three binnings that analysis works with, each a frame as `read` gives it.
+
+    Attributes:
+        even: in bins of equal width (or those asked for), for pictures and ratios to controls.
+        zones: in near, middle and far, with their names in a column `zone`.
+        log: log-spaced, for fits and crossovers.
+    """
+
+    even: pd.DataFrame
+    zones: pd.DataFrame
+    log: pd.DataFrame
+
+    def where(self, keep: Callable[[pd.DataFrame], pd.Series]) -> Curves:
+        """The rows of each frame for which `keep` is true."""
+        return Curves(*(frame[keep(frame)] for frame in (self.even, self.zones, self.log)))
+
+
+def read_curves(
+    runs: Run | Sequence[Run],
+    even: Binning = bins,
+    *,
+    near: float = NEAR,
+    middle: float = MIDDLE,
+    cluster: str | None = None,
+) -> Curves:
+    """All that analysis needs of the curves of runs, from one pass over their parts.
+
+    Args:
+        even: the bins of `Curves.even`.
+    """
+    frames = read(runs, [even, lambda m: zone_edges(m, near, middle), lambda m: bins(m, log=True)], cluster)
+    return Curves(frames[0], name_zones(frames[1]), frames[2])
+
+
 def name_zones(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame binned by `zone_edges`, with a column `zone`."""
     return frame.assign(zone=np.array(ZONES)[frame["bin"].to_numpy()])
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One rule's curves side by side.
-
-    Attributes:
-        kl: (documents, bins), NaN where a document has no position in a bin.
-        documents, clusters: (documents,) names.
-        low, high: (bins,) positions of each bin, [low, high).
-        floor: mean noise floor over documents, nats.
-    """
-
-    kl: np.ndarray
-    documents: np.ndarray
-    clusters: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    floor: float
-
-    @property
-    def geometric_mean(self) -> np.ndarray:
-        """Over documents, per bin (bins,); the arithmetic mean in a bin where some document is not positive."""
-        kl = self.kl
-        with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a bin without any document
-            logs = np.nanmean(np.log(np.where(kl > 0, kl, np.nan)), axis=0)
-            mean = np.asarray(np.where(np.nanmin(kl, axis=0) > 0, np.exp(logs), np.nanmean(kl, axis=0)))
-        return mean
-
-    @property
-    def below_floor(self) -> np.ndarray:
-        """Bins (bins,) whose mean is below `FLAG_FACTOR` times the noise floor; none where no floor was measured."""
-        if not np.isfinite(self.floor):
-            return np.zeros(len(self.low), dtype=bool)
-        return np.asarray(self.geometric_mean < FLAG_FACTOR * self.floor)
-
-
-def matrix(frame: pd.DataFrame) -> Matrix:
-    """The frame of one rule (one value in each of the columns `RULE`) as a matrix over documents and bins."""
-    wide = frame.pivot(index=["document", "cluster"], columns=["low", "high"], values="kl").sort_index(axis=1)
-    return Matrix(
-        kl=wide.to_numpy(dtype=float),
-        documents=wide.index.get_level_values(0).to_numpy(),
-        clusters=wide.index.get_level_values(1).to_numpy(),
-        low=wide.columns.get_level_values(0).to_numpy(dtype=np.int64),
-        high=wide.columns.get_level_values(1).to_numpy(dtype=np.int64),
-        floor=float(frame.groupby("document")["floor"].first().mean()),
-    )
-
-
-def by_rule(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Each rule of a frame, in the order in which it appears: ({"run": ..., "selector": ..., ...}, its rows)."""
-    for key, group in frame.groupby(RULE, sort=False):
-        yield dict(zip(RULE, key, strict=True)), group

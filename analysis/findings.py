@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from forward_influence.analysis.compare import Comparison
-from forward_influence.analysis.controls import controls
+from forward_influence.analysis.controls import ratios
 from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.decay import HALF_FROM
-from forward_influence.analysis.pairing import CONDITIONS, CONTROLS, is_called
-from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, paired
+from forward_influence.analysis.fading import told_apart
+from forward_influence.analysis.findings_selected import of_overlap, of_tokens
+from forward_influence.analysis.pairing import CONDITIONS, grain_remark, grains, is_control, without_controls
+from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS
+from forward_influence.analysis.wording import interval, join, many, tokens
 
 #: What other rules are held against where it was measured: the paper's claim (arXiv:2606.26875) is about it.
 REFERENCE = "attention"
+#: The rule that the paper's claim is about.
+CLAIMED = "entropy"
 MOST_CONDITIONS = 4
-_NAMED = {"budget": "budget {}", "mode": "{} mode", "effect": "{} effect", "layers": "layers {}"}
+_NAMED = {"budget": "budget {}", "mode": "{} mode", "effect": "{} effect"}
 
 
 @dataclass(frozen=True)
@@ -36,245 +42,288 @@ class Evidence:
     profile: pd.DataFrame | None = None
 
 
-def say(x: float, digits: int = 2) -> str:
-    """A number with `digits` significant digits; "unknown" for NaN, "beyond all bounds" for infinity."""
-    if math.isnan(x):
-        return "unknown"
-    if math.isinf(x):
-        return "beyond all bounds"
-    if x and (abs(x) < 1e-3 or abs(x) >= 1e5):
-        return f"{x:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
-    decimals = max(digits - 1 - math.floor(math.log10(abs(x))), 0) if x else 0
-    return f"{x:,.{decimals}f}"
+@dataclass(frozen=True)
+class Findings:
+    """Sentences that belong together, and what they are about ("" where that is said elsewhere)."""
+
+    heading: str
+    sentences: list[str]
 
 
-def tokens(distance: float) -> str:
-    """A distance in whole tokens."""
-    return f"{distance:,.0f}"
+@dataclass(frozen=True)
+class _Condition:
+    """What was found under one condition: equal budget, mode and effect.
+
+    Attributes:
+        main: it is spoken of in full; what holds of all conditions alike is said of this one.
+    """
+
+    found: Comparison
+    chosen: dict[str, str]
+    main: bool
+
+    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        for column, value in self.chosen.items():
+            if column in frame.columns:
+                frame = frame[frame[column] == value]
+        return frame
+
+    def zone_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
+        """One rule as a multiple of another, near, middle and far; empty where no document has both."""
+        zones = self.of(self.found.zones)
+        parts = [zones[zones["selector"] == name] for name in (rule, other)]
+        made = ratios(*parts, clustered=self.found.clustered, method=self.found.method)
+        return dict(zip(("near", "middle", "far"), made, strict=False))
+
+    def grain(self, rule: str, other: str) -> str:
+        """A sentence on what differing grains do to a comparison; "" where they agree."""
+        if not self.main:
+            return ""
+        remarks = grain_remark(grains(self.of(self.found.zones)), rule, other)
+        return f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else ""
 
 
-def say_with(value: float, low: float, high: float, unit: str = "", digits: int = 2) -> str:
-    """ "0.31 nats [0.25, 0.40]", without brackets where there is no interval."""
-    text = f"{say(value, digits)}{unit}"
-    return text if math.isnan(low) or math.isnan(high) else f"{text} [{say(low, digits)}, {say(high, digits)}]"
-
-
-def is_control(selector: str) -> bool:
-    """Whether a rule is there to be compared against."""
-    return any(is_called(selector, name) for name in CONTROLS)
-
-
-def join(words: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def findings(evidence: Evidence) -> list[str]:
-    """The sentences, most important first, condition by condition (at most `MOST_CONDITIONS`)."""
-    table = evidence.found.table
-    conditions = list(table.groupby(CONDITIONS, sort=False).groups)
-    varied = [c for c in CONDITIONS if table[c].nunique() > 1]
-    sentences: list[str] = []
-    for condition in conditions[:MOST_CONDITIONS]:
-        chosen = dict(zip(CONDITIONS, condition, strict=True))
-        prefix = ", ".join(_NAMED.get(c, "{}").format(chosen[c]) for c in varied)
-        part = _of(table, chosen)
-        mine = _crossing(_of(evidence.found.curves, chosen))
-        mine += _strongest(part, _of(evidence.found.zones, chosen)) + _against_baseline(part)
-        mine += _decay(_of(evidence.found.decay, chosen)) + _floor(part)
-        rules = tuple(part["selector"].unique())
-        sentences += [_capital(f"{prefix}: {s}" if prefix else s, rules) for s in mine]
+def findings(evidence: Evidence) -> list[Findings]:
+    """The sentences, most important first: the first condition in full, the others (`MOST_CONDITIONS`) in short."""
+    found = evidence.found
+    conditions, left_out = _conditions(found.table)
+    varied = [c for c in _NAMED if len({condition[c] for condition in conditions}) > 1]
+    made = [Findings("", _warnings(found.table) + left_out)]
+    for place, chosen in enumerate(conditions[:MOST_CONDITIONS]):
+        condition = _Condition(found, chosen, main=place == 0)
+        sentences = _crossing(condition) + _strongest(condition)
+        if condition.main:
+            sentences += _against_baseline(condition) + _decay(condition)
+        sentences += _floor(condition)
+        heading = ", ".join(_NAMED[c].format(chosen[c]) for c in varied)
+        made.append(Findings(heading, sentences))
+    rest = _effects(found.effects) + of_overlap(evidence.overlap) + of_tokens(evidence.profile)
     if len(conditions) > MOST_CONDITIONS:
-        sentences.append(
-            f"The other {len(conditions) - MOST_CONDITIONS} of {len(conditions)} conditions are in the tables only."
+        rest.append(
+            f"Of {len(conditions)} conditions, the last {len(conditions) - MOST_CONDITIONS} are in tables only."
         )
-    sentences += _effects(evidence.found.effects)
-    sentences += _overlap(evidence.overlap) + _tokens(evidence.profile)
+    made.append(Findings("all conditions" if varied else "", rest))
+    rules = tuple(found.table["selector"].unique()) + _runs(evidence)
+    told: list[Findings] = []
+    for part in (f for f in made if f.sentences):
+        heading, sentences = _capital(part.heading, ()), [_capital(s, rules) for s in part.sentences]
+        if told and told[-1].heading == heading:
+            told[-1].sentences.extend(sentences)
+        else:
+            told.append(Findings(heading, sentences))
+    return told
+
+
+def _runs(evidence: Evidence) -> tuple[str, ...]:
+    """The runs that sentences on selections are about."""
+    frames = [f for f in (evidence.overlap, evidence.profile) if f is not None and not f.empty]
+    return tuple(f"{name}: " for frame in frames for name in frame["run"].unique())
+
+
+def _capital(sentence: str, names: tuple[str, ...]) -> str:
+    """A capital at the start, except of the name of a rule or run: that is written as it is typed."""
+    return sentence if names and sentence.startswith(names) else sentence[:1].upper() + sentence[1:]
+
+
+def _conditions(table: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
+    """The conditions to speak of (no sweeps over layers, no direct effects beside total ones), and what is left out."""
+    every = [dict(zip(CONDITIONS, key, strict=True)) for key in table.groupby(CONDITIONS, sort=False).groups]
+    whole = [c for c in every if c["layers"] == "all"]
+    total = [{**c, "effect": ""} for c in whole if c["effect"] == "total"]
+    kept = [c for c in whole if c["effect"] == "total" or {**c, "effect": ""} not in total]
+    said = []
+    if len(whole) < len(every):
+        said.append("Layers were ablated one by one: what each layer does is in the layers picture and the tables.")
+    return kept, said
+
+
+def _warnings(table: pd.DataFrame) -> list[str]:
     documents = int(table["n"].max())
-    if documents < MINIMUM_DOCUMENTS:
-        many = f"{documents} document{'s' * (documents != 1)}"
-        warning = f"With {many} nothing can be inferred: intervals and p-values need {MINIMUM_DOCUMENTS}."
-        sentences.insert(0, f"{warning} What follows describes these documents only.")
-    return sentences
+    if documents >= MINIMUM_DOCUMENTS:
+        return []
+    counted = many(documents, "document")
+    return [
+        f"With {counted} nothing can be inferred: intervals and p-values need {MINIMUM_DOCUMENTS} (or as many "
+        "clusters). What follows describes these documents only."
+    ]
 
 
-def _capital(sentence: str, rules: tuple[str, ...]) -> str:
-    """A capital at the start, except of a rule's name: that is written as it is typed."""
-    return sentence if sentence.startswith(rules) else sentence[:1].upper() + sentence[1:]
+def _ratio(row: dict[str, Any] | pd.Series, digits: int = 3) -> str:
+    return interval(row["ratio"], row["ratio_low"], row["ratio_high"], digits, "×")
 
 
-def _of(frame: pd.DataFrame, chosen: dict[str, str]) -> pd.DataFrame:
-    for column, value in chosen.items():
-        if column in frame.columns:
-            frame = frame[frame[column] == value]
-    return frame
-
-
-def _crossing(curves: pd.DataFrame) -> list[str]:
-    """Where each rule's influence overtakes attention's, entropy first."""
+def _crossing(condition: _Condition) -> list[str]:
+    """Where rules' influence overtakes attention's: entropy's, which the paper is about, and the others' in one."""
+    curves = condition.of(condition.found.curves)
     rules = curves["selector"].unique().tolist()
     if REFERENCE not in rules:
         return []
-    others = sorted((r for r in rules if r != REFERENCE and not is_control(r)), key=lambda r: r != "entropy")
-    sentences = []
-    for row in crossovers(curves, [(rule, REFERENCE) for rule in others]).itertuples():
-        ratios = controls(curves[curves["selector"].isin([row.rule, REFERENCE])], REFERENCE)
-        ratios = ratios[(ratios["control"] == REFERENCE) & (ratios["selector"] == row.rule)]
-        end = int(curves["high"].max()) - 1
-        sentences.append(_crossing_sentence(row, bool((ratios["ratio"] < 1).all()), end))
-    return sentences
+    others = [r for r in rules if r != REFERENCE and not is_control(r)]
+    rows = crossovers(curves, [(rule, REFERENCE) for rule in others], clustered=condition.found.clustered)
+    made, rest = [], []
+    for row in rows.to_dict("records"):
+        zones = condition.zone_ratios(row["rule"], REFERENCE)
+        if row["rule"] == CLAIMED:
+            made.append(crossing_sentence(row, zones) + condition.grain(CLAIMED, REFERENCE))
+        else:
+            rest.append(_crossing_clause(row, zones))
+    if rest:
+        of_what = "of the other rules, " if made else ""
+        made.append(f"{of_what}{'; '.join(rest)}.")
+    return made
 
 
-def _crossing_sentence(row: object, never: bool, end: int) -> str:
-    rule, distance, low, high = (getattr(row, name) for name in ("rule", "distance", "low", "high"))
-    whose = f"{rule}'s influence"
-    interval = ""
-    if not math.isnan(low):
-        upper = "beyond the range" if math.isinf(high) else tokens(high)
-        interval = f" (95% interval: {tokens(low)} to {upper})" if not math.isinf(low) else ""
+def _bounds(row: dict[str, Any]) -> str:
+    """The interval of a crossover in brackets; "" where there is none, or nothing but the estimate in it."""
+    if math.isnan(row["low"]) or row["low"] == row["high"]:
+        return ""
+    return f" (95% interval: {tokens(row['low'])} to {tokens(row['high'])})"
+
+
+def _apart(zones: dict[str, dict[str, Any]]) -> str:
+    """Near and far ratios in words; those under the noise floor are said to be."""
+    said = []
+    for zone in ("near", "far"):
+        if zone in zones:
+            under = ", under the noise floor" if zones[zone]["flagged"] else ""
+            said.append(f"{_ratio(zones[zone])} {zone}{under}")
+    return f"; it is {join(said)}" if said else ""
+
+
+def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
+    """Whether and from where a rule's influence exceeds the reference's, and by how much near and far.
+
+    Args:
+        row: of `crossovers`.
+        zones: of each zone `ratio`, `ratio_low`, `ratio_high` and `flagged`, rule over reference.
+    """
+    whose, distance = f"{row['rule']}'s influence", row["distance"]
     if math.isnan(distance):
-        return f"{whose} could not be set against {REFERENCE}'s ({getattr(row, 'reason', '')})."
-    unsure = ", though that it never does is not excluded" if math.isinf(high) else ""
+        return f"{whose} could not be set against {REFERENCE}'s ({row['reason']})."
+    where = f"within the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
+    unsure = ", though that it never does is not excluded" if math.isinf(row["high"]) else ""
     if distance == 0:
-        return f"{whose} exceeds {REFERENCE}'s throughout the range (0 to {end:,} tokens){unsure}{interval}."
+        text = f"exceeds {REFERENCE}'s throughout the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
+    elif math.isinf(distance):
+        text = f"does not come to exceed {REFERENCE}'s {where}"
+        far = zones.get("far")
+        excluded = far is not None and not far["flagged"] and far["ratio_high"] < 1
+        known = far is not None and not math.isnan(far["ratio_low"])
+        unsure = ", though that it does is not excluded" if known and not excluded else ""
+    else:
+        text = f"exceeds {REFERENCE}'s from {tokens(distance)} tokens on"
+    return f"{whose} {text}{_bounds(row)}{unsure}{_apart(zones)}."
+
+
+def _crossing_clause(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
+    rule, distance = row["rule"], row["distance"]
+    if math.isnan(distance):
+        return f"{rule} could not be set against it ({row['reason']})"
+    if distance == 0:
+        return f"{rule} exceeds {REFERENCE}'s throughout{_bounds(row)}"
     if math.isinf(distance):
-        how = "does not exceed" if never else "does not come to exceed"
-        tail = " at any distance within the range" if never else " for good within the range"
-        return f"{whose} {how} {REFERENCE}'s{tail} (0 to {end:,} tokens){interval}."
-    return f"{whose} exceeds {REFERENCE}'s from {tokens(distance)} tokens on{unsure}{interval}."
+        far = f" ({_ratio(zones['far'])} far)" if "far" in zones and not zones["far"]["flagged"] else ""
+        return f"{rule}{far} does not come to exceed {REFERENCE}'s{_bounds(row)}"
+    return f"{rule} exceeds {REFERENCE}'s from {tokens(distance)} tokens on{_bounds(row)}"
 
 
-def _strongest(part: pd.DataFrame, zones: pd.DataFrame) -> list[str]:
+def _strongest(condition: _Condition) -> list[str]:
     """The rule with the largest influence near and far, and the rules that cannot be told from it."""
+    table = without_controls(condition.of(condition.found.table))
     sentences = []
-    words = {"near": "near the context", "far": "far from the context"}
-    for zone, where in words.items():
-        rows = part[part["zone"] == zone].dropna(subset=["kl"])
+    for zone, where in (("near", "near the context"), ("far", "far from the context")):
+        rows = table[(table["zone"] == zone) & ~table["flagged"]].dropna(subset=["kl"])
         if len(rows) < 2:
             continue
         top = rows.loc[rows["kl"].idxmax()]
         text = f"{where}, {top['selector']} has the largest influence: "
-        text += say_with(top["kl"], top["kl_low"], top["kl_high"], " nats")
-        if top["baseline"]:
-            ratio = say_with(top["ratio"], top["ratio_low"], top["ratio_high"], "×")
-            text += f", {ratio} {top['baseline']}'s"
-        alike = _alike(zones[zones["zone"] == zone], str(top["selector"]))
+        text += interval(top["kl"], top["kl_low"], top["kl_high"], 2, " nats")
+        if top["baseline"] and not top["ratio_flagged"]:
+            text += f", {_ratio(top, 2)} {top['baseline']}'s"
+        alike = []
+        for rule in rows["selector"]:
+            ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
+            if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
+                alike.append(f"{rule} ({_ratio(ratio)})")
         sentences.append(text + (f"; {join(alike)} cannot be told from it." if alike else "."))
     return sentences
 
 
-def _alike(zone: pd.DataFrame, top: str) -> list[str]:
-    """Rules whose ratio to `top` over documents has an interval that holds 1, with it."""
-    found = []
-    best = zone[zone["selector"] == top].set_index("document")["kl"]
-    for rule, rows in zone[zone["selector"] != top].groupby("selector", sort=False):
-        both = pd.concat([rows.set_index("document")["kl"], best], axis=1, join="inner").to_numpy()
-        ratio = paired(both[:, 0], both[:, 1])
-        if ratio.low <= 1 <= ratio.high:
-            found.append(f"{rule} ({say_with(ratio.ratio, ratio.low, ratio.high, '×', digits=3)})")
-    return found
-
-
-def _against_baseline(part: pd.DataFrame) -> list[str]:
+def _against_baseline(condition: _Condition) -> list[str]:
     """Which rules cannot be told from the baseline, and which fall below it, near and far."""
+    table = condition.of(condition.found.table)
+    rows = table[(table["baseline"] != "") & table["ratio_low"].notna() & ~table["ratio_flagged"]]
+    rows = without_controls(rows[rows["zone"].isin(["near", "far"])])
+    same = rows[(rows["ratio_low"] <= 1) & (rows["ratio_high"] >= 1)]
+    below = rows[rows["ratio_high"] < 1]
     sentences = []
-    for zone in ("near", "far"):
-        rows = part[(part["zone"] == zone) & (part["baseline"] != "") & part["ratio_low"].notna()]
-        same = rows[(rows["ratio_low"] <= 1) & (rows["ratio_high"] >= 1)]
-        below = rows[rows["ratio_high"] < 1]
-        for group, text in ((same, "cannot be told from"), (below, "has less influence than")):
-            for baseline, some in group.groupby("baseline", sort=False):
-                each = [
-                    f"{r.selector} ({say_with(r.ratio, r.ratio_low, r.ratio_high, '×', digits=3)})"
-                    for r in some.itertuples()
-                ]
-                text = text.replace("has", "have") if len(each) > 1 else text
-                sentences.append(f"in the {zone} zone, {join(each)} {text} {baseline}.")
+    for group, verdict in ((same, "cannot be told from"), (below, "less than")):
+        for baseline, some in group.groupby("baseline", sort=False):
+            each = [
+                f"{rule} {join([f'{r.zone} ({_ratio(r._asdict())})' for r in mine.itertuples()])}"
+                for rule, mine in some.groupby("selector", sort=False)
+            ]
+            remarks = [condition.grain(str(rule), str(baseline)) for rule in some["selector"].unique()]
+            sentences.append(f"{verdict} {baseline}: {'; '.join(each)}.{''.join(remarks)}")
     return sentences
 
 
-def _decay(decay: pd.DataFrame) -> list[str]:
-    rows = decay[decay["model"].notna() & ~decay["selector"].map(is_control)]
-    rows = rows[rows["half_distance"].notna()].sort_values("half_distance")
+def _decay(condition: _Condition) -> list[str]:
+    """Which rules fade fastest and slowest, if they can be told apart."""
+    decay = without_controls(condition.of(condition.found.decay))
+    rows = decay[decay["model"].notna() & decay["half_distance"].notna()].sort_values("half_distance")
     if len(rows) < 2:
         return []
     fast, slow = rows.iloc[0], rows.iloc[-1]
-    return [
-        f"{fast['selector']} fades fastest, {slow['selector']} slowest: beyond distance {HALF_FROM} their influence "
-        f"halves within {_half(fast)} and {_half(slow)} tokens."
-    ]
+    ends = [f"{_half(row)} ({row['selector']})" for row in (fast, slow)]
+    counted = f"half-distances, counted from distance {HALF_FROM}, go from {ends[0]} to {ends[1]} tokens"
+    zones = condition.of(condition.found.zones)
+    pairs = len(rows) * (len(rows) - 1) // 2
+    apart = told_apart(
+        *(zones[zones["selector"] == row["selector"]] for row in (fast, slow)),
+        comparisons=pairs,
+        clustered=condition.found.clustered,
+        method=condition.found.method,
+    )
+    if apart:
+        return [f"{fast['selector']}'s influence fades faster than {slow['selector']}'s: {counted}."]
+    if math.isnan(fast["half_low"]):
+        return [f"{counted}."]
+    return [f"which rule's influence fades fastest cannot be told: {counted}."]
 
 
 def _half(row: pd.Series) -> str:
     if math.isinf(row["half_distance"]):
-        return "no number of"
-    return say_with(row["half_distance"], row["half_low"], row["half_high"], digits=3)
+        return "none"
+    return interval(row["half_distance"], row["half_low"], row["half_high"])
 
 
-def _floor(part: pd.DataFrame) -> list[str]:
-    flagged = part[part["flags"].str.contains("under 3x the noise floor", regex=False)]
+def _floor(condition: _Condition) -> list[str]:
+    table = condition.of(condition.found.table)
+    flagged = table[table["flagged"]]
     if flagged.empty:
         return []
-    which = [f"{rule} ({', '.join(rows['zone'])})" for rule, rows in flagged.groupby("selector", sort=False)]
-    return [f"under three times the noise floor, and so not to be relied on: {join(which)}."]
+    which = [f"{rule} ({join(rows['zone'].tolist())})" for rule, rows in flagged.groupby("selector", sort=False)]
+    return [f"under three times the noise floor, and not to be relied on: {join(which)}."]
 
 
 def _effects(effects: pd.DataFrame) -> list[str]:
-    """How much of the influence is direct, in the nearest and the farthest bin."""
-    sentences = []
-    whole = effects[~effects["selector"].map(is_control)] if len(effects) else effects
-    several = [c for c in ("budget", "mode") if len(whole) and whole[c].nunique() > 1]
-    for key, rows in list(whole.groupby(["selector", *several], sort=False))[:MOST_CONDITIONS] if len(whole) else []:
-        rows = rows.sort_values("low")
-        ends = [rows.iloc[0], rows.iloc[-1]]
-        shares = [say_with(r["direct_share"], r["direct_share_low"], r["direct_share_high"]) for r in ends]
-        where = [f"{int(r['low']):,} to {int(r['high']) - 1:,}" for r in ends]
-        named = [_NAMED[c].format(v) for c, v in zip(several, key[1:], strict=True)]
-        extra = f" at {', '.join(named)}" if several else ""
-        sentences.append(
-            f"The direct effect is {shares[0]} of {key[0]}'s total effect{extra} over {where[0]} tokens, and "
-            f"{shares[1]} over {where[1]}."
-        )
-    return sentences
-
-
-def _overlap(overlap: pd.DataFrame | None) -> list[str]:
-    if overlap is None or overlap.empty:
+    """How much of the influence is direct, in the nearest and the farthest bin above the noise floor."""
+    if effects.empty:
         return []
-    first = overlap.iloc[0]
-    at = f" at budget {first['budget']}" if overlap["budget"].nunique() > 1 else ""
-    pairs = overlap[(overlap["budget"] == first["budget"]) & (overlap["mode"] == first["mode"])]
-    pairs = pairs[~pairs["rule_a"].map(is_control) & ~pairs["rule_b"].map(is_control)]
-    if pairs.empty:
-        return []
-    least, most = pairs.loc[pairs["shared"].idxmin()], pairs.loc[pairs["shared"].idxmax()]
-    sentences = []
-    for row in [most] if len(pairs) == 1 else [most, least]:
-        share = say_with(100 * row["shared"], 100 * row["shared_low"], 100 * row["shared_high"], "%")
-        chance = say(100 * row["chance"])
-        pair = f"{row['rule_a']} and {row['rule_b']}"
-        sentences.append(f"{pair} share {share} of their budget{at} (chance alone would give {chance}%).")
-    return sentences
+    first = effects[["budget", "mode", "layers"]].iloc[0]
+    rows = effects[(effects[first.index] == first).all(axis=1) & ~effects["flagged"]]
+    each: list[str] = []
+    for rule, mine in without_controls(rows).groupby("selector", sort=False):
+        mine = mine.sort_values("low").dropna(subset=["direct_share"])
+        said = [
+            f"{interval(r.direct_share, r.direct_share_low, r.direct_share_high, 2)} over {r.low:,} to {r.high - 1:,}"
+            for r in _ends(mine)
+        ]
+        each += [f"{rule} {join(said)}"] if said else []
+    at = f" at budget {first['budget']}" if effects["budget"].nunique() > 1 else ""
+    return [f"the direct effect's share of the total{at}, by distance in tokens: {'; '.join(each)}."] if each else []
 
 
-def _tokens(profile: pd.DataFrame | None) -> list[str]:
-    """The paper's observation, tested: function words against content words, rule by rule."""
-    if profile is None or profile.empty:
-        return []
-    first = profile[(profile["budget"] == profile["budget"].iloc[0]) & (profile["mode"] == profile["mode"].iloc[0])]
-    sentences = []
-    for rule, rows in first[~first["selector"].map(is_control)].groupby("selector", sort=False):
-        words = rows[(rows["division"] == "class") & rows["group"].isin(["function word", "content word"])]
-        words = words[words["base"] > 0]
-        if words.empty:
-            continue
-        lifts = [say_with(r.lift, r.low, r.high, "×", digits=3) for r in words.itertuples()]
-        unclear = [r.low <= 1 <= r.high for r in words.itertuples()]
-        each = [f"{group}s {lift}" for group, lift in zip(words["group"], lifts, strict=True)]
-        if all(unclear):
-            kinds = " or ".join(f"{group}s" for group in words["group"])
-            sentences.append(f"{rule} shows no clear preference for {kinds} ({', '.join(lifts)} the base rate).")
-            continue
-        marked = [e + " (no clear preference)" * u for e, u in zip(each, unclear, strict=True)]
-        sentences.append(f"{rule} selects {join(marked)} as often as the candidates hold them.")
-    return sentences
+def _ends(rows: pd.DataFrame) -> Sequence[Any]:
+    return list(rows.iloc[[0, -1]].itertuples()) if len(rows) > 1 else list(rows.itertuples())

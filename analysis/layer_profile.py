@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forward_influence.analysis.selections import model_layers, read_selections, require_selections
+from forward_influence.analysis.selections import read_selections, require_selections
 from forward_influence.analysis.statistics import estimate
 from forward_influence.runs import Run
 
@@ -35,7 +35,7 @@ def position_lift(selection: NDArray[np.bool_], bins: int) -> NDArray[np.float64
 
 
 def layer_positions(
-    run: Run, bins: int = POSITION_BINS, *, selectors: Sequence[str] | None = None, budget: str | None = None
+    run: Run, bins: int = POSITION_BINS, *, selectors: Sequence[str] | None = None, budgets: Sequence[str] | None = None
 ) -> dict[tuple[str, str, str], NDArray[np.float64]]:
     """For each (selector, budget, mode), `position_lift` averaged over draws, segments and then documents.
 
@@ -47,7 +47,7 @@ def layer_positions(
     """
     require_selections(run, "the layers picture")
     total: dict[tuple[str, str, str], list[NDArray[np.float64]]] = {}
-    for document in read_selections(run, selectors=selectors, budget=budget):
+    for document in read_selections(run, selectors=selectors, budgets=budgets):
         mine: dict[tuple[str, str, str], list[NDArray[np.float64]]] = {}
         for choice in document.choices:
             context = document.contexts[choice.segment]
@@ -76,8 +76,3 @@ def layer_influence(sweep: pd.DataFrame) -> dict[str, pd.DataFrame]:
         cells.index = cells.index.astype(int)
         tables[str(rule)] = cells.sort_index()
     return tables
-
-
-def layers_of(run: Run) -> list[int]:
-    """The model's indices of the layers in `layer_positions`."""
-    return model_layers(run)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from forward_influence.analysis.curves import group_of
+from forward_influence.analysis.ranks import ranks
 from forward_influence.analysis.selections import (
     Choice,
     Context,
@@ -18,12 +20,13 @@ from forward_influence.analysis.selections import (
     read_selections,
     require_selections,
 )
-from forward_influence.analysis.statistics import estimate
+from forward_influence.analysis.statistics import Method, estimate
 from forward_influence.runs import Run
 
 #: What is compared, in the order of the columns.
 MEASURES = ("jaccard", "shared", "chance", "rank_correlation")
 _KEYS = ["document", "budget", "mode", "rule_a", "rule_b", "layer"]
+_PAIR = ["run", "budget", "mode", "rule_a", "rule_b"]
 
 
 def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -57,33 +60,64 @@ def centred_ranks(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 
     The dot product of two such rows is Spearman's correlation. Rows of equal scores have no ranks and become NaN.
     """
-    ranks = rankdata(scores, axis=-1)
-    ranks = ranks - ranks.mean(-1, keepdims=True)
-    length = np.sqrt((ranks**2).sum(-1, keepdims=True))
-    with np.errstate(invalid="ignore"):
-        return np.where(length > 0, ranks / np.where(length > 0, length, 1), np.nan)
+    centred = ranks(scores) - (scores.shape[-1] + 1) / 2  # ranks sum to the same with ties as without
+    length = np.sqrt(np.einsum("...i,...i->...", centred, centred))[..., None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(length > 0, centred / length, np.nan)
 
 
-def overlap(run: Run, *, selectors: Sequence[str] | None = None, budget: str | None = None) -> pd.DataFrame:
+def overlap(
+    run: Run,
+    *,
+    selectors: Sequence[str] | None = None,
+    budgets: Sequence[str] | None = None,
+    cluster: str | None = None,
+) -> pd.DataFrame:
     """Agreement of every pair of rules in every document, layer by layer.
 
     Only candidates count: what every rule is made to keep says nothing about rules. Pairs share budget and mode; draws
     of random rules and segments are averaged within the document.
 
+    Args:
+        selectors, budgets: only these, as written in the run.
+        cluster: a field of the documents, such as "author", for the column `cluster` (else the document's name).
+
     Returns:
-        One row per document, budget, mode, pair (in the order measured) and layer (the model's index), with the
-        columns of `MEASURES`; rank_correlation is the mean over kv heads of Spearman's correlation of the scores, NaN
-        where a rule has none.
+        One row per document, budget, mode, pair (in the order measured) and layer (the model's index), with columns
+        `run`, `cluster` and those of `MEASURES`; rank_correlation is the mean over kv heads of Spearman's correlation
+        of the scores, NaN where a rule has none.
 
     Raises:
         UsageError: the run holds no selections.
     """
     require_selections(run, "overlap")
     layers = model_layers(run)
-    tables = [_document_overlap(d, layers) for d in read_selections(run, selectors=selectors, budget=budget)]
+    tables = [_document_overlap(d, layers) for d in read_selections(run, selectors=selectors, budgets=budgets)]
     rows = [row for table in tables for row in table]
     frame = pd.DataFrame(rows, columns=[*_KEYS, *MEASURES])
-    return frame.groupby(_KEYS, sort=False, as_index=False)[list(MEASURES)].mean()
+    groups = {d["name"]: group_of(d, cluster) for d in run.documents}
+    frame = frame.groupby(_KEYS, sort=False, as_index=False)[list(MEASURES)].mean()
+    return frame.assign(run=run.name, cluster=frame["document"].map(groups))
+
+
+def overlaps(
+    runs: Mapping[str, Run],
+    *,
+    selectors: Sequence[str] | None = None,
+    budgets: Sequence[str] | None = None,
+    cluster: str | None = None,
+) -> pd.DataFrame:
+    """`overlap` of several runs, which the column `run` tells apart.
+
+    Args:
+        runs: by name, as `curves.named` gives them.
+
+    Raises:
+        UsageError: one of the runs holds no selections.
+    """
+    options: dict[str, Any] = {"selectors": selectors, "budgets": budgets, "cluster": cluster}
+    made = [overlap(run, **options).assign(run=name) for name, run in runs.items()]
+    return pd.concat(made, ignore_index=True)
 
 
 def _document_overlap(document: DocumentSelections, layers: list[int]) -> list[tuple[object, ...]]:
@@ -145,44 +179,50 @@ def overlap_matrix(frame: pd.DataFrame, measure: str = "shared", rules: Sequence
     """A square table of one measure, mean over layers, then over documents.
 
     Args:
-        frame: from `overlap`, of one budget and mode.
+        frame: from `overlap`, of one run, budget and mode.
         measure: one of `MEASURES`.
         rules: order of rows and columns; by default the order measured.
 
     Returns:
-        Symmetric (rules, rules); the diagonal is 1.
+        Symmetric (rules, rules); the diagonal is 1, NaN where a pair was not measured together.
     """
     pairs = frame.groupby(["rule_a", "rule_b", "document"], sort=False)[measure].mean()
     means = pairs.groupby(["rule_a", "rule_b"], sort=False).mean()
     if rules is None:
         rules = list(dict.fromkeys([*frame["rule_a"], *frame["rule_b"]]))
-    matrix = pd.DataFrame(np.eye(len(rules)), index=list(rules), columns=list(rules))
+    unknown = np.where(np.eye(len(rules), dtype=bool), 1.0, np.nan)
+    matrix = pd.DataFrame(unknown, index=list(rules), columns=list(rules))
     for (a, b), value in means.items():
         if a in matrix.index and b in matrix.index:
             matrix.loc[a, b] = matrix.loc[b, a] = value
     return matrix
 
 
-def overlap_summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of every pair of rules over documents, layers averaged within each document.
+def overlap_summary(
+    frame: pd.DataFrame, *, by_layer: bool = False, clustered: bool = False, method: Method = "t"
+) -> pd.DataFrame:
+    """Agreement of every pair of rules over documents.
 
     Args:
-        frame: from `overlap`.
+        frame: from `overlap` or `overlaps`.
+        by_layer: a row per layer too; else layers are averaged within each document.
+        clustered: the column `cluster` is the unit rather than the document.
 
     Returns:
-        One row per budget, mode and pair: for each of `MEASURES` the arithmetic mean over documents, and for jaccard,
-        shared and rank_correlation `<measure>_low` and `<measure>_high`, a 95% t-interval (NaN below 6 documents);
-        `documents` that entered.
+        One row per run, budget, mode, pair (and `layer`): for each of `MEASURES` the arithmetic mean over documents,
+        and for all but chance `<measure>_low` and `<measure>_high`, its 95% bounds (NaN below 6 documents); `n`
+        documents or clusters that entered.
     """
-    keys = ["budget", "mode", "rule_a", "rule_b"]
-    per_document = frame.groupby([*keys, "document"], sort=False, as_index=False)[list(MEASURES)].mean()
+    keys = [*_PAIR, "layer"] if by_layer else _PAIR
+    per_document = frame.groupby([*keys, "document", "cluster"], sort=False, as_index=False)[list(MEASURES)].mean()
     rows = []
     for key, part in per_document.groupby(keys, sort=False):
         row: dict[str, object] = dict(zip(keys, key, strict=True))
+        groups = part["cluster"].to_numpy() if clustered else None
         for measure in MEASURES:
-            made = estimate(part[measure].to_numpy(), scale="arithmetic")
+            made = estimate(part[measure].to_numpy(), groups, scale="arithmetic", method=method)
             row[measure] = made.value
             if measure != "chance":
                 row[f"{measure}_low"], row[f"{measure}_high"] = made.low, made.high
-        rows.append({**row, "documents": len(part)})
+        rows.append({**row, "n": part["cluster"].nunique() if clustered else len(part)})
     return pd.DataFrame(rows)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.curves import RULE, Matrix, matrix
+from forward_influence.analysis.curves import RULE
+from forward_influence.analysis.matrix import Matrix, matrix
+from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 
 #: Everything but the selector: rules are compared within one run, budget, mode, effect and set of layers.
 CONDITIONS = [name for name in RULE if name != "selector"]
@@ -17,6 +21,54 @@ POSITION_MATCHED = "position-matched"
 CONTROLS = (RANDOM, POSITION_MATCHED, "recent", "first")
 
 
+#: What an entry of the cache is called that a rule of some grain chooses; from the finest to the coarsest.
+CHOSEN = {"entry": "entries", "layer": "tokens of a layer", "token": "whole tokens"}
+
+
+@lru_cache(maxsize=1000)
+def canonical(text: str) -> str:
+    """A rule as runs store it, parameters at their defaults left out; the text itself where no such rule loads here."""
+    from forward_influence.selectors import parse_selector  # brings torch, which reading a run does without
+
+    try:
+        return parse_selector(text).spec
+    except ForwardInfluenceError:
+        return text
+
+
+def meant(text: str, measured: Sequence[str]) -> str | None:
+    """Which of the measured specs a rule as typed stands for; None if none does."""
+    if text in measured:
+        return text
+    spec = canonical(text)
+    return spec if spec in measured else None
+
+
+def measured_rule(text: str, measured: Sequence[str]) -> str:
+    """As `meant`.
+
+    Raises:
+        UsageError: it was not measured; what was is named.
+    """
+    spec = meant(text, measured)
+    if spec is None:
+        raise UsageError(
+            f"rule {text!r} was not measured{did_you_mean(text, measured)}; measured: {', '.join(measured)}"
+        )
+    return spec
+
+
+def is_control(selector: str) -> bool:
+    """Whether a rule is there to be compared against."""
+    return any(is_called(selector, name) for name in CONTROLS)
+
+
+def without_controls(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows of a frame in which no column (by default `selector`) names a control."""
+    names = frame[list(columns or ("selector",))].to_numpy()
+    return frame[np.array([not any(is_control(str(name)) for name in row) for row in names], dtype=bool)]
+
+
 def is_called(selector: str, name: str) -> bool:
     """Whether a selector spec is the rule `name`, with any parameters: "random:per=token" is called "random"."""
     return selector == name or selector.startswith(name + ":")
@@ -24,7 +76,10 @@ def is_called(selector: str, name: str) -> bool:
 
 def variants(selectors: list[str], name: str) -> list[str]:
     """The specs meant by `name`: one spec where it has parameters, else every spec of the rule so called."""
-    return [name] if ":" in name and name in selectors else [s for s in selectors if is_called(s, name)]
+    if ":" in name:
+        spec = meant(name, selectors)
+        return [] if spec is None else [spec]
+    return [s for s in selectors if is_called(s, name)]
 
 
 def grains(frame: pd.DataFrame) -> dict[str, str]:
@@ -52,11 +107,10 @@ def position_control_for(frame: pd.DataFrame, selector: str) -> str | None:
     """The position-matched rule made from `selector` (its parameter `of`), or None."""
     found = []
     for control, parameters in frame.groupby("selector", sort=False)["parameters"].first().items():
-        if (
-            is_called(str(control), POSITION_MATCHED)
-            and _spec(json.loads(parameters or "{}").get("of", "")) == selector
-        ):
-            found.append(str(control))
+        if is_called(str(control), POSITION_MATCHED):
+            of = _spec(json.loads(parameters or "{}").get("of", ""))
+            if selector in (of, _registered(of)):
+                found.append(str(control))
     per = grains(frame)
     return next(iter([s for s in found if per[s] == per.get(selector)] or found), None)
 
@@ -67,13 +121,48 @@ def _spec(nested: str) -> str:
     return f"{name}:{rest.removesuffix(')')}" if parenthesis and rest != ")" else name
 
 
+def _registered(spec: str) -> str:
+    """As `canonical`, for rules of this package alone: what a run folder names must not make its reader load a file."""
+    if ":" not in spec:
+        return spec
+    from forward_influence.selectors import discover
+
+    return canonical(spec) if spec.split(":")[0] in discover() else spec
+
+
+def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:
+    """What it does to the multiple that a rule and its control choose at different grains; nothing where they do not.
+
+    Removing a token from every head is a stronger intervention than removing as many scattered entries
+    (docs/statistics.md), so that a coarser rule looks stronger than it is, and a finer one weaker.
+
+    Args:
+        per: from `grains`.
+    """
+    mine, its = per[selector], per[control]
+    order = list(CHOSEN)
+    if mine == its or not {mine, its} <= set(order):
+        return []
+    wrong = "high" if order.index(mine) > order.index(its) else "low"
+    remedy = _at_grain(control, mine)
+    how = f" (add --selector {remedy})" if remedy != control else ""
+    return [f"{CHOSEN[mine]} against {control}'s {CHOSEN[its]}, so that the multiple is too {wrong}{how}"]
+
+
+def _at_grain(spec: str, per: str) -> str:
+    """A rule's spec with another grain."""
+    name, _, parameters = spec.partition(":")
+    kept = [p for p in parameters.split(",") if p and not p.startswith("per=")]
+    kept += [f"per={per}"] if per != "entry" else []
+    return ":".join([name, ",".join(kept)]) if kept else name
+
+
 def align(a: pd.DataFrame, b: pd.DataFrame) -> tuple[Matrix, Matrix] | None:
     """Two rules' frames as matrices over the documents and bins that both have; None without any."""
-    keys = ["document", "low", "high"]
-    common = pd.merge(a[keys], b[keys])
-    if not len(common):
+    if a.empty or b.empty:
         return None
-    first, second = matrix(a.merge(common)), matrix(b.merge(common))
-    if not np.array_equal(first.low, second.low):
-        return None
-    return first, second
+    first, second = matrix(a), matrix(b)
+    documents = np.intersect1d(first.documents, second.documents)
+    bins = set(zip(first.low, first.high, strict=True)) & set(zip(second.low, second.high, strict=True))
+    low = np.array(sorted(start for start, _ in bins))
+    return (first.at(documents, low), second.at(documents, low)) if len(documents) and len(low) else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -12,12 +11,16 @@ from typing import Any
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from forward_influence.analysis import overlap, plots, report_tables, style, tokens
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.findings import Evidence, findings
-from forward_influence.analysis.pairing import RANDOM
-from forward_influence.analysis.selections import has_selections
+from forward_influence.analysis import comparable, plots, report_about, report_tables, style
+from forward_influence.analysis.compare import Comparison, compare
+from forward_influence.analysis.curves import named
+from forward_influence.analysis.findings import Evidence, Findings, findings
+from forward_influence.analysis.overlap import overlap_summary
+from forward_influence.analysis.pairing import RANDOM, variants
+from forward_influence.analysis.statistics import Method
+from forward_influence.analysis.summary import unfinished
 from forward_influence.analysis.token_view import TokenView, token_view
 from forward_influence.errors import UsageError
 from forward_influence.runs import Run
@@ -32,10 +35,11 @@ _READING = (
 
 @dataclass(frozen=True)
 class Picture:
-    """An inline picture: its markup and caption."""
+    """An inline picture: its markup and caption, and whether it is wider than a column of text."""
 
     svg: Markup
     caption: str
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -44,173 +48,175 @@ class Report:
 
     Attributes:
         html: the whole page.
-        sentences: its key findings.
-        notes: what was left out, and why.
+        findings: its key findings, in groups.
+        notes: what is not measured yet, what was left out, and why.
     """
 
     html: str
-    sentences: list[str]
+    findings: list[Findings]
     notes: list[str]
 
+    @property
+    def sentences(self) -> list[str]:
+        """All key findings in a row."""
+        return [sentence for group in self.findings for sentence in group.sentences]
 
-def report(runs: Sequence[Run], *, baseline: str = RANDOM, limit: int = LIMIT, title: str | None = None) -> Report:
-    """Write a report on one or several runs that can be compared.
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs that can be compared with one another, by the names that they have in the report, and what was found."""
+
+    names: list[str]
+    found: Comparison
+
+    @property
+    def name(self) -> str:
+        return " + ".join(self.names)
+
+    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows about these runs."""
+        return frame if frame.empty else frame[frame["run"].isin(self.names)]
+
+
+def report(
+    runs: Sequence[Run],
+    *,
+    baseline: str = RANDOM,
+    budgets: Sequence[str] = (),
+    cluster: str | None = None,
+    method: Method = "t",
+    limit: int = LIMIT,
+    title: str | None = None,
+) -> Report:
+    """Write a report on one or several runs; those that cannot be compared stand side by side.
 
     Args:
         baseline: the rule that the others are set against; where `random` was not measured, the first rule is taken.
+        budgets: only these.
+        cluster: field of the documents whose groups are the unit.
+        method: how intervals are made.
         limit: most bytes of the page.
 
     Raises:
-        UsageError: the runs cannot be compared, or the baseline was not measured.
+        UsageError: the baseline or a budget was not measured, or documents have no such field.
         ForwardInfluenceError: nothing is measured yet.
     """
-    data = plots.PlotData(runs)
-    baseline = _baseline(data, baseline)
-    data = plots.PlotData(runs, baseline=baseline, read=data.frames)
-    found = compare(runs, baseline)
-    selecting = [run for run in runs if has_selections(run)]
-    each = [
-        plots.PlotData((run,), baseline=baseline, read=data.frames if len(runs) == 1 else None) for run in selecting
-    ]
-    summaries = [overlap.overlap_summary(one.overlap) for one in each if len(one.measured_rules) > 1]
-    profiles = [tokens.token_profile(one.shares) for one in each]
-    sentences = findings(Evidence(found, _first(summaries), _first(profiles)))
-    pictures, not_drawn = _pictures(data, each)
-    tables = report_tables.comparison_tables(found)
-    tables += [_named(report_tables.overlap_table(t), r, selecting) for t, r in zip(summaries, selecting, strict=False)]
-    tables += [_named(report_tables.token_table(t), r, selecting) for t, r in zip(profiles, selecting, strict=True)]
-    tables.append(_documents(runs))
+    by_name = named(runs)
+    options: dict[str, Any] = {"budgets": tuple(budgets), "cluster": cluster, "method": method}
+    data = plots.PlotData(runs, **options)
+    groups = [_group(group, by_name, data, baseline, options) for group in comparable.groups(runs)]
+    data = plots.PlotData(runs, baseline=_baseline(data.rules, baseline), read=data.frames, **options)
+    tables = _Selected(data)
+    pictures, not_drawn = _pictures(data)
+    told = [part for group in groups for part in _findings(group, tables, len(groups) > 1)]
+    missing = [*unfinished(by_name, data.frames.zones), *_side_by_side(groups, by_name)]
     page: dict[str, Any] = {
-        "title": title or f"Forward Influence: {', '.join(run.name for run in runs)}",
-        "subtitle": _subtitle(runs),
-        "findings": sentences,
-        "reading": f"{_READING} {found.notes[0][:1].upper()}{found.notes[0][1:]}.",
+        "title": title or f"Forward Influence: {', '.join(by_name)}",
+        "subtitle": report_about.subtitle(runs),
+        "missing": missing,
+        "findings": told,
+        "reading": f"{_READING} {_sentence(groups[0].found.notes[0])}",
         "pictures": pictures,
         "not_drawn": not_drawn,
-        "tables": tables,
-        "runs": [_about(run) for run in runs],
-        "made": f"Made by forward-influence {_version(runs)} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+        "tables": [*_tables(groups, tables), report_about.documents(by_name)],
+        "runs": [report_about.about(run, name) for name, run in by_name.items()],
+        "made": f"Made by forward-influence {report_about.made_by(runs)} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
     }
     without = _render({**page, "token_view": None})
-    view = token_view(selecting, limit - len(without.encode()) - 5_000)
+    view = token_view(data.selecting, limit - len(without.encode()) - 5_000)
     html = _render({**page, "token_view": None if view is None else _view(view)})
-    return Report(html, sentences, [] if view is None else view.notes)
+    return Report(html, told, [*missing, *([] if view is None else view.notes)])
 
 
-def _first(frames: list[pd.DataFrame]) -> pd.DataFrame | None:
-    return frames[0] if frames else None
+class _Selected:
+    """Tables of what rules select, empty where no run saved selections (or, of pairs, measured two rules)."""
+
+    def __init__(self, data: plots.PlotData) -> None:
+        pairs = bool(data.selecting) and len(data.wanted_rules) > 1
+        inference, nothing = data.inference, pd.DataFrame()
+        self.overlap = overlap_summary(data.overlap, **inference) if pairs else nothing
+        self.overlap_layers = overlap_summary(data.overlap, by_layer=True, **inference) if pairs else nothing
+        self.profile = data.profile if data.selecting else nothing
 
 
-def _baseline(data: plots.PlotData, asked: str) -> str:
-    measured = data.measured_rules
-    if asked == RANDOM and not any(rule.split(":")[0] == RANDOM for rule in measured):
-        return measured[0]
-    return asked
+def _group(
+    group: list[Run], by_name: Mapping[str, Run], data: plots.PlotData, baseline: str, options: dict[str, Any]
+) -> _Group:
+    names = [name for name, run in by_name.items() if any(run is one for one in group)]
+    rows = data.frames.where(lambda frame: frame["run"].isin(names))
+    rules = [str(s) for s in rows.even["selector"].unique()]
+    return _Group(names, compare(group, _baseline(rules, baseline), read=rows, **options))
 
 
-def _pictures(data: plots.PlotData, each: Sequence[plots.PlotData]) -> tuple[list[Picture], list[str]]:
+def _baseline(measured: list[str], asked: str) -> str:
+    """The rule to compare with: as asked, or the first where that is random and was not measured."""
+    return asked if asked != RANDOM or variants(measured, RANDOM) else measured[0]
+
+
+def _side_by_side(groups: Sequence[_Group], by_name: Mapping[str, Run]) -> list[str]:
+    """Why runs are not set against one another, where they are not."""
+    first = groups[0].names[0]
+    return [
+        f"{group.name} and {first} stand side by side and are not set against one another: they differ in "
+        f"{'; '.join(comparable.differences(by_name[first], by_name[group.names[0]]))}"
+        for group in groups[1:]
+    ]
+
+
+def _findings(group: _Group, tables: _Selected, several: bool) -> list[Findings]:
+    told = findings(Evidence(group.found, group.of(tables.overlap), group.of(tables.profile)))
+    if not several:
+        return told
+    return [Findings(": ".join(filter(None, [group.name, part.heading])), part.sentences) for part in told]
+
+
+def _tables(groups: Sequence[_Group], selected: _Selected) -> list[report_tables.Table]:
+    made: list[report_tables.Table] = []
+    for place, group in enumerate(groups):
+        tables = report_tables.comparison_tables(group.found)
+        made += [t.of(group.name, str(place)) for t in tables] if len(groups) > 1 else tables
+    makers: list[tuple[pd.DataFrame, Callable[[pd.DataFrame], report_tables.Table]]] = [
+        (selected.overlap, report_tables.overlap_table),
+        (selected.overlap_layers, report_tables.overlap_layers_table),
+        (selected.profile, report_tables.token_table),
+    ]
+    return made + [maker(frame) for frame, maker in makers if not frame.empty]
+
+
+def _pictures(data: plots.PlotData) -> tuple[list[Picture], list[str]]:
     """Every kind that the runs can be drawn as, and why the others are missing."""
     made: list[Picture] = []
     missing: list[str] = []
     for name, kind in plots.KINDS.items():
         if kind.reads != "run":
             continue
-        of_selections = kind.needs_selections or (name == "layers" and data.sweep_is_empty)
-        sources = list(each) if of_selections else [data]
-        if not sources:
-            missing.append(f"{name} (the run has no saved selections; measure with --save-selections)")
-        for source in sources:
-            caption = f"{source.run.name}: {kind.summary}" if of_selections and len(each) > 1 else kind.summary
-            try:
-                figure = plots.draw(name, source)
-            except UsageError as error:
-                missing.append(f"{name} ({error})")
-                continue
-            svg = style.inline_svg(figure, f"p{len(made)}", escape(caption, quote=True))
-            made.append(Picture(Markup(svg), caption))  # matplotlib escapes its text
+        if kind.needs_selections and not data.selecting:
+            missing.append(f"{name} (no selections were saved; measure with --save-selections)")
+            continue
+        try:
+            for figure, label in _drawn(name, data):
+                caption = f"{label}: {kind.summary}" if label else kind.summary
+                svg = style.inline_svg(figure, f"p{len(made)}", escape(caption, quote=True))
+                wide = figure.get_figwidth() > style.COLUMN_WIDTH
+                made.append(Picture(Markup(svg), caption, wide))  # matplotlib escapes its text
+        except UsageError as error:
+            missing.append(f"{name} ({error})")
     return made, missing
 
 
-def _named(table: report_tables.Table, run: Run, runs: Sequence[Run]) -> report_tables.Table:
-    if len(runs) == 1:
-        return table
-    name = f"{table.name}-{list(runs).index(run)}"
-    return report_tables.Table(name, f"{table.title}: {run.name}", table.columns, table.rows, table.note)
-
-
-def _documents(runs: Sequence[Run]) -> report_tables.Table:
-    rows = [
-        {"run": run.name, **document, "measured": run.part_path(document["part"]).is_file()}
-        for run in runs
-        for document in run.documents
-    ]
-
-    def cells(row: Any) -> dict[str, report_tables.Cell]:
-        several = {"run": report_tables.words(row["run"])} if len(runs) > 1 else {}
-        return {
-            "document": report_tables.words(row["name"]),
-            **several,
-            "tokens": report_tables.number(row["tokens"], f"{int(row['tokens']):,}"),
-            "contexts": report_tables.number(row.get("segments", 1)),
-            "measured": report_tables.words("yes" if row["measured"] else "no"),
-            "fingerprint": report_tables.words(str(row["fingerprint"])[:12]),
-        }
-
-    return report_tables.table("documents", "Documents", pd.DataFrame(rows), cells)
-
-
-def _subtitle(runs: Sequence[Run]) -> str:
-    first = runs[0]
-    model, configuration = first.manifest["model"], first.configuration
-    documents = len({d["fingerprint"] for run in runs for d in run.measured()})
-    counted = f"{documents} document{'s' * (documents != 1)}"
-    lengths = f"{configuration['context']:,} tokens of context, {configuration['continuation']:,} of continuation"
-    return f"{model['spec']}, {counted}, {lengths}"
-
-
-def _version(runs: Sequence[Run]) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
+def _drawn(name: str, data: plots.PlotData) -> Iterator[tuple[Figure, str]]:
+    """All runs in one picture where they fit, else a picture of each with its name."""
     try:
-        return version("forward-influence")
-    except PackageNotFoundError:
-        return str(runs[0].manifest.get("versions", {}).get("forward_influence", ""))
+        yield plots.draw(name, data), ""
+    except plots.TooManyPanels:
+        if len(data.runs) == 1:
+            raise
+        for label in named(data.runs):
+            yield plots.draw(name, data.alone(label)), label
 
 
-def _about(run: Run) -> dict[str, Any]:
-    """How a run was made, as (name, value) pairs, its command, and its whole configuration."""
-    manifest, configuration, model = run.manifest, run.configuration, run.manifest["model"]
-    provenance = model.get("provenance") or {}
-    source = "; ".join(str(v) for v in (provenance.get("source"), provenance.get("note")) if v)
-    measured = len(run.measured())
-    candidates = (
-        f"all but the first {configuration['protect_first']} and the last {configuration['protect_last']} tokens"
-    )
-    full, layers = len(model["full_layers"]), model["layers"]
-    skipped = [f"{s['name']} ({s['reason']})" for s in manifest.get("skipped") or []]
-    facts = [
-        ("Model", f"{model['spec']} ({model['class']}, {model['dtype']} on {model['device']})"),
-        ("Weights", source or "as given"),
-        ("Model fingerprint", model["fingerprint"]),
-        ("Layers", f"{layers}, of which {full} with full attention; {model['query_heads']} query heads, "
-                   f"{model['kv_heads']} key/value heads"),
-        ("Documents", f"{measured} of {len(run.documents)} measured, from {configuration['documents']}"),
-        ("Skipped", "; ".join(skipped) if skipped else "none"),
-        ("Rules", ", ".join(configuration["selectors"])),
-        ("Budgets", ", ".join(map(str, configuration["budgets"]))),
-        ("Mode and effect", f"{configuration['mode']}, {configuration['effect']}"),
-        ("Candidates", candidates),
-        ("Configuration hash", manifest["configuration_hash"]),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())),
-        ("Execution", ", ".join(f"{k} {v}" for k, v in (manifest.get("execution") or {}).items())),
-        ("Begun", manifest.get("created", "")),
-    ]  # fmt: skip
-    return {
-        "name": run.name,
-        "command": manifest.get("command", ""),
-        "facts": facts,
-        "configuration": json.dumps(configuration, indent=1, default=str),
-    }
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _view(view: TokenView) -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
 
 from forward_influence.analysis.compare import Comparison
-from forward_influence.analysis.findings import say, say_with
+from forward_influence.analysis.selected import NOTES
+from forward_influence.analysis.wording import ABSENT, interval, p_value
+from forward_influence.analysis.wording import number as written
 
-ABSENT = "–"
 MOST_ROWS = 600
 
 
@@ -43,6 +44,10 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
 
+    def of(self, what: str, key: str) -> Table:
+        """The same, said to be about `what`; `key` keeps its id apart from others'."""
+        return replace(self, name=f"{self.name}-{key}", title=f"{self.title}: {what}")
+
 
 def words(text: Any) -> Cell:
     """A cell of text."""
@@ -52,20 +57,29 @@ def words(text: Any) -> Cell:
 def number(value: float, text: str | None = None, digits: int = 3) -> Cell:
     """A cell that sorts as a number."""
     known = value is not None and not math.isnan(value)
-    shown = say(value, digits) if known else ABSENT
-    return Cell(shown if text is None or not known else text, repr(float(value)) if known else "", "number")
+    shown = written(value, digits) if text is None or not known else text
+    return Cell(shown, repr(float(value)) if known else "", "number")
 
 
-def spread(row: Any, name: str, digits: int = 3) -> Cell:
-    """A value with its interval; sorts by the value."""
+def whole(value: float) -> Cell:
+    """A count."""
+    return number(value, f"{int(value):,}")
+
+
+def spread(row: Any, name: str, digits: int = 3, mark: str = "") -> Cell:
+    """A value with its interval; sorts by the value. `mark` follows a value that is flagged."""
     value = row[name]
-    shown = ABSENT if math.isnan(value) else say_with(value, row[f"{name}_low"], row[f"{name}_high"], digits=digits)
-    return number(value, shown.replace("beyond all bounds", "∞"), digits)
+    return number(value, interval(value, row[f"{name}_low"], row[f"{name}_high"], digits, mark), digits)
+
+
+def marked(flagged: bool) -> str:
+    """What a value bears that is under the noise-floor flag."""
+    return "*" if flagged else ""
 
 
 def table(name: str, title: str, frame: pd.DataFrame, maker: Callable[[Any], dict[str, Cell]], note: str = "") -> Table:
     """Make a table of a frame; columns that tell conditions apart (budget, mode ...) appear only where they vary."""
-    varied = [c for c in ("budget", "mode", "effect", "layers") if c in frame and frame[c].nunique() > 1]
+    varied = [c for c in ("run", "budget", "mode", "effect", "layers") if c in frame and frame[c].nunique() > 1]
     if len(frame) > MOST_ROWS:
         note = f"{note} Only the first {MOST_ROWS} of {len(frame)} rows are shown; `compare` writes all.".strip()
         frame = frame.head(MOST_ROWS)
@@ -80,41 +94,54 @@ def table(name: str, title: str, frame: pd.DataFrame, maker: Callable[[Any], dic
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
-    """The tables of a comparison that have rows."""
-    note = "; ".join(found.notes[:4]) + "."
+    """The tables of a comparison that have rows, each with what has to be said of it; the first with the rest too."""
     made = [
-        table("comparison", "Influence near, middle and far", found.table, _comparison, note),
-        table("decay", "Decay with distance", found.decay, _decay),
-        table("crossovers", "Crossovers: from where the rule's influence is the larger", found.crossovers, _cross),
-        table("controls", "Multiple of the controls, by distance", found.controls, _controls),
-        table("effects", "Direct and indirect influence, by distance", found.effects, _effects),
+        ("table", "comparison", "Influence near, middle and far", found.table, _comparison),
+        ("decay", "decay", "Decay with distance", found.decay, _decay),
+        ("crossovers", "crossovers", "Crossovers: from where a rule's influence is larger", found.crossovers, _cross),
+        ("controls", "controls", "Multiple of the controls, by distance", found.controls, _controls),
+        ("effects", "effects", "Direct and indirect influence, by distance", found.effects, _effects),
+    ]  # fmt: skip
+    return [
+        table(name, title, frame, maker, _note(found.notes_about([about], only=about != "table")))
+        for about, name, title, frame, maker in made
+        if len(frame)
     ]
-    return [one for one in made if one.rows]
+
+
+def _note(lines: list[str]) -> str:
+    return "; ".join(lines) + "." if lines else ""
 
 
 def overlap_table(summary: pd.DataFrame) -> Table:
     """What `overlap_summary` gives, in percent."""
-    note = "Candidates only; means over layers, then over documents. By chance: what independent choices would share."
-    return table("overlap", "What rules share", summary, _overlap, note)
+    return table("overlap", "What rules share", summary, _overlap, _note([NOTES["overlap"]]))
+
+
+def overlap_layers_table(summary: pd.DataFrame) -> Table:
+    """What `overlap_summary` gives layer by layer, in percent."""
+    note = _note([NOTES["overlap_layers"]])
+    return table("overlap-layers", "What rules share, layer by layer", summary, _overlap, note)
 
 
 def token_table(profile: pd.DataFrame) -> Table:
     """What `token_profile` gives; groups without candidates left out."""
-    note = "Multiple: how often the rule selects the group over how often the candidates hold it, mean over documents."
-    return table("profile", "What kind of token is selected", profile[profile["base"] > 0], _token, note)
+    frame = profile[profile["base"] > 0]
+    return table("profile", "What kind of token is selected", frame, _token, _note([NOTES["tokens"]]))
 
 
 def _comparison(row: Any) -> dict[str, Cell]:
     order = {"near": "0 near", "middle": "1 middle", "far": "2 far"}
+    wins = math.nan if pd.isna(row["wins"]) else row["wins"]
     return {
         "rule": words(row["selector"]),
         "zone": Cell(row["zone"], order[row["zone"]], "text"),
-        "mean KL, nats [95%]": spread(row, "kl"),
-        "ratio [95%]": spread(row, "ratio"),
+        "mean KL, nats [95%]": spread(row, "kl", mark=marked(row["flagged"])),
+        "ratio [95%]": spread(row, "ratio", mark=marked(row["ratio_flagged"])),
         "to": words(row["baseline"]),
-        "p (Holm)": number(row["p_holm"], "<0.001" if row["p_holm"] < 0.001 else None, 2),
+        "p (Holm)": number(row["p_holm"], p_value(row["p_holm"])),
         "effect size": number(row["rank_biserial"], digits=2),
-        "wins": number(row["wins"] if row["baseline"] else math.nan, f"{row['wins']} of {row['n']}"),
+        "wins": number(wins, f"{row['wins']} of {row['n']}"),
         "remarks": words(row["flags"]),
     }
 
@@ -123,7 +150,7 @@ def _decay(row: Any) -> dict[str, Cell]:
     half = {"half": row["half_distance"], "half_low": row["half_low"], "half_high": row["half_high"]}
     return {
         "rule": words(row["selector"]),
-        "law": words(row["model"] or ""),
+        "law": words("" if pd.isna(row["model"]) else row["model"]),
         "exponent [95%]": spread(row, "exponent"),
         "length, tokens [95%]": spread(row, "length"),
         "half-distance, tokens [95%]": spread(half, "half"),
@@ -138,7 +165,7 @@ def _cross(row: Any) -> dict[str, Cell]:
         "rule": words(row["rule"]),
         "over": words(row["over"]),
         "overtakes it": Cell(row["text"], "" if math.isnan(distance) else repr(min(distance, 1e12)), "number"),
-        "documents": number(row["n"]),
+        "documents": whole(row["n"]),
     }
 
 
@@ -151,17 +178,19 @@ def _controls(row: Any) -> dict[str, Cell]:
         "rule": words(row["selector"]),
         "control": words(row["control_selector"]),
         "distance": _where(row),
-        "ratio [95%]": spread(row, "ratio"),
+        "ratio [95%]": spread(row, "ratio", mark=marked(row["flagged"])),
         "same grain": words("yes" if row["same_grain"] else "no"),
     }
 
 
 def _effects(row: Any) -> dict[str, Cell]:
+    mark = marked(row["flagged"])
     return {
         "rule": words(row["selector"]),
         "distance": _where(row),
-        "direct share [95%]": spread(row, "direct_share"),
-        "indirect, nats [95%]": spread(row, "remainder"),
+        "direct share [95%]": spread(row, "direct_share", mark=mark),
+        "indirect share [95%]": spread(row, "remainder_share", mark=mark),
+        "indirect, nats [95%]": spread(row, "remainder", mark=mark),
     }
 
 
@@ -170,10 +199,12 @@ def _overlap(row: Any) -> dict[str, Cell]:
     return {
         "rule": words(row["rule_a"]),
         "and": words(row["rule_b"]),
+        **({"layer": whole(row["layer"])} if "layer" in row else {}),
         "budget shared, % [95%]": spread(percent, "shared"),
         "by chance, %": number(percent["chance"]),
         "Jaccard, % [95%]": spread(percent, "jaccard"),
         "rank correlation [95%]": spread(row, "rank_correlation", 2),
+        "documents": whole(row["n"]),
     }
 
 
@@ -186,5 +217,5 @@ def _token(row: Any) -> dict[str, Cell]:
         "multiple [95%]": spread(lift, "lift"),
         "selected, %": number(100 * row["share"]),
         "candidates, %": number(100 * row["base"]),
-        "documents": number(row["documents"]),
+        "documents": whole(row["n"]),
     }

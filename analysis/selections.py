@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from forward_influence.analysis.parts import outline
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.runs import Run
-
-_COLUMNS = ["segment", "kind", "selector", "budget", "mode", "effect", "seed", "layers", "heads"]
 
 
 @dataclass(frozen=True)
@@ -94,37 +92,31 @@ def read_selections(
     run: Run,
     *,
     selectors: Sequence[str] | None = None,
-    budget: str | None = None,
-    mode: str | None = None,
-    max_documents: int | None = None,
+    budgets: Sequence[str] | None = None,
 ) -> Iterator[DocumentSelections]:
     """The saved selections of a run, one document in memory at a time.
 
     A selection that was measured twice (total and direct effect) appears once; the rows of a per-layer sweep are joined
-    into the selection that they are slices of.
+    into the selection that they are slices of. Documents whose part does not read back whole are left out, as
+    `Run.rows` leaves them out.
 
     Args:
-        selectors, budget, mode: only these (as written in the rows); None means all.
-        max_documents: stop after so many.
+        selectors, budgets: only these (as written in the rows); None means all.
 
     Raises:
         ForwardInfluenceError: a selections file does not read back.
     """
     layers = model_layers(run)
-    count = 0
     for document in run.documents:
-        part, path = run.part_path(document["part"]), run.selections_path(document["part"])
-        if not (part.is_file() and path.is_file()):
+        path, rows = run.selections_path(document["part"]), outline(run, document)
+        if rows is None or not path.is_file():
             continue
-        if max_documents is not None and count >= max_documents:
-            return
         groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = {}
-        for index, row in enumerate(pq.read_table(part, columns=_COLUMNS).to_pylist()):
+        for index, row in enumerate(rows):
             wanted = (
                 row["kind"] == "condition"
                 and (selectors is None or row["selector"] in selectors)
-                and (budget is None or row["budget"] == budget)
-                and (mode is None or row["mode"] == mode)
+                and (budgets is None or row["budget"] in budgets)
             )
             if wanted:
                 key = (row["segment"], row["selector"], row["budget"], row["mode"], row["seed"])
@@ -136,7 +128,6 @@ def read_selections(
             raise ForwardInfluenceError(
                 f"{path} does not read back ({type(error).__name__}: {error}); delete it and its part and measure again"
             ) from error
-        count += 1
 
 
 def _read_document(

@@ -187,8 +187,13 @@ def paired(
     *,
     confidence: float = CONFIDENCE,
     method: Method = "t",
+    test: bool = True,
 ) -> Paired:
-    """Compare two rules on the same documents; a[i] and b[i] belong to document i. Pairs with a NaN are left out."""
+    """Compare two rules on the same documents; a[i] and b[i] belong to document i. Pairs with a NaN are left out.
+
+    Args:
+        test: whether to test; without, p is NaN (the test takes most of the time, and per bin nobody reads it).
+    """
     both = np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)])
     finite = np.isfinite(both).all(axis=0)
     x, y = both[:, finite]
@@ -208,7 +213,7 @@ def paired(
     p = nan
     if len(d) < MINIMUM_DOCUMENTS:
         reasons.append(too_few(len(d)))
-    else:
+    elif test:
         p = wilcoxon(d)
     return Paired(ratio, low, high, p, rank_biserial(d), int((d > 0).sum()), len(d), "; ".join(reasons) or None)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.controls import floor_text, spread
-from forward_influence.analysis.curves import ZONES, Matrix, by_rule, load_zones, matrix, zone_edges
-from forward_influence.analysis.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, is_called
+from forward_influence.analysis.controls import UNDER_FLOOR, floor_text, spread
+from forward_influence.analysis.curves import ZONES, load_zones, zone_edges
+from forward_influence.analysis.matrix import Matrix, by_rule, matrix
+from forward_influence.analysis.pairing import CONDITIONS, RANDOM, align, baseline_for, grain_remark, grains, is_called
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, estimate, paired
 from forward_influence.runs import Run
 
@@ -74,14 +75,7 @@ def _pair(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 def flagged(curve: Matrix) -> list[str]:
     """Which of near, middle and far lie under the noise-floor flag, in words."""
     below = [zone for zone, flag in zip(ZONES, curve.below_floor, strict=True) if flag]
-    return [f"{' and '.join(below)} under 3x the noise floor"] if below else []
-
-
-def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:
-    """That a rule and its control choose at different grains, in words; nothing where they do not."""
-    if per[selector] == per[control]:
-        return []
-    return [f"per {per[selector]}, {control} per {per[control]}"]
+    return [f"{' and '.join(below)} {UNDER_FLOOR}"] if below else []
 
 
 def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
@@ -118,6 +112,20 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     if frame["document"].nunique() < MINIMUM_DOCUMENTS:
         lines.append(f"intervals need {MINIMUM_DOCUMENTS} documents; there are {frame['document'].nunique()}")
     return lines
+
+
+def unfinished(runs: Mapping[str, Run], frame: pd.DataFrame) -> list[str]:
+    """Of each run (by name) that is not wholly measured, how much there is and how to go on.
+
+    Args:
+        frame: curves of these runs, as `curves.read` gives them.
+    """
+    counts = frame.groupby("run")["document"].nunique()
+    return [
+        f"{name} is not finished; {documents_text(run, int(counts[name]))}"
+        for name, run in runs.items()
+        if counts[name] < len(run.documents)
+    ]
 
 
 def documents_text(run: Run, measured: int) -> str:

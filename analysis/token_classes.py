@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,11 @@ _SPECIAL = re.compile(r"<\|.*\|>|</?(s|pad|unk|bos|eos|mask)>|\[(PAD|UNK|BOS|EOS
 _CLITIC = re.compile(r"['’](s|t|re|ve|ll|d|m)$", re.IGNORECASE)
 
 
+#: Pieces come from a vocabulary: what one looks like is worked out once.
+_once = lru_cache(maxsize=200_000)
+
+
+@_once
 def plain(piece: str) -> str:
     """A piece with the markers of byte-level (Ġ, Ċ, ĉ) and SentencePiece (▁) vocabularies written as white space."""
     if piece.startswith(("Ġ", "Ċ", "ĉ")):
@@ -43,8 +49,10 @@ def plain(piece: str) -> str:
     return piece.replace("▁", " ")
 
 
-def _has_letter(text: str) -> bool:
-    return any(c.isalpha() for c in text)
+@_once
+def _is_of_word(text: str) -> bool:
+    """Whether a piece holds a letter and is no special token."""
+    return any(c.isalpha() for c in text) and not _SPECIAL.fullmatch(text.strip())
 
 
 def word_spans(pieces: Sequence[str]) -> list[tuple[int, int]]:
@@ -57,7 +65,7 @@ def word_spans(pieces: Sequence[str]) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     previous = ""
     for i, piece in enumerate(map(plain, pieces)):
-        if _has_letter(piece) and not _SPECIAL.fullmatch(piece.strip()):
+        if _is_of_word(piece):
             joins = (
                 spans
                 and spans[-1][1] == i
@@ -90,6 +98,7 @@ def classes(pieces: Sequence[str]) -> NDArray[np.str_]:
     return np.array(result, dtype=np.str_)
 
 
+@_once
 def _wordless_class(text: str) -> str:
     stripped = text.strip()
     if _SPECIAL.fullmatch(stripped):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from forward_influence.analysis.parts import measured
+from forward_influence.analysis.ranks import ranks
 from forward_influence.analysis.selections import (
     Choice,
     Context,
@@ -75,15 +76,15 @@ def rank_bytes(scores: NDArray[np.float32], context: Context, grain: str) -> tup
         [L or 1, H or 1], the bytes, and the grain that came out (a score without heads or layers has no finer one).
     """
     inside = scores[..., context.first : context.stop]
-    below = (rankdata(inside, axis=-1) - 1) / max(inside.shape[-1] - 1, 1)
+    below = (ranks(inside) - 1) / max(inside.shape[-1] - 1, 1)
     if grain != "entry":
         below = below.mean(1, keepdims=True)
     if grain == "token":
         below = below.mean(0, keepdims=True)
-    ranks = np.zeros((*below.shape[:2], scores.shape[-1]), dtype=np.uint8)
-    ranks[..., context.first : context.stop] = np.round(below * 255).astype(np.uint8)
-    averaged = "entry" if ranks.shape == scores.shape else "layer" if ranks.shape[0] > 1 else "token"
-    return list(ranks.shape[:2]), ranks.tobytes(), averaged
+    parts = np.zeros((*below.shape[:2], scores.shape[-1]), dtype=np.uint8)
+    parts[..., context.first : context.stop] = np.round(below * 255).astype(np.uint8)
+    averaged = "entry" if parts.shape == scores.shape else "layer" if parts.shape[0] > 1 else "token"
+    return list(parts.shape[:2]), parts.tobytes(), averaged
 
 
 def bfloat16_bytes(values: NDArray[np.floating]) -> bytes:
@@ -92,6 +93,12 @@ def bfloat16_bytes(values: NDArray[np.floating]) -> bytes:
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
     rounded[~np.isfinite(np.asarray(values, dtype=np.float32))] = 0x7FC0
     return rounded.tobytes()
+
+
+def _score_note(scores: NDArray[np.float32]) -> str:
+    """Over what the one score per token that is kept is a mean: scores are (L or 1, H or 1, n)."""
+    over = [name for name, size in zip(("layers", "heads"), scores.shape, strict=False) if size > 1]
+    return f" (mean over all {' and '.join(over)})" if over else " (the same in every layer and head)"
 
 
 def pack_segment(document: DocumentSelections, segment: int, layers: Sequence[int], grain: str) -> str | None:
@@ -124,7 +131,7 @@ def pack_segment(document: DocumentSelections, segment: int, layers: Sequence[in
             shape, data, averaged = rank_bytes(choice.scores, context, grain)
             rule["rank"] = {"shape": shape, "offset": len(body), "grain": _GRAIN_NOTE[averaged]}
             body += data
-            rule["raw"] = len(body)
+            rule["raw"] = {"offset": len(body), "grain": _score_note(choice.scores)}
             with np.errstate(invalid="ignore"):
                 body += bfloat16_bytes(choice.scores.mean((0, 1), dtype=np.float64))
         rules.append(rule)
@@ -145,15 +152,15 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def token_view(runs: Sequence[Run], limit: int) -> TokenView | None:
-    """Pack the saved selections of all runs into at most `limit` characters; None if no run has any.
+def token_view(runs: Mapping[str, Run], limit: int) -> TokenView | None:
+    """Pack the saved selections of all runs (by name) into at most `limit` characters; None if no run has any.
 
     Ranks are kept as finely as fits; when even one rank per token does not fit, the last documents are left out.
     """
-    with_selections = [run for run in runs if has_selections(run)]
+    with_selections = {name: run for name, run in runs.items() if has_selections(run)}
     if not with_selections:
         return None
-    for grain in GRAINS:
+    for grain in GRAINS[_first_grain(list(with_selections.values()), limit) :]:
         packed, complete = _pack_all(with_selections, grain, limit)
         if complete:
             break
@@ -163,7 +170,7 @@ def token_view(runs: Sequence[Run], limit: int) -> TokenView | None:
     elif grain == "token":
         notes.append("To keep the page small, score ranks are means over layers and heads.")
     if not complete:
-        total = sum(d.get("segments", 1) for run in with_selections for d in run.documents)
+        total = sum(_contexts(run) for run in with_selections.values())
         notes.append(f"To keep the page small, {len(packed)} of {total} contexts are shown.")
     if not packed:
         return None
@@ -171,11 +178,28 @@ def token_view(runs: Sequence[Run], limit: int) -> TokenView | None:
     return TokenView([name for name, _ in packed], script_json({"documents": documents}), notes)
 
 
-def _pack_all(runs: Sequence[Run], grain: str, limit: int) -> tuple[list[tuple[str, str]], bool]:
+def _contexts(run: Run) -> int:
+    return sum(d.get("segments", 1) for d in measured(run))
+
+
+def _first_grain(runs: Sequence[Run], limit: int) -> int:
+    """The finest grain worth trying, an index of `GRAINS`, judged by the first context of each run."""
+    for index, grain in enumerate(GRAINS[:-1]):
+        size = 0
+        for run in runs:
+            first = next(read_selections(run), None)
+            text = first and pack_segment(first, min(first.contexts), model_layers(run), grain)
+            size += len(text or "") * _contexts(run)
+        if size <= limit:
+            return index
+    return len(GRAINS) - 1
+
+
+def _pack_all(runs: Mapping[str, Run], grain: str, limit: int) -> tuple[list[tuple[str, str]], bool]:
     """(name, packed) of every context in order, until `limit` is reached; whether all of them fitted."""
     packed: list[tuple[str, str]] = []
     size = 0
-    for run in runs:
+    for label, run in runs.items():
         layers = model_layers(run)
         for document in read_selections(run):
             for segment in document.contexts:
@@ -183,7 +207,7 @@ def _pack_all(runs: Sequence[Run], grain: str, limit: int) -> tuple[list[tuple[s
                 if text is None:
                     continue
                 name = document.document["name"]
-                name = f"{run.name}: {name}" if len(runs) > 1 else name
+                name = f"{label}: {name}" if len(runs) > 1 else name
                 name += f", segment {segment + 1}" if len(document.contexts) > 1 else ""
                 size += len(text) + len(name) + 40
                 if size > limit:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from forward_influence.analysis import token_classes
+from forward_influence.analysis.curves import group_of
 from forward_influence.analysis.selections import (
     Choice,
     Context,
@@ -18,7 +20,7 @@ from forward_influence.analysis.selections import (
     read_selections,
     require_selections,
 )
-from forward_influence.analysis.statistics import estimate
+from forward_influence.analysis.statistics import Method, estimate
 from forward_influence.runs import Run
 
 #: The ways in which tokens are divided, and the groups of each in order.
@@ -64,21 +66,21 @@ def token_shares(
     run: Run,
     *,
     selectors: Sequence[str] | None = None,
-    budget: str | None = None,
+    budgets: Sequence[str] | None = None,
     layer: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    cluster: str | None = None,
 ) -> pd.DataFrame:
     """Per document, what part of a rule's selection falls into each group, and what part of the candidates does.
 
     Entries (layer, kv head, token) count alike; random draws and segments are averaged within the document.
 
     Args:
-        selectors, budget: only these.
+        selectors, budgets: only these, as written in the run.
         layer: only this layer (the model's index); None = all ablated layers together.
-        progress: called with each document's name.
+        cluster: a field of the documents, such as "author", for the column `cluster` (else the document's name).
 
     Returns:
-        Columns document, selector, budget, mode, division, group, share, base.
+        Columns document, selector, budget, mode, division, group, share, base, run, cluster.
 
     Raises:
         UsageError: the run holds no selections.
@@ -87,13 +89,33 @@ def token_shares(
     bands = token_classes.frequency_bands(token_frequencies(run))
     layers = model_layers(run)
     rows: list[tuple[object, ...]] = []
-    for document in read_selections(run, selectors=selectors, budget=budget):
-        if progress is not None:
-            progress(document.document["name"])
+    for document in read_selections(run, selectors=selectors, budgets=budgets):
         rows.extend(_document_shares(document, bands, None if layer is None else layers.index(layer)))
     columns = ["document", *_KEYS, "share", "base"]
     frame = pd.DataFrame(rows, columns=columns)
-    return frame.groupby(columns[:-2], sort=False, as_index=False)[["share", "base"]].mean()
+    groups = {d["name"]: group_of(d, cluster) for d in run.documents}
+    frame = frame.groupby(columns[:-2], sort=False, as_index=False)[["share", "base"]].mean()
+    return frame.assign(run=run.name, cluster=frame["document"].map(groups))
+
+
+def shares_of(
+    runs: Mapping[str, Run],
+    *,
+    selectors: Sequence[str] | None = None,
+    budgets: Sequence[str] | None = None,
+    cluster: str | None = None,
+) -> pd.DataFrame:
+    """`token_shares` of several runs, which the column `run` tells apart.
+
+    Args:
+        runs: by name, as `curves.named` gives them.
+
+    Raises:
+        UsageError: one of the runs holds no selections.
+    """
+    options: dict[str, Any] = {"selectors": selectors, "budgets": budgets, "cluster": cluster}
+    made = [token_shares(run, **options).assign(run=name) for name, run in runs.items()]
+    return pd.concat(made, ignore_index=True)
 
 
 def _document_shares(
@@ -127,22 +149,25 @@ def selection_weight(choice: Choice, context: Context, layer: int | None = None)
     return entries.sum((0, 1), dtype=np.int64)
 
 
-def token_profile(shares: pd.DataFrame) -> pd.DataFrame:
+def token_profile(shares: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
     """What each rule prefers, over documents.
 
     Args:
-        shares: from `token_shares`.
+        shares: from `token_shares` or `shares_of`.
+        clustered: the column `cluster` is the unit rather than the document.
 
     Returns:
-        One row per selector, budget, mode, division and group: `share` and `base` (arithmetic means over documents),
-        `lift` = mean over documents of share / base (documents whose candidates have none of the group are left out),
-        `low` and `high` its 95% t-interval (NaN below 6 documents), `documents` that entered. A lift of 2 means
-        twice as often as the candidates hold it.
+        One row per run, selector, budget, mode, division and group: `share` and `base` (arithmetic means over
+        documents), `lift` = mean over documents of share / base (documents whose candidates have none of the group are
+        left out), `low` and `high` its 95% bounds (NaN below 6 documents), `n` documents or clusters that entered. A
+        lift of 2 means twice as often as the candidates hold it.
     """
+    keys = ["run", *_KEYS]
     rows = []
-    for key, part in shares.groupby(_KEYS, sort=False):
+    for key, part in shares.groupby(keys, sort=False):
         present = part[part["base"] > 0]
-        lift = estimate((present["share"] / present["base"]).to_numpy(), scale="arithmetic")
+        groups = present["cluster"].to_numpy() if clustered else None
+        lift = estimate((present["share"] / present["base"]).to_numpy(), groups, scale="arithmetic", method=method)
         means = (float(part["share"].mean()), float(part["base"].mean()))
         rows.append((*key, *means, lift.value, lift.low, lift.high, lift.n))
-    return pd.DataFrame(rows, columns=[*_KEYS, "share", "base", "lift", "low", "high", "documents"])
+    return pd.DataFrame(rows, columns=[*keys, "share", "base", "lift", "low", "high", "n"])

@@ -7,20 +7,32 @@ from typing import Annotated
 
 import typer
 
+from forward_influence.cli.opening import named, open_runs
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 
 
 def plot_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are drawn side by side.", metavar="RUN...")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Run folders; each of several has panels of its own.", metavar="RUN...")
+    ],
     kind: Annotated[
         str,
         typer.Option(help="decay, ratio, nearfar, crossover, overlap, layers, positions, tokens; retention."),
     ] = "decay",
-    bin_width: Annotated[int, typer.Option(help="Tokens per bin of distance.", min=1)] = 128,
+    bin_width: Annotated[
+        int | None,
+        typer.Option(help="Tokens per bin of distance.", min=1, show_default="128, less for short continuations"),
+    ] = None,
     log_bins: Annotated[bool, typer.Option("--log-bins", help="Log-spaced bins instead of equal ones.")] = False,
     selector: Annotated[list[str] | None, typer.Option(help="Only this rule, repeatable.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Only this budget.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="Only this budget, repeatable.")] = None,
     baseline: Annotated[str, typer.Option(help="The rule that ratios are taken to.")] = "random",
+    cluster: Annotated[
+        str | None, typer.Option(help="Field of the documents whose groups are the unit, such as `author`.")
+    ] = None,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="Bootstrap intervals over documents rather than t-intervals on logs.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="File to write: .png, .svg or .pdf.  [default: RUN/plots/KIND.png]")
     ] = None,
@@ -28,22 +40,32 @@ def plot_command(
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
     from forward_influence.analysis import plots, style
     from forward_influence.evaluation_store import open_evaluation
-    from forward_influence.runs import open_run
 
     chosen = plots.kind(kind)
-    path = runs[0] / "plots" / f"{chosen.name}.png" if out is None else out
+    path = Path(runs[0], "plots", f"{chosen.name}.png") if out is None else out
     ending = path.suffix.lower().lstrip(".")
     if ending not in style.FORMATS:
         known = ", ".join(f".{e}" for e in style.FORMATS)
         raise UsageError(f"cannot write '{path.name}'{did_you_mean(ending, style.FORMATS)}; --out must end in {known}")
+    remarks: list[str] = []
     if chosen.reads == "evaluation":
-        figure = plots.draw(chosen.name, [open_evaluation(folder) for folder in runs])
+        figure = plots.draw(chosen.name, [open_evaluation(named(folder)) for folder in runs])
     else:
-        opened = [open_run(folder) for folder in runs]
-        data = plots.PlotData(opened, bin_width, log_bins, tuple(selector or ()), budget, baseline)
+        data = plots.PlotData(
+            open_runs(runs),
+            width=bin_width,
+            log=log_bins,
+            selectors=tuple(selector or ()),
+            budgets=tuple(budget or ()),
+            baseline=baseline,
+            cluster=cluster,
+            method="bootstrap" if bootstrap else "t",
+        )
         figure = plots.draw(chosen.name, data)
+        remarks = data.remarks(chosen.needs_selections)
     try:
         style.save(figure, path)
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {path} ({error.strerror}); choose another --out") from error
-    typer.echo(f"{chosen.summary}\nwritten to {path}")
+    for line in [chosen.summary, *remarks, f"written to {path}"]:
+        typer.echo(line)

@@ -7,27 +7,48 @@ from typing import Annotated
 
 import typer
 
+from forward_influence.cli.opening import open_runs
 from forward_influence.errors import ForwardInfluenceError
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders; several are compared, or stand side by side.", metavar="RUN..."),
+    ],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
     baseline: Annotated[str, typer.Option(help="The rule that the others are set against.")] = "random",
+    budget: Annotated[list[str] | None, typer.Option(help="Only this budget, repeatable.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Field of the documents whose groups are the unit, such as `author`.")
+    ] = None,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="Bootstrap intervals over documents rather than t-intervals on logs.")
+    ] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
     from forward_influence.analysis.report import report
-    from forward_influence.runs import open_run, write_whole
+    from forward_influence.runs import write_whole
 
-    made = report([open_run(folder) for folder in runs], baseline=baseline, title=title)
+    made = report(
+        open_runs(runs),
+        baseline=baseline,
+        budgets=budget or (),
+        cluster=cluster,
+        method="bootstrap" if bootstrap else "t",
+        title=title,
+    )
     data = made.html.encode()
     try:
         write_whole(out, data)
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
-    for sentence in made.sentences:
-        typer.echo(f"- {sentence}")
+    for group in made.findings:
+        if group.heading:
+            typer.echo(f"{group.heading}:")
+        for sentence in group.sentences:
+            typer.echo(f"- {sentence}")
     for note in made.notes:
         typer.echo(note)
     typer.echo(f"written to {out} ({len(data) / 1e6:.1f} MB, opens in any browser, needs no network)")

@@ -11,46 +11,62 @@ if TYPE_CHECKING:
 
     from forward_influence.runs import Run
 
+#: Columns shown only where they tell rows apart.
+VARYING = ("budget", "mode", "effect", "layers")
+
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`analysis.summary.summarise`'s table as strings: values with intervals, columns that say nothing left out."""
-    import pandas as pd
 
-    varying = [n for n in ("budget", "mode", "effect", "layers") if table[n].nunique() > 1]
-    faithful = "keep" in set(table["mode"])  # what a compressor leaves is judged by what stays the same
-    rows = []
-    for row in table.to_dict("records"):
-        cells: dict[str, Any] = {"rule": row["selector"], **{name: row[name] for name in varying}}
-        for name, title in (("near", "near"), ("middle", "middle"), ("far", "far"), ("far_near", "far / near")):
-            cells[title] = tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
-        for zone in ("near", "far") if faithful else ():
-            cells[f"NLL shift, {zone}"] = tables.number(row[f"nll_{zone}"], 2)
-            cells[f"same top token, {zone}"] = f"{row[f'same_{zone}']:.1%}"
-        for zone in ("near", "far"):
-            name = f"random_{zone}"
-            cells[f"x random, {zone}"] = tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
-        rows.append(cells)
-    out = pd.DataFrame(rows)
+    def cells(row: dict[str, Any]) -> dict[str, str]:
+        shown = {"near": "near", "middle": "middle", "far": "far", "far_near": "far / near"}
+        shown |= {"random_near": "x random, near", "random_far": "x random, far"}
+        return {
+            title: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
+            for name, title in shown.items()
+        }
+
+    out = _rows(table, cells)
     return out if table["random_near"].notna().any() else out.drop(columns=["x random, near", "x random, far"])
 
 
-def remarks(table: pd.DataFrame) -> list[str]:
-    """What is flagged, each remark once with the rules that it is about."""
-    about: dict[str, list[str]] = {}
-    for row in table.to_dict("records"):
-        for remark in filter(None, str(row["flags"]).split("; ")):
-            if not remark.startswith("intervals need"):  # said once in the notes
-                about.setdefault(remark, []).append(str(row["selector"]))
-    return [f"{', '.join(dict.fromkeys(names))}: {remark}" for remark, names in about.items()]
+def fidelity(table: pd.DataFrame) -> pd.DataFrame:
+    """What stays the same where only the selected tokens are kept, as strings; without rows where nothing is."""
+
+    def cells(row: dict[str, Any]) -> dict[str, str]:
+        shown = {}
+        for zone in ("near", "far"):
+            shown[f"NLL shift, {zone}"] = tables.number(row[f"nll_{zone}"], 2)
+            shown[f"same top token, {zone}"] = f"{row[f'same_{zone}']:.1%}"
+        return shown
+
+    return _rows(table[table["mode"] == "keep"], cells)
+
+
+def _rows(table: pd.DataFrame, cells: Any) -> pd.DataFrame:
+    """A frame of strings: the rule, what tells its rows apart, and the cells of each row."""
+    import pandas as pd
+
+    varying = [name for name in VARYING if table[name].nunique() > 1]
+    rows = [
+        {"rule": row["selector"], **{name: row[name] for name in varying}, **cells(row)}
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
 
 
 def show_summary(run: Run) -> None:
-    """Print the summary of a run: the table, its notes and its flags."""
+    """Print the summary of a run: the table, for kept tokens a second one on fidelity, the notes and the flags."""
+    from forward_influence.analysis.notes import flag_remarks
     from forward_influence.analysis.summary import summarise
 
     table = summarise(run)
     out = tables.console()
     title = f"{run.name}: mean KL in nats [95% interval over documents]"
     out.print(tables.rich_table(readable(table), title, out.width))
-    for line in [*table.attrs["notes"], *remarks(table)]:
+    kept = fidelity(table)
+    if len(kept):
+        title = "what stays: mean shift of the text's NLL in nats, and how often the most likely token is the same"
+        out.print(tables.rich_table(kept, title, out.width))
+    for line in [*table.attrs["notes"], *flag_remarks(table)]:
         out.print(line, markup=False, style="dim", soft_wrap=True)

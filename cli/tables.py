@@ -7,14 +7,18 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
+
+from forward_influence.analysis.wording import ABSENT, interval, number, p_value
+
+__all__ = ["ABSENT", "Format", "interval", "number", "p_value"]
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
     from rich.table import Table
 
-ABSENT = "–"
 #: How far the column of a rule's name may be squeezed before numbers are broken instead.
 NAME_WIDTH = 14
 
@@ -29,32 +33,6 @@ class Format(StrEnum):
     latex = "latex"
 
 
-def number(x: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, in plain notation where that is short; "–" for NaN or None."""
-    if x is None or math.isnan(x):
-        return ABSENT
-    if math.isinf(x):
-        return "∞" if x > 0 else "-∞"
-    if x != 0 and (abs(x) < 1e-4 or abs(x) >= 1e6):
-        return f"{x:.{digits - 1}e}"
-    decimals = digits - 1 - math.floor(math.log10(abs(x))) if x else digits - 1
-    return f"{x:,.{max(decimals, 0)}f}"
-
-
-def interval(value: float, low: float, high: float, digits: int = 3) -> str:
-    """ "value [low, high]", or the value alone where there is no interval."""
-    if math.isnan(low) or math.isnan(high):
-        return number(value, digits)
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
-
-
-def p_value(p: float) -> str:
-    """A p-value with three decimals, "<0.001" below that."""
-    if math.isnan(p):
-        return ABSENT
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def console(error: bool = False) -> Console:
     """A rich console that does not squeeze tables when the output is piped."""
     from rich.console import Console
@@ -63,26 +41,66 @@ def console(error: bool = False) -> Console:
     return Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
 
 
+def fits(frame: pd.DataFrame, width: int) -> bool:
+    """Whether a table of a frame of strings is at most `width` characters wide with every cell on one line."""
+    return _across(_longest(_cells(frame)), 3) <= width
+
+
+def _across(sizes: list[int], gap: int) -> int:
+    """Characters that columns of these sizes take, with a blank at either side."""
+    return sum(sizes) + gap * (len(sizes) - 1) + 2
+
+
+def _cells(frame: pd.DataFrame) -> list[list[str]]:
+    """The headings and the rows of a frame of strings."""
+    return [[str(value) for value in row] for row in [list(frame.columns), *frame.itertuples(index=False)]]
+
+
+def _longest(cells: list[list[str]]) -> list[int]:
+    """The longest line of each column."""
+    return [max(len(line) for row in cells for line in row[i].split("\n")) for i in range(len(cells[0]))]
+
+
+def _narrowed(cells: list[list[str]], halves: bool) -> list[list[str]]:
+    """Intervals on lines of their own, and their halves too if asked for; headings broken between words to match."""
+    body = [[cell.replace(" [", "\n[") for cell in row] for row in cells[1:]]
+    if halves:
+        body = [[cell.replace(", ", ",\n ") if "[" in cell else cell for cell in row] for row in body]
+    longest = _longest(body) if body else [0] * len(cells[0])
+    least = [max([size, *map(len, name.split())]) for size, name in zip(longest, cells[0], strict=True)]
+    names = [
+        "\n".join(wrap(name, size, break_on_hyphens=False)) or name for name, size in zip(cells[0], least, strict=True)
+    ]
+    return [names, *body]
+
+
 def rich_table(frame: pd.DataFrame, title: str | None = None, width: int | None = None) -> Table:
     """A terminal table of a frame of strings; text is shown as it is, never read as rich markup.
 
     Args:
-        width: of the terminal; where the table is wider, intervals go on a line of their own under their value.
+        width: of the terminal. Where the table is wider, intervals go on a line of their own under their value, then
+            the halves of intervals; numbers are never broken, the names of rules give way where there is room for it.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[str(value) for value in row] for row in [list(frame.columns), *frame.itertuples(index=False)]]
-    natural = sum(max(len(row[i]) for row in cells) + 3 for i in range(frame.shape[1]))
-    if width is not None and natural > width:
-        cells = [[cell.replace(" [", "\n[") for cell in row] for row in cells]
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    longest = [max(len(line) for row in cells for line in row[i].split("\n")) for i in range(frame.shape[1])]
+    cells = _cells(frame)
     numeric = [len(cells) > 1 and all(_is_number(row[i]) for row in cells[1:]) for i in range(frame.shape[1])]
-    # where there is room for it, numbers stay whole and the names of rules give way
-    least = [size if right else min(size, NAME_WIDTH) for size, right in zip(longest, numeric, strict=True)]
-    whole = width is None or sum(least) + 3 * len(least) <= width
+    narrow = width is not None and not fits(frame, width)
+
+    def sizes(cells: list[list[str]]) -> list[int]:
+        return [s if right else min(s, NAME_WIDTH) for s, right in zip(_longest(cells), numeric, strict=True)]
+
+    gap = 2 if narrow else 3
+    if narrow and width is not None:
+        tried = [_narrowed(cells, halves) for halves in (False, True)]
+        cells = next((some for some in tried if _across(sizes(some), gap) <= width), tried[-1])
+    least = sizes(cells)
+    whole = width is None or _across(least, gap) <= width
+    padding = (0, 1, 0, 0) if narrow else (0, 1)
+    heading = Text(title) if title else None
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for name, right, size in zip(cells[0], numeric, least, strict=True):
         keep: dict[str, Any] = {"min_width": size, "no_wrap": right} if whole else {}
         table.add_column(Text(name), justify="right" if right else "left", overflow="fold", **keep)
@@ -107,6 +125,8 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
+    if type(value).__name__ == "NAType":  # pandas' own missing value, of columns of whole numbers
+        return None
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf" if value > 0 else "-inf"
     return value
@@ -121,7 +141,9 @@ def markdown(frame: pd.DataFrame, title: str | None = None) -> str:
     """A GitHub-flavoured Markdown table of a frame of strings."""
 
     def line(cells: Sequence[Any]) -> str:
-        return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        return (
+            "| " + " | ".join(str(c).replace("|", "\\|").replace("*", "\\*").replace("\n", " ") for c in cells) + " |"
+        )
 
     head = [line(list(frame.columns)), line(["---"] * frame.shape[1])]
     body = [line(row) for row in frame.itertuples(index=False)]
@@ -131,7 +153,8 @@ def markdown(frame: pd.DataFrame, title: str | None = None) -> str:
 def latex(frame: pd.DataFrame, title: str | None = None) -> str:
     """A LaTeX tabular (booktabs) of a frame of strings, special characters escaped."""
     text = frame.to_latex(index=False, escape=True, column_format="l" * frame.shape[1], caption=title)
-    return str(text).replace("∞", r"$\infty$").replace(ABSENT, "--")
+    symbols = {"∞": r"$\infty$", ABSENT: "--", "<": "$<$", ">": "$>$"}  # < is an inverted ! in text
+    return "".join(symbols.get(character, character) for character in str(text))
 
 
 def text(frame: pd.DataFrame, form: Format, title: str | None = None) -> str:

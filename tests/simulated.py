@@ -186,7 +186,7 @@ def _manifest(folder: Path, s: Scenario, documents: list[dict[str, Any]], over: 
         "documents": documents,
         "skipped": [{"name": "short speech", "reason": "too short: 90 tokens"}],
         "versions": {"forward_influence": "0.1.0", "python": "3.11"},
-        "execution": {"chunk": 512, "threads": 1},
+        "execution": {"chunk": 512, "threads": 1, "device": "cpu"},
         "command": f"forward-influence measure --model simulated --documents simulated --out {folder}",
         "created": "2026-01-01T00:00:00+00:00",
     }
@@ -225,11 +225,9 @@ def _rows(rng: np.random.Generator, s: Scenario, document: str) -> list[dict[str
         nll[-1] = np.nan
         rows.append(_row(s, document, segment, kind="baseline", nll=nll))
         noise = np.abs(rng.normal(s.floor, s.floor / 10, 256)).astype(np.float32)
-        some = np.arange(min(256, s.continuation), dtype=np.int32)
-        floor = {"kl": noise[: len(some)], "distance": some, "mode": s.mode, "effect": "total"}
-        rows.append(_row(s, document, segment, kind="noise_floor", **floor))
-        dropped = {"kl": rng.gamma(9.0, 1.0, 64).astype(np.float32), "distance": np.arange(64, dtype=np.int32)}
-        rows.append(_row(s, document, segment, kind="positive_control", mode="drop", effect="total", **dropped))
+        rows.append(_control(s, document, segment, "noise_floor", s.mode, noise))
+        dropped = rng.gamma(9.0, 1.0, 64).astype(np.float32)
+        rows.append(_control(s, document, segment, "positive_control", "drop", dropped))
         sampled = _sampled(rng, s)
         for rule, decay in s.rules.items():
             for budget in s.budgets:
@@ -237,6 +235,14 @@ def _rows(rng: np.random.Generator, s: Scenario, document: str) -> list[dict[str
                     factor = float(shared * own[rule]) * (s.direct_share if effect == "direct" else 1.0)
                     rows += _condition(rng, s, document, segment, rule, decay, budget, effect, factor, sampled)
     return rows
+
+
+def _control(s: Scenario, document: str, segment: int, kind: str, mode: str, kl: np.ndarray) -> dict[str, Any]:
+    """A control over as many of the first positions as there are values, or as there are positions."""
+    kl = kl[: s.continuation]
+    measured = {"kl": kl, "nll_delta": np.zeros_like(kl), "top1_changed": np.zeros(len(kl), dtype=bool)}
+    where = {"distance": np.arange(len(kl), dtype=np.int32), "mode": mode, "effect": "total"}
+    return _row(s, document, segment, kind=kind, **where, **measured)
 
 
 def _condition(

@@ -1,9 +1,7 @@
-"""`compare` on simulated runs: planted ratios, several runs, refusals, formats; and the table after a measurement."""
+"""`compare` on simulated runs: planted ratios, several runs, refusals, flags; and the summary of a measurement."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -15,15 +13,14 @@ import typer
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
 
+from forward_influence.analysis import comparable
 from forward_influence.analysis.compare import Comparison, _table, compare
-from forward_influence.analysis.controls import controls, effects, flags
-from forward_influence.analysis.curves import load, load_zones
-from forward_influence.analysis.pairing import position_control_for
+from forward_influence.analysis.controls import controls, effects
+from forward_influence.analysis.curves import load, load_zones, read_curves
+from forward_influence.analysis.pairing import grain_remark, position_control_for
 from forward_influence.analysis.statistics import estimate, paired
 from forward_influence.analysis.summary import notes, summarise
-from forward_influence.cli import tables
-from forward_influence.cli.compare import _pair, compare_command
-from forward_influence.cli.summary import show_summary
+from forward_influence.cli.compare import compare_command
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.runs import Run
 from forward_influence.selection import Selection
@@ -100,7 +97,25 @@ def test_random_of_the_same_grain_is_preferred_and_other_grains_are_named(tmp_pa
     assert table.loc["attention", "baseline"] == "random"
     assert table.loc["entropy", "baseline"] == "random:per=token"
     named = compare(simulate(tmp_path / "run", rules, documents=3), "random:per=token").table
-    assert "per entry, random:per=token per token" in named.groupby("selector").first().loc["attention", "flags"]
+    flags = named.groupby("selector").first()["flags"]
+    assert "entries against random:per=token's whole tokens, so that the multiple is too low" in flags["attention"]
+    assert "(add --selector random)" in flags["attention"]
+    assert "multiple" not in flags["entropy"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "control", "expected"),
+    [
+        ("token", "entry", "random", "whole tokens against random's entries, so that the multiple is too high "
+         "(add --selector random:per=token)"),
+        ("layer", "entry", "attention:window=8,kernel=3", "tokens of a layer against attention:window=8,kernel=3's "
+         "entries, so that the multiple is too high (add --selector attention:window=8,kernel=3,per=layer)"),
+        ("entry", "token", "entropy", "entries against entropy's whole tokens, so that the multiple is too low"),
+    ],
+)  # fmt: skip
+def test_what_differing_grains_do_is_said_with_a_remedy(mine: str, its: str, control: str, expected: str) -> None:
+    assert grain_remark({"rule": mine, control: its}, "rule", control) == [expected]
+    assert grain_remark({"rule": mine, control: mine}, "rule", control) == []
 
 
 def test_no_effect_raises_about_5_percent_false_alarms(tmp_path: Path) -> None:
@@ -142,6 +157,9 @@ def test_two_runs_are_read_as_one(tmp_path: Path) -> None:
     ("over", "expected"),
     [
         ({"configuration": {"protect_first": 0}}, r"protect_first \(4 against 0\)"),
+        ({"configuration": {"protect_first": None}}, r"protect_first \(4 against none\)"),
+        ({"configuration": {"segments": 3}}, r"segments \(1 against 3\)"),
+        ({"configuration": {"every": 64}}, r"every \(none against 64\)"),
         ({"configuration": {"context": 512}}, r"context \(256 against 512\)"),
         ({"model": {"fingerprint": "0" * 64, "spec": "other"}}, r"model \(simulated against other\)"),
     ],
@@ -152,11 +170,38 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, over: dict, expected: str)
     with pytest.raises(UsageError, match=expected):
         compare([one, two])
     assert set(load([one, two])["run"]) == {"one", "two"}  # reading them together is no comparison
+    assert comparable.groups([one, two, one]) == [[one, one], [two]]
+
+
+def test_what_the_model_wrote_with_another_seed_is_another_text(tmp_path: Path) -> None:
+    def run(name: str, seed: int, source: str) -> Run:
+        fields = {"configuration": {"continuation_from": source}}
+        return simulate(tmp_path / name, documents=1, seed=seed, manifest=fields)
+
+    assert comparable.differences(run("a", 1, "text"), run("b", 2, "text")) == []
+    assert comparable.differences(run("c", 1, "generate"), run("d", 2, "generate")) == ["seed (1 against 2)"]
+
+
+def test_a_run_given_twice_is_refused_whatever_it_is_called(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(UsageError, match="is given twice; give each folder once"):
+        invoke(run.folder, run.folder / ".." / run.folder.name)
+    with pytest.raises(UsageError, match="is given twice"):
+        compare([run, run])
+
+
+def test_curves_read_before_are_not_read_again(run: Run, found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = read_curves(run)
+    monkeypatch.setattr(Run, "rows", lambda self: pytest.fail("the parts are read again"))
+    again = compare(run, read=read)
+    pd.testing.assert_frame_equal(again.table, found.table)
+    pd.testing.assert_frame_equal(again.controls, found.controls)
+    assert again.notes == found.notes
 
 
 def test_bad_requests_get_one_line(tmp_path: Path, run: Run) -> None:
     with pytest.raises(
-        UsageError, match=r"baseline 'randm' was not measured \(did you mean 'random'\?\); measured: att"
+        UsageError,
+        match=r"baseline 'randm' was not measured \(did you mean 'random'\?\); measured: att.*; choose one with --base",
     ):
         compare(run, "randm")
     with pytest.raises(UsageError, match=r"budget 0\.3 was not measured; measured: 0\.2"):
@@ -173,6 +218,37 @@ def test_bad_requests_get_one_line(tmp_path: Path, run: Run) -> None:
     with pytest.raises(ForwardInfluenceError, match=r"0 of 3 documents\); continue it with: forward-influence measure"):
         compare(empty)
     assert CliRunner().invoke(APP, [str(run.folder), "--format", "xml"]).exit_code == 2
+
+
+def test_rules_are_found_as_they_were_typed(tmp_path: Path) -> None:
+    """Runs store specs without parameters at their defaults; a rule's file need not be there any more."""
+    mine = "rules.py:Gone:power=2"
+    rules = {name: Decay() for name in ("attention", "entropy:per=token", "position-matched", "random", mine)}
+    run = simulate(tmp_path / "run", rules, documents=2)
+    table = compare(run, "position-matched:of=attention").table.set_index("selector")
+    # the spec with its parameter is that rule, the bare name each rule's own control
+    assert set(table.loc["random", "baseline"]) == {"position-matched"}
+    own = compare(run, "position-matched").table.set_index("selector")
+    assert set(own.loc["random", "baseline"]) == {""}
+    pairs = compare(run, pairs=[("entropy:top_k=256,per=token", "attention:per=entry"), (mine, "random:per=entry")])
+    assert pairs.crossovers[["rule", "over"]].to_numpy().tolist() == [
+        ["entropy:per=token", "attention"],
+        [mine, "random"],
+    ]
+    assert "entropy:per=token" in invoke(run.folder, "--crossover", "entropy:per=token,attention:window=64")
+
+
+def test_a_position_control_is_found_for_a_rule_written_at_length(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", {n: Decay() for n in ("attention", "position-matched", "random")}, documents=1)
+    frame = load_zones(run)
+    matched = frame["selector"] == "position-matched"
+    frame.loc[matched, "parameters"] = json.dumps({"of": "attention(window=64)", "per": "entry"})
+    assert position_control_for(frame, "attention") == "position-matched"
+    # what a run folder names must not make its reader run code
+    trap = tmp_path / "trap.py"
+    trap.write_text("raise SystemExit('loaded')")
+    frame.loc[matched, "parameters"] = json.dumps({"of": f"{trap}:Rule(window=64)", "per": "entry"})
+    assert position_control_for(frame, "attention") is None
 
 
 def test_a_half_finished_run_is_compared_and_says_how_to_continue(tmp_path: Path) -> None:
@@ -253,19 +329,20 @@ def test_direct_share_and_remainder(run: Run, tmp_path: Path) -> None:
     assert effects(load(simulate(tmp_path / "total", documents=2))).empty
 
 
-def test_flags_mark_bins_under_three_floors(tmp_path: Path) -> None:
-    rules = {"attention": Decay("exponential", 0.1, 100), "random": Decay("flat", 0.01)}
-    run = simulate(tmp_path / "run", rules, documents=6, floor=1e-3, noise=0, document_spread=0, rule_spread=0)
-    frame = flags(load(run, 64))
-    assert (frame["flagged"] == (frame["kl"] < 3 * frame["floor"])).all()
-    assert frame[frame["selector"] == "attention"]["flagged"].to_numpy().tolist() == [False] * 6 + [True] * 10
-    assert (
-        "under 3x the noise floor"
-        in compare(run).table.query("selector == 'attention' and zone == 'far'")["flags"].iloc[0]
-    )
-    summary = summarise(run).set_index("selector")
-    assert "far under 3x the noise floor" in summary.loc["attention", "flags"]
-    assert summary.loc["random", "flags"] == ""
+def test_what_is_missing_is_missing_not_zero(found: Comparison) -> None:
+    baseline = found.table["baseline"] == ""
+    assert found.table.loc[baseline, "wins"].isna().all()
+    assert found.table.loc[~baseline, "wins"].notna().all()
+
+
+def test_notes_are_of_the_tables_shown(run: Run, found: Comparison) -> None:
+    shown = invoke(run.folder, "--show", "controls")
+    assert "as a multiple of the control's" in shown
+    for other in ("Wilcoxon", "rank-biserial", "half-distance", "direct share"):
+        assert other not in shown
+    assert "half-distance: tokens beyond distance 64" in invoke(run.folder, "--show", "decay")
+    assert "bootstrap over documents" in invoke(run.folder, "--show", "crossovers")
+    assert set(found.notes_about(["controls"])) < set(found.notes)
 
 
 def test_summary(run: Run, tmp_path: Path) -> None:
@@ -275,7 +352,7 @@ def test_summary(run: Run, tmp_path: Path) -> None:
     assert row["far_near_low"] < entropy.mean(512, 1024) / entropy.mean(0, 128) < row["far_near_high"]
     assert row["random_far"] == pytest.approx(entropy.mean(512, 1024) / random.mean(512, 1024), rel=0.2)
     assert row["near_low"] < row["near"] < row["near_high"]
-    assert row["flags"] == "per token, random per entry"
+    assert row["flags"].startswith("whole tokens against random's entries, so that the multiple is too high")
     assert table.loc[table["selector"] == "random", "random_near"].isna().all()
     lines = table.attrs["notes"]
     assert lines == notes(run)
@@ -285,58 +362,3 @@ def test_summary(run: Run, tmp_path: Path) -> None:
     assert "intervals need 6 documents; there are 2" in few.attrs["notes"]
     assert few["far_low"].isna().all()
     assert few["far"].notna().all()
-
-
-def test_the_table_that_ends_a_measurement(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show_summary(run)
-    out = capsys.readouterr().out
-    assert "far / near" in out
-    assert "x random, far" in out
-    assert "entropy: per token, random per entry" in out
-    table = summarise(run)
-    row = table[(table["selector"] == "entropy") & (table["effect"] == "direct")].iloc[0]
-    assert f"[{tables.number(row['far_low'], 2)}, {tables.number(row['far_high'], 2)}]" in out
-    show_summary(simulate(tmp_path / "[bold]odd", {"attention": Decay()}, documents=1))
-    out = capsys.readouterr().out
-    assert "[bold]odd: mean KL" in out
-    assert "x random" not in out
-    assert "intervals need 6 documents; there are 1" in out
-
-
-def test_formats(run: Run, found: Comparison) -> None:
-    rows = list(csv.DictReader(io.StringIO(invoke(run.folder, "--format", "csv"))))
-    assert len(rows) == len(found.table)
-    assert float(rows[0]["ratio"]) == found.table["ratio"][0]
-    content = json.loads(invoke(run.folder, "--format", "json", "--show", "comparison", "--show", "crossovers"))
-    assert set(content) == {"comparison", "crossovers", "notes"}
-    assert content["comparison"][0]["kl"] == found.table["kl"][0]
-    nothing = [row for row in content["comparison"] if row["selector"] == "random"]
-    assert nothing[0]["ratio"] is None
-    text = invoke(run.folder, "--format", "markdown", "--crossover", "entropy,attention")
-    assert "| rule | effect | zone | mean KL [95%] | ratio to random [95%] | p (Holm) | effect size | wins |" in text
-    assert "| entropy | total | attention | from " in text
-    latex = invoke(run.folder, "--format", "latex", "--show", "decay")
-    assert r"\toprule" in latex
-    assert r"[95\%]" in latex
-    shown = invoke(run.folder, "--show", "controls", "--show", "effects", "--baseline", "position-matched")
-    assert "position-matched:of=attention" in shown
-    assert "direct share" in shown
-
-
-def test_numbers_for_people() -> None:
-    values = [0.05012, 2.544, 0.0, -0.8333, 1e-6, float("nan"), float("inf"), 12345.6]
-    assert [tables.number(x) for x in values] == ["0.0501", "2.54", "0.00", "-0.833", "1.00e-06", "–", "∞", "12,346"]
-    assert tables.interval(1.0, 0.5, 2.0) == "1.00 [0.500, 2.00]"
-    assert tables.interval(1.0, float("nan"), 2.0) == "1.00"
-    assert [tables.p_value(p) for p in (0.0004, 0.0451, float("nan"))] == ["<0.001", "0.045", "–"]
-
-
-def test_pairs_with_parameters() -> None:
-    assert _pair("entropy,attention") == ("entropy", "attention")
-    assert _pair("infokv:alpha=0.9,tau=1,attention:window=32,kernel=7") == (
-        "infokv:alpha=0.9,tau=1",
-        "attention:window=32,kernel=7",
-    )
-    for bad in ("entropy", "a,b,c", ",b"):
-        with pytest.raises(UsageError, match="takes two rules"):
-            _pair(bad)

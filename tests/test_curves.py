@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated import Decay, simulate
 
-from forward_influence.analysis.curves import ZONES, bin_means, bins, load, load_zones, run_labels, zone_edges
+from forward_influence.analysis.curves import ZONES, bin_means, bins, labels, load, load_zones, named, zone_edges
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 
@@ -115,11 +115,30 @@ def test_several_runs_and_clusters(tmp_path: Path) -> None:
     one = simulate(tmp_path / "a" / "run", documents=2, authors=("Adams", "Bush"))
     two = simulate(tmp_path / "b" / "run", documents=3, authors=("Adams",), continuation=512)
     frame = load([one, two], cluster="author")
-    assert sorted(frame["run"].unique()) == sorted(run_labels([one, two])) == sorted([str(one.folder), str(two.folder)])
+    assert sorted(frame["run"].unique()) == sorted(named([one, two])) == ["a/run", "b/run"]
     assert frame.groupby("run")["continuation"].first().tolist() == [1024, 512]
     assert set(frame["cluster"]) == {"Adams", "Bush"}
     with pytest.raises(UsageError, match="did you mean 'author'"):
         load([one, two], cluster="autor")
+
+
+def test_names_say_what_tells_folders_apart_and_a_folder_is_given_once(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert labels(folders) == ["a/x/run", "b/x/run", "other"]
+    (tmp_path / "link").symlink_to(folders[2])
+    for again in (folders[2], tmp_path / "b" / "." / "other", tmp_path / "link"):
+        with pytest.raises(UsageError, match="is given twice; give each folder once"):
+            labels([*folders, again])
+
+
+@pytest.mark.parametrize(("continuation", "width"), [(14_000, 128), (1024, 128), (1023, 64), (100, 8), (8, 1), (3, 1)])
+def test_short_continuations_get_narrower_bins(continuation: int, width: int) -> None:
+    edges = bins(continuation)
+    assert (np.diff(edges)[:-1] == width).all()
+    assert len(edges) - 1 >= min(8, continuation)
+    assert len(bins(continuation, 128)) - 1 == -(-continuation // 128)  # a width that is asked for is taken
 
 
 def test_a_run_without_a_measured_document_says_how_to_go_on(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from simulated import Decay, simulate
 
 from forward_influence.analysis.crossover import NONE, cross, crossing, crossovers
 from forward_influence.analysis.curves import bins, load, load_zones
 from forward_influence.analysis.decay import HALF_FROM, bin_law, fit, fit_decay, half_distance, predict, shares
+from forward_influence.analysis.fading import told_apart
 from forward_influence.analysis.statistics import t_interval
 
 QUIET = {"document_spread": 0.0, "rule_spread": 0.0, "noise": 0.0}
@@ -162,11 +164,68 @@ def test_crossover_intervals_cover(n: int) -> None:
 
 
 def test_documents_without_positive_influence_are_counted() -> None:
-    edges = bins(512)
+    edges = bins(512, 128)
     a = np.ones((3, 4))
     a[1, 2] = 0.0
     out = crossing(a, 2 * np.ones((3, 4)), edges[:-1], edges[1:])
     assert out.n == 2
     assert out.distance == np.inf
     assert out.text == NONE
-    assert "1 documents without" in (out.reason or "")
+    assert "1 document without" in (out.reason or "")
+
+
+def test_bins_in_which_both_rules_are_under_the_floor_are_left_out_of_a_crossover() -> None:
+    """A overtakes B about 32; from 256 on both are below the flag, where chance turns them round again."""
+    edges = np.array([0, 16, 32, 64, 128, 256, 512, 1024])
+    rng = RNG(0)
+    ratio = np.array([-1.0, -1, 1, 1, 1, -2, -2]) + rng.normal(0, 0.05, (8, 7))
+    flagged = np.array([False] * 5 + [True] * 2)
+    a, b = np.exp(ratio), np.ones_like(ratio)
+    assert crossing(a, b, edges[:-1], edges[1:]).distance == np.inf
+    out = crossing(a, b, edges[:-1], edges[1:], flagged=flagged)
+    assert 16 < out.low <= out.distance <= out.high < 64
+    assert out.range == (0, 256)
+    assert "2 bins in which both are under 3x the noise floor left out" in (out.reason or "")
+    nothing = crossing(a, b, edges[:-1], edges[1:], flagged=np.ones(7, dtype=bool))
+    assert np.isnan(nothing.distance)
+    assert "in every bin" in (nothing.reason or "")
+
+
+def test_a_crossover_keeps_bins_in_which_one_rule_stands_above_the_floor(tmp_path: Path) -> None:
+    rules = {"attention": Decay("exponential", 1.0, 60), "entropy": Decay("flat", 0.05)}
+    run = simulate(tmp_path / "run", rules, documents=8, floor=1e-3, noise=0.1)
+    (row,) = crossovers(load(run, log=True), [("entropy", "attention")]).to_dict("records")
+    truth = planted_crossing(rules["entropy"], rules["attention"], 1024)
+    assert row["low"] <= truth <= row["high"]
+    assert (row["first"], row["last"], row["reason"]) == (0, 1023, None)
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.9, True), (0.5, False)])
+def test_rules_fade_apart_only_where_documents_say_so(tmp_path: Path, rate: float, expected: bool) -> None:
+    rules = {"fast": Decay("power", 1.0, rate), "slow": Decay("power", 0.3, 0.5)}
+    zones = load_zones(simulate(tmp_path / "run", rules, documents=8))
+    fast, slow = (zones[zones["selector"] == name] for name in rules)
+    assert told_apart(fast, slow) is expected
+    assert told_apart(slow, fast) is False
+    assert told_apart(fast[fast["document"] < "speech 005"], slow) is False
+    assert told_apart(fast.assign(floor=1.0), slow) is False
+
+
+def test_more_comparisons_ask_for_wider_intervals() -> None:
+    rng = RNG(3)
+    edges = {"low": [0, 128, 512], "high": [128, 512, 1024]}
+
+    def rule(far: np.ndarray) -> pd.DataFrame:
+        rows = [
+            {"document": f"{i}", "cluster": f"{i}", "floor": 0.0, "kl": [1.0, 0.5, x], **edges}
+            for i, x in enumerate(far)
+        ]
+        return pd.DataFrame(rows).explode(["kl", "low", "high"]).astype({"kl": float, "low": int, "high": int})
+
+    found = []
+    for shift in np.linspace(0.0, 0.6, 25):
+        noise = rng.normal(0, 0.2, 8)
+        fast, slow = rule(np.exp(-2 - shift + noise)), rule(np.full(8, np.exp(-2)))
+        found.append((told_apart(fast, slow), told_apart(fast, slow, comparisons=28)))
+    assert any(one and not many for one, many in found)
+    assert not any(many and not one for one, many in found)

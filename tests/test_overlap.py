@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy import stats
+from scipy.stats import rankdata, spearmanr
 from simulated import Decay, simulate
 
-from forward_influence.analysis import overlap
+from forward_influence.analysis import overlap, parts
+from forward_influence.analysis.curves import named
+from forward_influence.analysis.ranks import ranks
 from forward_influence.analysis.selections import has_selections, model_layers, read_selections
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
@@ -49,6 +52,18 @@ def test_ranks_give_spearmans_correlation_ties_included() -> None:
         for j in range(5):
             assert ours[i, j] == pytest.approx(spearmanr(a[i, j], b[i, j]).statistic, abs=1e-12)
     assert np.isnan(overlap.centred_ranks(np.ones((1, 4)))).all()
+
+
+def test_ranks_equal_scipys() -> None:
+    rng = np.random.default_rng(2)
+    for scores in (
+        rng.random((3, 2, 50)).astype(np.float32),
+        rng.integers(0, 5, (4, 50)).astype(float),
+        np.array([[1.0, np.nan, 0.0], [np.inf, -np.inf, 0.0], [0.0, -0.0, 1.0]]),
+        rng.random((2, 3, 60))[..., 5:40],
+        np.ones((2, 1)),
+    ):
+        np.testing.assert_array_equal(ranks(scores), rankdata(scores, axis=-1))
 
 
 def test_overlap_of_a_run_equals_plain_loops(tmp_path: Path) -> None:
@@ -96,7 +111,66 @@ def test_summary_has_intervals_from_six_documents_on(tmp_path: Path) -> None:
     assert (many["shared_low"] < many["shared"]).all()
     assert (many["shared"] < many["shared_high"]).all()
     assert few[["shared_low", "shared_high", "jaccard_low"]].isna().all().all()
-    assert list(many["documents"]) == [6] * 3
+    assert list(many["n"]) == [6] * 3
+
+
+def test_summary_by_layer_is_the_mean_over_documents_of_each_layer(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=6, save_selections=True, layers=3)
+    frame = overlap.overlap(run)
+    made = overlap.overlap_summary(frame, by_layer=True)
+    assert len(made) == 3 * 3
+    for row in made.itertuples():
+        mine = frame[(frame["rule_a"] == row.rule_a) & (frame["rule_b"] == row.rule_b) & (frame["layer"] == row.layer)]
+        assert row.shared == pytest.approx(mine["shared"].mean())
+        assert row.shared_low < row.shared < row.shared_high
+    whole = overlap.overlap_summary(frame).set_index(["rule_a", "rule_b"])["jaccard"]
+    assert made.groupby(["rule_a", "rule_b"])["jaccard"].mean().to_dict() == pytest.approx(whole.to_dict())
+
+
+def test_authors_are_the_unit_where_asked_for(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=12, authors=list("abcdef"), save_selections=True)
+    frame = overlap.overlap(run, cluster="author")
+    made = overlap.overlap_summary(frame, clustered=True)
+    plain = overlap.overlap_summary(frame)
+    assert set(made["n"]) == {6}
+    assert made["shared"].tolist() == pytest.approx(plain["shared"].tolist())
+    means = frame.groupby(["rule_a", "rule_b", "cluster"])["shared"].mean()["attention", "entropy"]
+    row = made[(made["rule_a"] == "attention") & (made["rule_b"] == "entropy")].iloc[0]
+    assert (row["shared_low"], row["shared_high"]) == pytest.approx(
+        stats.t.interval(0.95, 5, means.mean(), stats.sem(means))
+    )
+
+
+def test_several_runs_are_told_apart(tmp_path: Path) -> None:
+    runs = [simulate(tmp_path / name, RULES, documents=2, save_selections=True, seed=i) for i, name in enumerate("ab")]
+    frame = overlap.overlaps(named(runs))
+    assert frame["run"].unique().tolist() == ["a", "b"]
+    assert frame[frame["run"] == "b"]["shared"].tolist() == overlap.overlap(runs[1])["shared"].tolist()
+
+
+def test_pairs_not_measured_together_are_unknown_in_the_matrix(tmp_path: Path) -> None:
+    frame = overlap.overlap(simulate(tmp_path / "run", RULES, documents=2, save_selections=True))
+    matrix = overlap.overlap_matrix(frame, rules=["attention", "entropy", "infokv"])
+    assert matrix.loc["infokv", "infokv"] == 1
+    assert matrix.loc["infokv", ["attention", "entropy"]].isna().all()
+
+
+def test_a_document_whose_part_does_not_read_back_is_left_out(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=3, save_selections=True)
+    path = run.part_path("speech-001")
+    path.write_bytes(path.read_bytes()[:-200])
+    names = [d.document["name"] for d in read_selections(run)]
+    assert names == ["speech 000", "speech 002"] == [d["name"] for d in parts.measured(run)]
+    assert sorted(overlap.overlap(run)["document"].unique()) == names
+
+
+def test_a_part_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=2, measured=1)
+    assert len(parts.measured(run)) == 1
+    simulate(tmp_path / "run", RULES, documents=2)
+    assert len(parts.measured(run)) == 2
+    run.part_path("speech-000").write_bytes(b"broken")
+    assert [d["name"] for d in parts.measured(run)] == ["speech 001"]
 
 
 def test_both_effects_of_one_selection_count_once(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from scipy import stats
 from simulated import Decay, simulate
 
-from forward_influence.analysis import plots, style
+from forward_influence.analysis import overlap, plots, style
+from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.layer_profile import layer_positions, position_lift
 from forward_influence.analysis.plots import PlotData, common, crossover
 from forward_influence.analysis.selections import read_selections
@@ -36,6 +37,7 @@ class Runs:
     plain: Run
     many: Run
     few: Run
+    other: Run
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +48,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         plain=simulate(folder / "plain", RULES, documents=6, draws=2),
         many=simulate(folder / "many", RULES, documents=8, **selections),
         few=simulate(folder / "few", RULES, documents=3, budgets=("0.1", "0.2"), floor=2e-3, **selections),
+        other=simulate(
+            folder / "other", {n: RULES[n] for n in ("entropy", "random")}, documents=6, **{**selections, "layers": 5}
+        ),
     )
-
-
-def test_every_rule_of_a_run_has_a_style_of_its_own() -> None:
-    names = ["attention", "entropy", "infokv", "random", "mine.py:Rule", "other.py:Rule"]
-    names += [f"attention:window={2**k}" for k in range(7)]
-    styles = style.rule_styles(names)
-    assert len({(s.colour, s.marker) for s in styles.values()}) == len(names)
-    assert styles["attention"] == style.rule_style("attention")
-    assert all(styles[n].colour == styles["attention"].colour for n in names if n.startswith("attention:"))
-    assert style.rule_styles(reversed(names)) == styles
 
 
 def test_a_rule_looks_the_same_whatever_else_is_drawn(runs: Runs) -> None:
@@ -64,12 +59,6 @@ def test_a_rule_looks_the_same_whatever_else_is_drawn(runs: Runs) -> None:
     alone = PlotData((runs.many,), selectors=("entropy",)).styles
     assert whole == alone
     assert len({s.marker for s in style._KNOWN.values() if s.colour == style._GREY}) >= 2
-
-
-def test_known_rules_differ_in_marker_and_line_within_a_colour() -> None:
-    known = {n: s for n, s in style._KNOWN.items() if n != "position-matched:of=attention"}
-    for (a, one), (b, other) in itertools.combinations(known.items(), 2):
-        assert (one.colour, one.marker) != (other.colour, other.marker), (a, b)
 
 
 def _overlapping(figure: Figure) -> list[tuple[str, str]]:
@@ -104,10 +93,10 @@ def _drawn_labels(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize("name", [k.name for k in plots.KINDS.values() if k.reads == "run"])
-@pytest.mark.parametrize("which", ["many", "few"])
+@pytest.mark.parametrize("which", ["many", "few", "many other"])
 def test_no_text_overlaps_or_leaves_the_picture(name: str, which: str, runs: Runs) -> None:
     before = dict(mpl.rcParams)
-    figure = plots.draw(name, PlotData((getattr(runs, which),)))
+    figure = plots.draw(name, PlotData(tuple(getattr(runs, one) for one in which.split())))
     assert dict(mpl.rcParams) == before
     assert figure.get_figwidth() in (style.COLUMN_WIDTH, 2 * style.COLUMN_WIDTH)
     with style.house_style():
@@ -147,19 +136,38 @@ def test_decay_draws_geometric_means_and_t_intervals(runs: Runs) -> None:
 
 
 def test_no_bands_below_six_documents(runs: Runs) -> None:
-    figure = plots.draw("ratio", PlotData((runs.few,), budget="0.2"))
+    figure = plots.draw("ratio", PlotData((runs.few,), budgets=("0.2",)))
     assert all(len(a.collections) == 0 for a in figure.axes)
 
 
 def test_bins_under_the_noise_floor_are_hollow(runs: Runs) -> None:
-    quiet = plots.draw("decay", PlotData((runs.plain,)))
-    noisy = plots.draw("decay", PlotData((runs.few,), budget="0.1"))
-    hollow = [
-        sum(c.get_offsets().shape[0] for c in f.axes[0].collections if len(c.get_offsets())) for f in (quiet, noisy)
-    ]
-    assert hollow[0] <= 4  # bands have an offset each, markers of bins none here
-    assert hollow[1] > 10
-    assert "3× noise floor" in [t.get_text() for t in noisy.legends[0].get_texts()]
+    """In every picture of influence, and the legend says so; pictures without such bins do not speak of them."""
+    for kind in ("decay", "ratio", "crossover"):
+        counts = []
+        for run in (runs.plain, runs.few):
+            figure = plots.draw(kind, PlotData((run,), budgets=("0.20",) if run is runs.few else ()))
+            hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+            counts.append(sum(len(line.get_xdata()) for line in hollow))
+            told = [t.get_text() for t in figure.legends[0].get_texts()]
+            assert ("hollow: under 3× the noise floor" in told) == bool(counts[-1]), kind
+        assert counts[0] == 0
+        assert counts[1] > 8, kind
+    assert "3× noise floor" in [t.get_text() for t in plots.draw("decay", PlotData((runs.few,))).legends[0].get_texts()]
+    few = PlotData((runs.few,), budgets=("0.1",))
+    expected = int(sum(common.per_bin(p)["flagged"].sum() for _, p in few.curves.groupby("selector")))
+    lines = [x for x in plots.draw("decay", few).axes[0].lines if x.get_markerfacecolor() == "white"]
+    assert sum(len(x.get_xdata()) for x in lines) == expected
+    far = plots.draw("nearfar", few).axes[0]
+    large = [c for c in far.collections if c.get_sizes()[0] > 50]
+    assert [tuple(c.get_facecolor()[0][:3]) == (1, 1, 1) for c in large] == [True] * 4
+
+
+def test_the_measured_means_are_bold_and_the_fit_is_thin(runs: Runs) -> None:
+    (axes,) = plots.draw("decay", PlotData((runs.plain,))).axes
+    measured = [line for line in axes.lines if line.get_marker() not in ("None", "")]
+    fitted = [line for line in axes.lines if line.get_marker() in ("None", "")]
+    assert len(measured) == len(fitted) == 4
+    assert min(x.get_linewidth() for x in measured) > 1.5 * max(x.get_linewidth() for x in fitted)
 
 
 def test_nearfar_has_a_point_per_document(runs: Runs) -> None:
@@ -207,8 +215,7 @@ def _swept(folder: Path) -> Run:
 def test_layers_ablated_one_by_one(tmp_path: Path) -> None:
     run = _swept(tmp_path)
     figure = plots.draw("layers", PlotData((run,)))
-    image = np.asarray(figure.axes[0].images[0].get_array())
-    assert image.shape[0] == 3
+    image = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, -1)
     assert np.allclose(image[1] / image[0], 2, rtol=1e-5)
     assert np.allclose(image[2] / image[0], 3, rtol=1e-5)
     with pytest.raises(UsageError, match="--kind layers"):
@@ -222,44 +229,99 @@ def test_crossover_in_short() -> None:
         return crossover.in_short(pd.DataFrame({"distance": [distance], "low": [low], "high": [high]}))
 
     inf, nan = float("inf"), float("nan")
-    assert say(512.4, 300, 700) == "512 (300 to 700)"
-    assert say(512.4, 300, inf) == "512 (from 300)"
-    assert say(inf, 900, inf) == "none (from 900)"
-    assert say(inf, inf, inf) == "none"
+    assert say(512.4, 300, 700) == "from 512 (95%: 300 to 700)"
+    assert say(512.4, 300, inf) == "from 512 (95%: 300 or beyond)"
+    assert say(inf, 1900, inf) == "nowhere (95%: 1,900 or beyond)"
+    assert say(inf, inf, inf) == "nowhere"
     assert say(0.0, 0, 0) == "throughout"
-    assert say(512.4, nan, nan) == "512"
+    assert say(512.4, nan, nan) == "from 512"
     assert say(nan, nan, nan) == "not known"
 
 
-@pytest.mark.parametrize("ending", style.FORMATS)
-def test_written_files_are_what_they_say_and_repeat(ending: str, runs: Runs, tmp_path: Path) -> None:
-    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
-    contents = []
-    for name in ("a", "b"):
-        path = tmp_path / name / f"decay.{ending}"
-        style.save(plots.draw("decay", PlotData((runs.plain,))), path)
-        contents.append(path.read_bytes())
-    assert contents[0].startswith(starts[ending])
-    assert contents[0] == contents[1]
+def test_intervals_of_crossovers_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    rules = {"attention": Decay("power", 1.0, 0.9)}
+    rules |= {name: Decay("power", 0.1 + 0.02 * i, 0.5) for i, name in enumerate(("entropy", "infokv", "h2o", "tova"))}
+    run = simulate(tmp_path / "run", {**rules, "random": Decay("power", 0.01, 1.2)}, documents=8)
+    (axes,) = plots.draw("crossover", PlotData((run,))).axes
+    strip = axes.get_xaxis_transform()
+    bars = [line for line in axes.lines if line.get_transform() == strip and len(line.get_xdata()) == 2]
+    assert len(bars) == 4  # random never overtakes attention, and is sure not to
+    heights = [float(bar.get_ydata()[0]) for bar in bars]
+    assert np.diff(sorted(heights)).min() > 0.03
+    top = max(heights)
+    drawn = [v for line in axes.lines if len(line.get_xdata()) > 2 for v in line.get_ydata()]
+    lowest = axes.transAxes.inverted().transform(axes.transData.transform((1, min(drawn))))[1]
+    assert top < lowest
+    data = PlotData((run,))
+    table = crossovers(data.log_curves, [(rule, "attention") for rule in ("entropy", "infokv", "h2o", "tova")])
+    bounds = sorted((float(b.get_xdata()[0]) - 1, float(b.get_xdata()[1]) - 1) for b in bars)
+    assert np.allclose(bounds, sorted(zip(table["low"], table["high"], strict=True)))
 
 
-def test_inline_svg_takes_the_pages_ink_and_owns_its_ids(runs: Runs) -> None:
-    svg = style.inline_svg(plots.draw("decay", PlotData((runs.plain,))), "p1", "a &quot;picture&quot;")
-    assert svg.startswith('<svg role="img" aria-label="a &quot;picture&quot;"')
-    assert style.INK not in svg
-    assert "currentColor" in svg
-    assert "http://purl.org" not in svg
-    assert 'id="' in svg
-    assert 'id="p1-' in svg
-    assert svg.count('id="') == svg.count('id="p1-')
+def test_panels_above_an_empty_place_have_their_tick_labels(runs: Runs) -> None:
+    figure = plots.draw("decay", PlotData((runs.plain, runs.many, runs.few)))
+    figure.draw_without_rendering()
+    shown = [a for a in figure.axes if a.get_visible()]
+    assert len(shown) == 4
+    three = common.grid(3, 2.0, columns=2)[1]
+    assert [a.xaxis.get_tick_params()["labelbottom"] for a in three] == [False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.01, "0.01"), (1.0, "1"), (128, "128"), (2000, "2k"), (14000, "14k"), (0.0001, "1e-4"), (0, "0")],
-)
-def test_tick_labels(value: float, text: str) -> None:
-    assert common.plain_number(value) == text
+@pytest.mark.parametrize("kind", ["overlap", "positions", "tokens", "layers", "decay", "ratio", "nearfar", "crossover"])
+def test_several_runs_get_panels_of_their_own(kind: str, runs: Runs) -> None:
+    """Of two models with other rules and another depth."""
+    figure = plots.draw(kind, PlotData((runs.many, runs.other)))
+    titles = " ".join(a.get_title("left") for a in figure.axes)
+    assert "many" in titles and "other" in titles
+
+
+def test_overlap_shows_the_shares_of_each_layer(runs: Runs) -> None:
+    upper, lower = plots.draw("overlap", PlotData((runs.many,))).axes
+    frame = overlap.overlap(runs.many)
+    pair = frame[(frame["rule_a"] == "attention") & (frame["rule_b"] == "entropy")]
+    line = next(x for x in lower.lines if x.get_marker() == "s")
+    assert np.allclose(line.get_ydata(), 100 * pair.groupby("layer")["shared"].mean())
+    assert line.get_xdata().tolist() == [0, 1, 2]
+    assert f"{100 * pair['shared'].mean():.0f}" in [t.get_text() for t in upper.texts]
+    assert not any(np.any(mesh.get_linewidths()) for mesh in upper.collections)  # they would frame what is masked
+    other = plots.draw("overlap", PlotData((runs.many, runs.other)))
+    assert len(other.axes[1].texts) == 1  # one pair there: nothing is said of rules it did not measure
+
+
+def test_layers_are_drawn_as_vectors(runs: Runs, tmp_path: Path) -> None:
+    style.save(plots.draw("layers", PlotData((runs.many,))), tmp_path / "layers.svg")
+    text = (tmp_path / "layers.svg").read_text()
+    assert text.count("<image") <= 1  # the colour bar
+    figure = plots.draw("layers", PlotData((runs.many,)))
+    assert [len(a.images) for a in figure.axes[:4]] == [0] * 4
+
+
+def test_a_short_continuation_is_drawn_in_several_bins(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=2, continuation=100)
+    line = plots.draw("decay", PlotData((run,))).axes[0].lines[0]
+    assert len(line.get_xdata()) == 13
+    assert len(plots.draw("decay", PlotData((run,), width=50)).axes[0].lines[0].get_xdata()) == 2
+
+
+def test_markers_at_nothing_are_whole_and_a_picture_fits_on_a_page(tmp_path: Path) -> None:
+    rules = {f"attention:window={n}": Decay() for n in range(1, 13)}
+    run = simulate(tmp_path / "run", rules, documents=2, layers=1, save_selections=True)
+    figure = plots.draw("tokens", PlotData((run,)))
+    assert figure.get_figheight() < 10
+    assert figure.axes[0].get_xlim()[0] < 0
+
+
+def test_intervals_follow_the_clusters_asked_for(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=12, authors=list("abcdef"), save_selections=True)
+    for kind in ("decay", "positions"):
+        bands = []
+        for cluster in (None, "author"):
+            axes = plots.draw(kind, PlotData((run,), cluster=cluster)).axes[0]
+            bands.append(np.concatenate([c.get_paths()[0].vertices[:, 1] for c in axes.collections]))
+        assert bands[0].shape == bands[1].shape
+        assert not np.allclose(*bands)
+    with pytest.raises(UsageError, match="has no 'author' to cluster by"):
+        plots.draw("decay", PlotData((simulate(tmp_path / "bare", RULES, documents=2),), cluster="author"))
 
 
 @pytest.mark.parametrize(
@@ -271,13 +333,28 @@ def test_tick_labels(value: float, text: str) -> None:
         ("positions", {}, "--save-selections"),
         ("layers", {}, "--save-selections or --per-layer"),
         ("decay", {"selectors": ("entropi",)}, "did you mean 'entropy'"),
-        ("decay", {"budget": "0.3"}, "measured: 0.2"),
+        ("decay", {"budgets": ("0.3",)}, "measured: 0.2"),
         ("ratio", {"baseline": "recent"}, "'recent' was not measured"),
         ("ratio", {"selectors": ("random",)}, "no rule beside the control"),
-        ("crossover", {"selectors": ("random",)}, "needs two rules"),
+        ("crossover", {"selectors": ("random",)}, "needs two rules, one was chosen; leave --selector out"),
+        ("overlap", {"selectors": ("random",)}, "needs two rules with saved selections, one was chosen"),
     ],
 )
 def test_requests_that_cannot_be_met(name: str, options: dict[str, object], message: str, runs: Runs) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         plots.draw(name, PlotData((runs.plain,), **options))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["crossover", "overlap"])
+def test_a_run_of_one_rule_has_nothing_to_set_against(kind: str, tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", {"attention": Decay()}, documents=2, save_selections=True)
+    with pytest.raises(UsageError, match=r"needs two rules.*one was measured"):
+        plots.draw(kind, PlotData((run,)))
+
+
+def test_rules_and_budgets_are_taken_as_typed(runs: Runs) -> None:
+    data = PlotData((runs.few,), selectors=("entropy:per=entry", "attention:window=64"), budgets=("0.10",))
+    assert data.wanted_rules == ["entropy", "attention"]
+    assert set(data.curves["budget"]) == {"0.1"}
+    assert set(data.curves["selector"]) == {"attention", "entropy"}

@@ -1,4 +1,4 @@
-"""The report: its sentences follow from the numbers, its page is self-contained, its token data unpack to the truth."""
+"""The report: its page is self-contained, says how to repeat it, and its token data unpack to the truth."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import base64
 import json
 import re
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 from simulated import Decay, simulate
 
-from forward_influence.analysis import findings, token_view
+from forward_influence import runs
+from forward_influence.analysis import token_view
 from forward_influence.analysis.compare import compare
+from forward_influence.analysis.curves import named
 from forward_influence.analysis.report import Report, report
 from forward_influence.analysis.selections import Context, read_selections
-from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.runs import Run
 
 RULES = {
@@ -103,95 +104,7 @@ def test_page_says_how_to_repeat_it(made: Made) -> None:
         assert wanted in page.text
     for key in made.run.configuration:
         assert f'"{key}"' in page.text
-
-
-def test_findings_state_the_planted_crossover_with_its_interval(made: Made) -> None:
-    distance = np.arange(1024)
-    truth = int(np.flatnonzero(RULES["entropy"].at(distance) > RULES["attention"].at(distance))[0])
-    (sentence,) = [s for s in made.report.sentences if s.startswith("entropy's influence exceeds attention's from")]
-    at, low, high = (int(x) for x in re.findall(r"\d+", sentence.replace("95%", "")))
-    assert low <= truth <= high
-    assert at == pytest.approx(truth, rel=0.4)
-    row = compare(made.run, pairs=[("entropy", "attention")]).crossovers.iloc[0]
-    assert (at, low, high) == (round(row["distance"]), round(row["low"]), round(row["high"]))
-
-
-def test_findings_state_what_was_not_found(tmp_path: Path) -> None:
-    weak = {
-        "attention": Decay("power", 1.0, 0.5),
-        "entropy": Decay("power", 0.1, 0.5),
-        "random": Decay("power", 0.1, 0.5),
-    }
-    run = simulate(tmp_path / "run", weak, documents=8, rule_spread=0.05)
-    sentences = findings.findings(findings.Evidence(compare(run)))
-    expected = "entropy's influence does not exceed attention's at any distance within the range (0 to 1,023 tokens)."
-    assert expected in sentences
-    assert any(re.match(r"In the far zone, entropy \(.*× \[.*\]\) cannot be told from random\.", s) for s in sentences)
-
-
-def test_the_largest_influence_names_what_cannot_be_told_from_it(tmp_path: Path) -> None:
-    alike = {"attention": Decay("power", 1.0, 0.5), "h2o": Decay("power", 1.0, 0.5), "random": Decay("power", 0.1, 0.5)}
-    found = compare(simulate(tmp_path / "run", alike, documents=8, rule_spread=0.2))
-    (near,) = [s for s in findings.findings(findings.Evidence(found)) if s.startswith("Near the context")]
-    top, other = re.match(r"Near the context, (\w+) has .*; (\w+) \(", near).groups()  # type: ignore[union-attr]
-    assert {top, other} == {"attention", "h2o"}
-    logs = (
-        found.zones[found.zones["zone"] == "near"].pivot(index="document", columns="selector", values="kl").map(np.log)
-    )
-    difference = logs[other] - logs[top]
-    half = t.ppf(0.975, 7) * difference.std() / np.sqrt(8)
-    assert difference.mean() < 0 < difference.mean() + half
-    bounds = [float(x) for x in re.findall(r"[\d.]+(?=[,\]])", near.split(f"{other} (")[1])]
-    assert bounds == pytest.approx(np.exp([difference.mean() - half, difference.mean() + half]), rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("distance", "low", "high", "expected"),
-    [
-        (92.4, 70, 119, "entropy's influence exceeds attention's from 92 tokens on (95% interval: 70 to 119)."),
-        (0.0, 0, np.inf, "though that it never does is not excluded (95% interval: 0 to beyond the range)."),
-        (40.0, 9, np.inf, "from 40 tokens on, though that it never does is not excluded"),
-        (np.inf, 900, np.inf, "does not come to exceed attention's for good within the range (0 to 1,023 tokens) (95%"),
-        (np.nan, np.nan, np.nan, "could not be set against attention's (no document has both)."),
-    ],
-)
-def test_crossings_in_words(distance: float, low: float, high: float, expected: str) -> None:
-    row = SimpleNamespace(rule="entropy", distance=distance, low=low, high=high, reason="no document has both")
-    assert expected in findings._crossing_sentence(row, never=False, end=1023)
-
-
-def test_findings_below_six_documents_claim_nothing(tmp_path: Path) -> None:
-    run = simulate(tmp_path / "run", RULES, documents=5)
-    sentences = findings.findings(findings.Evidence(compare(run)))
-    assert sentences[0].startswith("With 5 documents nothing can be inferred")
-    assert not any("[" in s or "cannot be told" in s or "95%" in s for s in sentences)
-
-
-def test_findings_name_conditions_floor_and_direct_share(tmp_path: Path) -> None:
-    run = simulate(tmp_path / "run", RULES, documents=6, effects=("total", "direct"), floor=0.05, direct_share=0.6)
-    sentences = findings.findings(findings.Evidence(compare(run)))
-    assert any(s.startswith("Total effect: entropy's influence exceeds") for s in sentences)
-    assert any(s.startswith("Direct effect: under three times the noise floor") and "far" in s for s in sentences)
-    shares = [s for s in sentences if s.startswith("The direct effect is")]
-    assert len(shares) == 2
-    for sentence in shares:
-        found = [float(x) for x in re.findall(r"(0\.\d+) \[", sentence)]
-        assert found == pytest.approx([0.6, 0.6], abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [
-        (0.02344, 2, "0.023"),
-        (4.44, 2, "4.4"),
-        (1234.5, 3, "1,234"),
-        (1.5e-5, 2, "1.5e-5"),
-        (0, 2, "0"),
-        (75.41, 3, "75.4"),
-    ],
-)
-def test_numbers_in_words(value: float, digits: int, text: str) -> None:
-    assert findings.say(value, digits) == text
+    assert "simulated" in page.text
 
 
 def test_selections_unpack_to_what_was_saved(made: Made) -> None:
@@ -216,8 +129,11 @@ def test_selections_unpack_to_what_was_saved(made: Made) -> None:
             inside = slice(context.first, context.stop)
             below = (rankdata(choice.scores[..., inside], axis=-1) - 1) / (context.stop - context.first - 1)
             assert np.abs(ranks[..., inside] / 255 - below).max() <= 0.5 / 255 + 1e-9
-            raw = np.frombuffer(body, "<u2", n, rule["raw"]).astype(np.uint32) << 16
+            raw = np.frombuffer(body, "<u2", n, rule["raw"]["offset"]).astype(np.uint32) << 16
             assert np.allclose(raw.view(np.float32), choice.scores.mean((0, 1)), rtol=0.004)
+            alike = choice.selector == "entropy"
+            said = " (the same in every layer and head)" if alike else " (mean over all layers and heads)"
+            assert rule["raw"]["grain"] == said
 
 
 def test_a_rule_that_reads_no_head_is_packed_once() -> None:
@@ -252,19 +168,19 @@ def test_bfloat16_keeps_two_digits_and_not_a_number() -> None:
 
 
 def test_size_is_kept_by_coarser_ranks_then_fewer_documents(made: Made) -> None:
-    whole = token_view.token_view([made.run], 10**7)
+    whole = token_view.token_view(named([made.run]), 10**7)
     assert whole is not None
     assert (len(whole.names), whole.notes) == (8, [])
-    coarser = token_view.token_view([made.run], int(len(whole.data) * 0.8))
+    coarser = token_view.token_view(named([made.run]), int(len(whole.data) * 0.8))
     assert coarser is not None
     assert (len(coarser.names), len(coarser.notes)) == (8, 1)
     assert "score ranks are means" in coarser.notes[0]
-    fewer = token_view.token_view([made.run], 12_000)
+    fewer = token_view.token_view(named([made.run]), 12_000)
     assert fewer is not None
     assert 0 < len(fewer.names) < 8
     assert f"{len(fewer.names)} of 8 contexts are shown" in fewer.notes[-1]
     assert len(fewer.data) <= 12_000
-    assert token_view.token_view([made.run], 10) is None
+    assert token_view.token_view(named([made.run]), 10) is None
     small = report([made.run], limit=len(made.report.html.encode()) - len(whole.data) // 2)
     assert len(small.html.encode()) < len(made.report.html.encode()) - len(whole.data) // 2
     assert small.notes[0] in Page(small.html).text
@@ -291,30 +207,57 @@ def test_a_report_without_selections_says_what_is_missing(tmp_path: Path) -> Non
     run = simulate(tmp_path / "run", RULES, documents=2)
     page = Page(report([run]).html)
     assert "tokens" not in page.ids
-    assert "Not drawn: overlap (the run has no saved selections; measure with --save-selections)" in page.text
+    assert "Not drawn: overlap (no selections were saved; measure with --save-selections)" in page.text
 
 
-def test_two_runs_in_one_report(tmp_path: Path) -> None:
-    runs = [
-        simulate(tmp_path / name, RULES, documents=3, budgets=(budget,), save_selections=True, draws=1)
-        for name, budget in (("low", "0.1"), ("high", "0.2"))
-    ]
-    page = Page(report(runs).html)
-    assert {"overlap-0", "overlap-1", "profile-0", "profile-1", "comparison"} <= set(page.ids)
-    assert all(run.manifest["command"] in page.text for run in runs)
+def test_counts_are_whole_and_lists_are_words(tmp_path: Path) -> None:
+    fields = {"configuration": {"documents": ["sotu", "more.txt"]}}
+    run = simulate(tmp_path / "run", RULES, documents=6, save_selections=True, draws=1, manifest=fields)
+    html = report([run]).html
+    text = Page(html).text
+    assert "6 of 6 measured, from sotu, more.txt" in text
+    assert '<td data-value="6.0">6</td>' in html
+    assert '<td data-value="6.0">6.00' not in html
+    assert "['sotu'" not in text
 
 
-def test_runs_that_cannot_be_reported(tmp_path: Path) -> None:
-    run = simulate(tmp_path / "run", RULES, documents=2)
-    other = simulate(tmp_path / "other", RULES, documents=2, context=300)
-    with pytest.raises(UsageError, match=r"context \(256 against 300\)"):
-        report([run, other])
-    with pytest.raises(UsageError, match="did you mean 'entropy'"):
-        report([run], baseline="entropi")
-    with pytest.raises(ForwardInfluenceError, match="holds no measured condition yet"):
-        report([simulate(tmp_path / "empty", RULES, documents=2, measured=0)])
+def test_configurations_leave_out_what_was_not_asked_for(tmp_path: Path) -> None:
+    """Runs store no zeros and no empty lists: --protect-first 0, or compressors without rules."""
+    run = simulate(tmp_path / "run", {k: RULES[k] for k in ("attention", "random")}, documents=2, mode="keep")
+    asked = run.configuration
+    for name in ("protect_first", "selectors", "seed", "per_layer"):
+        del asked[name]
+    asked["compressors"] = ["attention", "random"]
+    text = Page(report([run]).html).text
+    assert "all but the first 0 and the last 64 tokens" in text
+    assert "attention, random" in text
 
 
-def test_without_random_the_first_rule_is_the_baseline(tmp_path: Path) -> None:
-    run = simulate(tmp_path / "run", {k: RULES[k] for k in ("attention", "entropy")}, documents=6)
-    assert any("attention's." in s and "×" in s for s in report([run]).sentences)
+def test_all_that_has_to_be_said_of_a_table_is_said(made: Made) -> None:
+    text = Page(made.report.html).text
+    for note in compare(made.run).notes_about(["table", "decay", "crossovers", "controls"]):
+        assert note in text
+
+
+def test_values_under_the_noise_floor_bear_a_star(tmp_path: Path) -> None:
+    rules = {"attention": Decay("exponential", 0.1, 100), "random": Decay("flat", 0.01)}
+    html = report([simulate(tmp_path / "run", rules, documents=6, floor=1e-3)]).html
+    rows = re.findall(r"<tr><td data-value=\"attention\".*?</tr>", html)
+    far = next(row for row in rows if ">far<" in row)
+    near = next(row for row in rows if ">near<" in row)
+    assert re.search(r">[\d.e-]+\* \[", far)
+    assert "* [" not in near
+
+
+def test_the_comparison_of_a_report_reads_every_part_twice_at_most(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the curves, once (and never again in this process) to know which documents have whole parts."""
+    read: list[Path] = []
+    real = runs.Run.part
+
+    def counted(self: Run, stem: str) -> Any:
+        read.append(self.part_path(stem))
+        return real(self, stem)
+
+    monkeypatch.setattr(runs.Run, "part", counted)
+    report([made.run])
+    assert max(Counter(read).values(), default=0) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -161,9 +162,18 @@ def test_hovering_tells_score_and_share_in_both_panels(view: View, site: Site) -
     assert left.startswith("attention. Token 12 ")
     assert f"selected in {count} of 6 layer-heads" in left
     assert entropy.scores is not None
-    told = float(right.split("mean score ")[1].split(";")[0])
+    told = float(re.search(r"; score ([\d.e-]+) \(the same in every layer and head\)", right)[1])
     assert told == pytest.approx(float(entropy.scores[0, 0, 12]), rel=0.06)
     assert "% of candidates" in right
+    assert "% of candidates, on average" in left
+    view.page.get_by_label("Left layer").select_option("1")
+    view.page.get_by_label("Left head").select_option("1")
+    one = view.page.locator(".detail").nth(0).inner_text()
+    # one score per token is kept: with one layer and head chosen it is still the mean over all, and says so
+    assert attention.scores is not None
+    told = float(re.search(r"; score (-?[\d.e-]+) \(mean over all layers and heads\)", one)[1])
+    assert told == pytest.approx(float(attention.scores[:, :, 12].mean()), rel=0.06)
+    assert "% of candidates." in one
     view.page.locator(".text").nth(0).locator(".t").nth(0).hover()
     assert "protected" in view.page.locator(".detail").nth(1).inner_text()
 
@@ -224,6 +234,56 @@ def test_cells_without_a_value_stay_last(view: View) -> None:
         column = _column(view, "comparison", 3)
         assert column[-3:] == ["", "", ""]
         assert "" not in column[:-3]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A report whose pictures have many panels, and of a run that is not finished."""
+    folder = tmp_path_factory.mktemp("wide")
+    some = {"budgets": ("0.1", "0.2"), "effects": ("total", "direct"), "save_selections": True}
+    run = simulate(folder / "run", RULES, documents=7, measured=6, draws=1, **some)
+    path = folder / "report.html"
+    path.write_text(report([run]).html, encoding="utf-8")
+    return Site(run, path.as_uri(), [])
+
+
+def _text_height(view: View, selector: str) -> float:
+    """Pixels of a picture's axis label, as drawn."""
+    script = """(s) => { const svg = document.querySelector(s + ' svg');
+      const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+      return scale * parseFloat(getComputedStyle(svg.querySelector('text')).fontSize); }"""
+    return float(view.page.evaluate(script, selector))
+
+
+def test_pictures_with_many_panels_take_the_whole_width(browser: playwright.Browser, wide: Site) -> None:
+    view = open_view(browser, wide)
+    page = view.page.locator("#pictures").bounding_box()
+    figure = view.page.locator("figure.wide").nth(0).bounding_box()
+    narrow = view.page.locator("figure:not(.wide)").nth(0).bounding_box()
+    assert figure["width"] > 0.95 * page["width"]
+    assert narrow["width"] < 0.6 * page["width"]
+    assert _text_height(view, "figure.wide") >= 9
+    assert view.page.locator(".missing").inner_text().startswith("run is not finished; documents: 6 of 7 measured")
+    view.page.context.close()
+
+
+def test_on_a_phone_wide_pictures_scroll_within_themselves(browser: playwright.Browser, wide: Site) -> None:
+    view = open_view(browser, wide, 390)
+    assert view.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    drawing = view.page.locator("figure.wide .drawing").nth(0)
+    assert drawing.evaluate("e => e.scrollWidth > e.clientWidth")
+    assert _text_height(view, "figure.wide") >= 8
+    assert _text_height(view, "figure:not(.wide)") >= 8
+    view.page.context.close()
+
+
+def test_dark_pages_show_nothing_around_the_overlap_map(browser: playwright.Browser, site: Site) -> None:
+    """What is masked is not there: no path in the page's white."""
+    view = open_view(browser, site, scheme="dark")
+    svg = view.page.locator("figure", has_text="Share of the budget").locator("svg").inner_html()
+    meshes = svg[svg.index("QuadMesh") : svg.index("text_1")]
+    assert "stroke: #ffffff" not in meshes
+    view.page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -12,6 +12,7 @@ from scipy import stats
 from simulated import WORDS, Decay, simulate
 
 from forward_influence.analysis import token_classes, tokens
+from forward_influence.analysis.curves import named
 from forward_influence.analysis.selections import Context, read_selections
 
 RULES = {name: Decay() for name in ("attention", "entropy", "random")}
@@ -142,6 +143,20 @@ def test_no_interval_below_six_documents(tmp_path: Path) -> None:
     present = profile[profile["base"] > 0]
     assert present["lift"].notna().all()
     assert profile["low"].isna().all()
+
+
+def test_authors_are_the_unit_and_runs_are_told_apart(tmp_path: Path) -> None:
+    runs = [
+        simulate(tmp_path / name, RULES, documents=12, authors=list("abcdef"), save_selections=True) for name in "xy"
+    ]
+    shares = tokens.shares_of(named(runs), cluster="author")
+    profile = tokens.token_profile(shares, clustered=True)
+    assert profile["run"].unique().tolist() == ["x", "y"]
+    row = profile[(profile["run"] == "y") & (profile["selector"] == "random") & (profile["group"] == "digits")].iloc[0]
+    mine = shares[(shares["run"] == "y") & (shares["selector"] == "random") & (shares["group"] == "digits")]
+    lift = (mine["share"] / mine["base"]).groupby(mine["cluster"]).mean()
+    assert row["n"] == 6
+    assert (row["low"], row["high"]) == pytest.approx(stats.t.interval(0.95, 5, lift.mean(), stats.sem(lift)))
 
 
 def test_one_layer_alone(tmp_path: Path) -> None:

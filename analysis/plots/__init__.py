@@ -12,12 +12,13 @@ from importlib import import_module
 
 from matplotlib.figure import Figure
 
+from forward_influence.analysis.plots.common import TooManyPanels
 from forward_influence.analysis.plots.data import PlotData
 from forward_influence.analysis.style import house_style
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.evaluation_store import Evaluation
 
-__all__ = ["KINDS", "Kind", "PlotData", "draw", "kind"]
+__all__ = ["KINDS", "Kind", "PlotData", "TooManyPanels", "draw", "kind"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,20 @@ class Kind:
 KINDS: dict[str, Kind] = {
     k.name: k
     for k in (
-        Kind("decay", "Mean KL against distance from the context, with fitted decay; bands are 95% intervals."),
+        Kind("decay", "Mean KL against distance from the context; bands are 95% intervals, thin lines fitted laws."),
         Kind("ratio", "Influence as a multiple of a control, against distance; bands are 95% intervals."),
         Kind("nearfar", "Near against far influence: one point per document, a large one for the geometric mean."),
-        Kind("crossover", "Where one rule's influence overtakes another's; the bar is the crossover's 95% interval."),
-        Kind("overlap", "Share of the budget that each pair of rules has in common, over layers and documents.", True),
+        Kind(
+            "crossover",
+            "Where one rule's influence overtakes another's: a large marker where it does so for good, and in the "
+            "strip below a bar for the 95% interval wherever that does not rule a crossover out.",
+        ),
+        Kind(
+            "overlap",
+            "Share of the budget that each pair of rules has in common, over all layers and layer by layer; the line "
+            "without markers is what chance alone would give.",
+            True,
+        ),
         Kind("layers", "Layer by layer: where in the context each rule selects, or each layer's influence."),
         Kind(
             "positions", "Where in the context a rule selects, against an even spread; bands are 95% intervals.", True
@@ -76,5 +86,6 @@ def draw(name: str, data: PlotData | Sequence[Evaluation]) -> Figure:
     module = import_module(f"{__name__}.{kind(name).name}")
     with house_style():
         figure: Figure = module.draw(data)
-        figure.canvas.draw()  # lays the figure out while the house style is in force
+        figure.draw_without_rendering()  # lays the figure out while the house style is in force
+        figure.set_layout_engine("none")  # and once: every file of it looks the same
     return figure

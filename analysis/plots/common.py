@@ -14,18 +14,25 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from forward_influence.analysis import style
-from forward_influence.analysis.statistics import estimate
+from forward_influence.analysis.matrix import FLAG_FACTOR, matrix
+from forward_influence.analysis.statistics import Method, estimate
 from forward_influence.errors import UsageError
 
 PANEL_COLUMNS = ["run", "budget", "mode", "effect"]
 MAX_PANELS = 12
 
 
+class TooManyPanels(UsageError):
+    """What was asked for does not fit into one picture."""
+
+
 def panels(frame: pd.DataFrame, columns: Sequence[str] = PANEL_COLUMNS) -> list[tuple[str, pd.DataFrame]]:
     """Parts of a frame that belong into a panel each, with a title that says only what differs between them.
 
+    Columns that the frame does not have tell nothing apart.
+
     Raises:
-        UsageError: there are more than fit.
+        TooManyPanels: there are more than fit.
     """
     columns = [c for c in columns if c in frame.columns]
     varied = [c for c in columns if frame[c].nunique() > 1]
@@ -36,53 +43,64 @@ def panels(frame: pd.DataFrame, columns: Sequence[str] = PANEL_COLUMNS) -> list[
         for values, part in frame.groupby(varied, sort=False)
     ]
     if len(parts) > MAX_PANELS:
-        raise UsageError(f"{len(parts)} panels do not fit into a picture; choose a budget with --budget, or fewer runs")
+        raise TooManyPanels(
+            f"{len(parts)} panels do not fit into a picture; choose a budget with --budget, or fewer runs"
+        )
     return parts
 
 
-def grid(
-    count: int, height: float, *, width: float = style.COLUMN_WIDTH, extra: float = 0.0
-) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels of `height` inches: one column up to three, then two.
+def grid(count: int, height: float, *, columns: int | None = None, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels of `height` inches that share their axes.
 
     Args:
+        columns: each as wide as a column of text; by default one for up to three panels, then two.
         extra: inches kept for the legend above.
     """
-    columns = 1 if count <= 3 else 2
+    columns = (1 if count <= 3 else 2) if columns is None else columns
     rows = math.ceil(count / columns)
-    figure = style.new_figure(width * columns, rows * height + extra)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    flat = list(axes.flat)
-    for unused in flat[count:]:
-        unused.set_visible(False)
-        flat[flat.index(unused) - columns].tick_params(labelbottom=True)
-    return figure, flat[:count]
+    figure = style.new_figure(style.COLUMN_WIDTH * columns, rows * height + extra)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    hide_unused(axes, count, columns)
+    return figure, axes[:count]
 
 
-def per_bin(frame: pd.DataFrame, value: str = "kl") -> pd.DataFrame:
-    """Mean over documents of each bin of one rule, with its interval: columns bin_low, bin_high, x, value, low, high.
+def hide_unused(axes: Sequence[Axes], count: int, columns: int) -> None:
+    """Hide the panels of a grid behind the first `count`; those above them get the tick labels of the x axis."""
+    for place in range(count, len(axes)):
+        axes[place].set_visible(False)
+        axes[place - columns].tick_params(labelbottom=True)
 
-    x is the bin's middle counted from 1, so that it exists on a log axis.
+
+def per_bin(frame: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
+    """Mean KL over documents of each bin of one rule, with its interval.
+
+    Returns:
+        Columns bin_low, bin_high, x (the bin's middle counted from 1, so that it exists on a log axis), value, low,
+        high, flagged (under the noise-floor flag).
     """
+    curve = matrix(frame)
+    groups = curve.clusters if clustered else None
     rows = []
-    for edges, part in frame.groupby(["low", "high"], sort=True):
-        made = estimate(part[value].to_numpy())
-        rows.append((*edges, sum(edges) / 2 + 0.5, made.value, made.low, made.high))
-    return pd.DataFrame(rows, columns=["bin_low", "bin_high", "x", "value", "low", "high"])
+    for k, edges in enumerate(zip(curve.low, curve.high, strict=True)):
+        made = estimate(curve.kl[:, k], groups, method=method)
+        rows.append((*edges, sum(edges) / 2 + 0.5, made.value, made.low, made.high, curve.below_floor[k]))
+    return pd.DataFrame(rows, columns=["bin_low", "bin_high", "x", "value", "low", "high", "flagged"])
 
 
 def ratio_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `controls.controls` of one rule as a table for `rule_line`: columns x, value, low, high."""
+    """Rows of `controls.controls` of one rule as a table for `rule_line`: columns x, value, low, high, flagged."""
     x = (rows["low"] + rows["high"]) / 2 + 0.5
-    values = {"value": rows["ratio"], "low": rows["ratio_low"], "high": rows["ratio_high"]}
+    values = {"value": rows["ratio"], "low": rows["ratio_low"], "high": rows["ratio_high"], "flagged": rows["flagged"]}
     return pd.DataFrame({"x": x, **values}).sort_values("x")
 
 
-def rule_line(axes: Axes, table: pd.DataFrame, look: style.RuleStyle, *, faint: bool = False) -> None:
-    """Draw a rule's values against x with an interval band; markers are thinned out where bins crowd.
+def rule_line(axes: Axes, table: pd.DataFrame, look: style.RuleStyle) -> None:
+    """Draw a rule's values against x with an interval band.
+
+    Markers are thinned out where bins crowd; those of flagged bins are hollow, every one of them.
 
     Args:
-        faint: a thin plain line between the markers, where the rule's own line is a fitted curve.
+        table: columns x, value, low, high, and flagged where bins can be.
     """
     # A float spaces markers evenly along the line as drawn, whatever the axis.
     every = 0.08 if len(table) > 14 else 1
@@ -92,15 +110,29 @@ def rule_line(axes: Axes, table: pd.DataFrame, look: style.RuleStyle, *, faint: 
         color=look.colour,
         marker=look.marker,
         markevery=every,
-        linestyle="-" if faint else look.line,
-        linewidth=0.6 if faint else 1.3,
-        alpha=0.75 if faint else 1.0,
+        linestyle=look.line,
+        linewidth=1.3,
         markeredgecolor="white",
         markeredgewidth=0.4,
         zorder=3,
     )
     if table["low"].notna().any():
         axes.fill_between(table["x"], table["low"], table["high"], color=look.colour, alpha=0.17, linewidth=0, zorder=1)
+    if "flagged" in table and table["flagged"].any():
+        flagged = table[table["flagged"]]
+        axes.plot(flagged["x"], flagged["value"], color=look.colour, marker=look.marker, **HOLLOW)
+
+
+#: How a marker is drawn whose value is under the noise-floor flag.
+HOLLOW: dict[str, Any] = {
+    "linestyle": "none", "markerfacecolor": "white", "markeredgewidth": 0.8, "markersize": 4, "zorder": 5
+}  # fmt: skip
+
+
+def flag_entry(flagged: bool) -> list[Line2D]:
+    """The legend entry that says what hollow markers are, where there are any."""
+    label = f"hollow: under {FLAG_FACTOR:g}× the noise floor"
+    return [Line2D([], [], color=style.INK, marker="o", label=label, **HOLLOW)] if flagged else []
 
 
 def handles(rules: Iterable[str], styles: Mapping[str, style.RuleStyle], *, line: bool = True) -> list[Line2D]:
@@ -160,12 +192,16 @@ def plain_number(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
-def shortened(text: str, most: int) -> str:
-    """Text of at most `most` characters, the middle left out where it is longer."""
-    if len(text) <= most:
-        return text
-    keep = most - 1
-    return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+def shortened(texts: Sequence[str], most: int) -> list[str]:
+    """Texts of at most `most` characters, the middle left out of longer ones; longer where two would look the same."""
+
+    def short(text: str, most: int) -> str:
+        keep = most - 1
+        return text if len(text) <= most else f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+
+    while len({short(text, most) for text in texts}) < len(set(texts)):
+        most += 1
+    return [short(text, most) for text in texts]
 
 
 def distance_axis(axes: Axes, low: float, high: float) -> None:
@@ -204,5 +240,3 @@ def finish(figure: Figure, axes: Sequence[Axes], x: str, y: str) -> None:
         return
     figure.supxlabel(x, fontsize=8)
     figure.supylabel(y, fontsize=8)
-    for one in axes:
-        one.label_outer()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from forward_influence.analysis import curves, overlap, tokens
+from forward_influence.analysis.compare import measured_budget
+from forward_influence.analysis.pairing import measured_rule
+from forward_influence.analysis.selections import has_selections, require_selections
+from forward_influence.analysis.statistics import Method
 from forward_influence.analysis.style import RuleStyle, rule_styles
-from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.analysis.summary import unfinished
+from forward_influence.errors import UsageError
 from forward_influence.runs import Run
 
 
@@ -19,132 +25,149 @@ class PlotData:
     """Runs and what to show of them.
 
     Attributes:
-        runs: one or several, drawn together where a picture can.
-        width, log: bins of distance, as in `curves.bins`.
-        selectors: only these rules, in this order; empty = all, in the order measured.
-        budget: only this budget, as written in the run; None = all.
+        runs: one or several; several get panels of their own.
+        width: tokens per bin of distance; None = as `curves.bin_width` chooses.
+        log: log-spaced bins instead.
+        selectors: only these rules, as typed; empty = all.
+        budgets: only these; empty = all.
         baseline: the rule that ratios are taken to.
-        read: `frames` of the same runs and bins, where they were read before.
+        cluster: field of the documents whose groups are the unit; None = the document is.
+        method: how intervals are made.
+        read: curves of the same runs, bins and cluster, where they were read before.
     """
 
     runs: Sequence[Run]
-    width: int = curves.BIN_WIDTH
+    width: int | None = None
     log: bool = False
     selectors: tuple[str, ...] = ()
-    budget: str | None = None
+    budgets: tuple[str, ...] = ()
     baseline: str = "random"
-    read: list[pd.DataFrame] | None = field(default=None, repr=False)
+    cluster: str | None = None
+    method: Method = "t"
+    read: curves.Curves | None = field(default=None, repr=False)
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """`clustered` and `method`, as everything that makes an interval takes them."""
+        return {"clustered": self.cluster is not None, "method": self.method}
 
     @cached_property
-    def frames(self) -> list[pd.DataFrame]:
-        """Unfiltered curves in bins, in zones, and in log-spaced bins."""
+    def frames(self) -> curves.Curves:
+        """Unfiltered curves."""
         if self.read is not None:
             return self.read
-        frames = curves.read(
-            self.runs,
-            [
-                lambda m: curves.bins(m, self.width, log=self.log),
-                curves.zone_edges,
-                lambda m: curves.bins(m, log=True),
-            ],
-        )
-        return [frames[0], curves.name_zones(frames[1]), frames[2]]
+        return curves.read_curves(self.runs, lambda m: curves.bins(m, self.width, log=self.log), cluster=self.cluster)
+
+    @cached_property
+    def rules(self) -> list[str]:
+        """Every rule measured, in the order measured."""
+        return [str(s) for s in self.frames.even["selector"].unique()]
+
+    @cached_property
+    def wanted_rules(self) -> list[str]:
+        """The measured rules asked for, in the order asked for.
+
+        Raises:
+            UsageError: one was not measured.
+        """
+        return list(dict.fromkeys(measured_rule(text, self.rules) for text in self.selectors)) or self.rules
+
+    @cached_property
+    def wanted_budgets(self) -> list[str]:
+        """The measured budgets asked for.
+
+        Raises:
+            UsageError: one was not measured.
+        """
+        measured = [str(b) for b in self.frames.even["budget"].unique()]
+        return list(dict.fromkeys(measured_budget(text, measured) for text in self.budgets)) or measured
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Curves in bins, of the rules and budget asked for, all layers ablated together."""
-        return self._kept(_whole(self.frames[0]))
+        """Curves in bins, of the rules and budgets asked for, all layers ablated together."""
+        return self._kept(_whole(self.frames.even))
 
     @cached_property
     def everything(self) -> pd.DataFrame:
         """As `curves` with every rule, for a control that was not asked for by name."""
-        frame = _whole(self.frames[0])
-        return frame if self.budget is None else frame[frame["budget"] == self.budget]
+        frame = _whole(self.frames.even)
+        return frame[frame["budget"].isin(self.wanted_budgets)]
 
     @cached_property
     def zones(self) -> pd.DataFrame:
         """As `curves` in three bins: near, middle, far (column `zone`)."""
-        return self._kept(_whole(self.frames[1]))
+        return self._kept(_whole(self.frames.zones))
 
     @cached_property
     def log_curves(self) -> pd.DataFrame:
         """As `curves` in log-spaced bins, which fits and crossovers are made from."""
-        return self._kept(_whole(self.frames[2]))
+        return self._kept(_whole(self.frames.log))
 
     @cached_property
     def sweep(self) -> pd.DataFrame:
         """Curves of layers ablated one by one, in log-spaced bins; empty if there were none."""
-        frame = self.frames[2]
+        frame = self.frames.log
         return self._kept(frame[frame["layers"] != "all"], may_be_empty=True)
-
-    @property
-    def sweep_is_empty(self) -> bool:
-        """Whether no layers were ablated one by one."""
-        return self.sweep.empty
-
-    @cached_property
-    def measured_rules(self) -> list[str]:
-        """Every rule of the runs, in the order asked for."""
-        return list(dict.fromkeys(s for run in self.runs for s in run.configuration["selectors"]))
 
     @cached_property
     def styles(self) -> dict[str, RuleStyle]:
         """The style of every rule of the runs, drawn or not."""
-        found = self.frames[0]["selector"].unique().tolist()
-        return rule_styles([*self.measured_rules, *found])
+        asked = [s for run in self.runs for s in run.configuration.get("selectors", [])]
+        return rule_styles([*asked, *self.rules])
 
     @cached_property
-    def run(self) -> Run:
-        """The one run, for pictures of selections.
+    def selecting(self) -> dict[str, Run]:
+        """The runs that saved selections, by name: what pictures of selections are drawn from."""
+        return {name: run for name, run in curves.named(self.runs).items() if has_selections(run)}
 
-        Raises:
-            UsageError: there are several.
+    def remarks(self, of_selections: bool = False) -> list[str]:
+        """Lines on what the pictures of these runs lack: documents not measured yet, runs without selections.
+
+        Args:
+            of_selections: the picture is one of selections.
         """
-        if len(self.runs) != 1:
-            raise UsageError(f"pictures of selections are drawn from one run, not {len(self.runs)}; give one")
-        return self.runs[0]
+        runs = curves.named(self.runs)
+        without = [name for name in runs if name not in self.selecting] if of_selections else []
+        left_out = [f"left out, no saved selections: {', '.join(without)}"] if without else []
+        return unfinished(runs, self.frames.zones) + left_out
+
+    def alone(self, name: str) -> PlotData:
+        """The same of one run, by its name among these."""
+        rows = self.frames.where(lambda frame: frame["run"] == name)
+        return replace(self, runs=(curves.named(self.runs)[name],), read=rows)
 
     @cached_property
     def overlap(self) -> pd.DataFrame:
-        """`overlap.overlap` of the rules and budget asked for."""
-        return self._kept_selections(overlap.overlap(self.run, selectors=self.selectors or None, budget=self.budget))
+        """`overlap.overlaps` of the rules and budgets asked for."""
+        return self._some(overlap.overlaps(self._some_selecting, **self._chosen))
 
     @cached_property
-    def shares(self) -> pd.DataFrame:
-        """`tokens.token_shares` of the rules and budget asked for."""
-        frame = tokens.token_shares(self.run, selectors=self.selectors or None, budget=self.budget)
-        return self._kept_selections(frame)
+    def profile(self) -> pd.DataFrame:
+        """`tokens.token_profile` of the rules and budgets asked for."""
+        shares = tokens.shares_of(self._some_selecting, **self._chosen)
+        return tokens.token_profile(self._some(shares), **self.inference)
 
-    def _kept_selections(self, frame: pd.DataFrame) -> pd.DataFrame:
+    @property
+    def _chosen(self) -> dict[str, Any]:
+        return {"selectors": self.wanted_rules, "budgets": self.wanted_budgets, "cluster": self.cluster}
+
+    @property
+    def _some_selecting(self) -> dict[str, Run]:
+        if not self.selecting:
+            require_selections(self.runs[0], "this picture")
+        return self.selecting
+
+    def _some(self, frame: pd.DataFrame) -> pd.DataFrame:
         if frame.empty:
-            self._check()
-            raise UsageError(
-                f"{self.run.folder} holds no selections of what was asked for; choose another rule or budget"
-            )
+            where = ", ".join(str(run.folder) for run in self.selecting.values())
+            raise UsageError(f"{where}: no selections of what was asked for; choose another rule or budget")
         return frame
-
-    def _check(self) -> None:
-        """Refuse rules and budgets that no run holds, naming what it holds."""
-        frame = self.frames[0]
-        rules = frame["selector"].unique().tolist()
-        for selector in self.selectors:
-            if selector not in rules:
-                raise UsageError(
-                    f"rule '{selector}' was not measured{did_you_mean(selector, rules)}; measured: {', '.join(rules)}"
-                )
-        budgets = frame["budget"].unique().tolist()
-        if self.budget is not None and self.budget not in budgets:
-            raise UsageError(f"budget '{self.budget}' was not measured; measured: {', '.join(budgets)}")
 
     def _kept(self, frame: pd.DataFrame, may_be_empty: bool = False) -> pd.DataFrame:
-        self._check()
-        if self.selectors:
-            frame = frame[frame["selector"].isin(self.selectors)]
-        if self.budget is not None:
-            frame = frame[frame["budget"] == self.budget]
-        if frame.empty and not may_be_empty:
+        kept = frame[frame["selector"].isin(self.wanted_rules) & frame["budget"].isin(self.wanted_budgets)]
+        if kept.empty and not may_be_empty:
             raise UsageError("nothing to draw: no condition has both that rule and that budget; leave one of them out")
-        return frame
+        return kept
 
 
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:

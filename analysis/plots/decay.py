@@ -1,4 +1,4 @@
-"""Mean KL against distance: markers are the measured bins, the line is the fitted law."""
+"""Mean KL against distance: the measured bins, with the fitted law as a thin line."""
 
 from __future__ import annotations
 
@@ -11,32 +11,42 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from forward_influence.analysis import decay, style
-from forward_influence.analysis.curves import FLAG_FACTOR, matrix
+from forward_influence.analysis.matrix import FLAG_FACTOR
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+
+_FIT: dict[str, Any] = {"linewidth": 0.7, "linestyle": "-", "alpha": 0.9}
 
 
 def draw(data: PlotData) -> Figure:
     """One panel per run, budget, mode and effect; log axes; bands are 95% intervals over documents.
 
-    The line is the law chosen by AIC, averaged over the bins drawn; a rule without a fit is drawn through its bins.
-    Hollow markers are bins under the noise-floor flag.
+    The thin line is the law chosen by AIC, averaged over the bins drawn, where one could be fitted. Hollow markers are
+    bins under the noise-floor flag.
     """
     frame = data.curves
-    fits = decay.fit_decay(data.log_curves).set_index([*common.PANEL_COLUMNS, "selector"])
+    fits = decay.fit_decay(data.log_curves, **data.inference).set_index([*common.PANEL_COLUMNS, "selector"])
     parts = common.panels(frame)
     rules = frame["selector"].unique().tolist()
-    entries = common.handles(rules, data.styles)
-    floors = [_floor(part) for _, part in parts]
-    shown = [common.per_bin(part[part["selector"] == rule]) for _, part in parts for rule in part["selector"].unique()]
-    values = pd.concat([t["low"].fillna(t["value"]) for t in shown] + [t["high"].fillna(t["value"]) for t in shown])
+    tables = [
+        {r: common.per_bin(part[part["selector"] == r], **data.inference) for r in part["selector"].unique()}
+        for _, part in parts
+    ]
+    shown = pd.concat([table for of_rule in tables for table in of_rule.values()])
+    values = pd.concat([shown["low"].fillna(shown["value"]), shown["high"].fillna(shown["value"])])
     bottom = float(values[values > 0].min()) if (values > 0).any() else 1.0
-    entries += _floor_entry(floors, bottom)
+    floors = [_floor(part) for _, part in parts]
+    entries = common.handles(rules, data.styles) + _floor_entry(floors, bottom)
+    entries += common.flag_entry(bool(shown["flagged"].any()))
+    if fits["model"].notna().any():
+        entries.append(Line2D([], [], color=style.INK, label="fitted law", **_FIT))
     figure, axes = common.grid(len(parts), 2.05, extra=common.legend_height(entries))
-    for one, (title, part), floor in zip(axes, parts, floors, strict=True):
+    for one, (title, part), of_rule, floor in zip(axes, parts, tables, floors, strict=True):
         one.set_title(title)
-        for rule in part["selector"].unique():
-            _rule(one, part[part["selector"] == rule], data.styles[rule], fits)
+        for rule, table in of_rule.items():
+            common.rule_line(one, table, data.styles[rule])
+            key = tuple(part[part["selector"] == rule][c].iloc[0] for c in [*common.PANEL_COLUMNS, "selector"])
+            _law(one, table, data.styles[rule], fits.loc[key] if key in fits.index else None)
         if _near(floor, bottom):
             one.axhline(floor, color=style.FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
     for one in axes:
@@ -47,20 +57,13 @@ def draw(data: PlotData) -> Figure:
     return figure
 
 
-def _rule(axes: Axes, part: pd.DataFrame, look: style.RuleStyle, fits: pd.DataFrame) -> None:
-    table = common.per_bin(part)
-    key = tuple(part[c].iloc[0] for c in [*common.PANEL_COLUMNS, "selector"])
-    fit: Any = fits.loc[key] if key in fits.index else None
-    fitted = fit is not None and fit["model"] is not None and np.isfinite(fit["rate"])
-    common.rule_line(axes, table, look, faint=fitted)
-    if fitted:
-        low, high = table["bin_low"].to_numpy(), table["bin_high"].to_numpy()
-        law = decay.predict(fit["model"], fit["rate"], fit["log_level"], low, high)
-        axes.plot(table["x"], law, color=look.colour, linestyle=look.line, linewidth=1.4, zorder=4)
-    flagged = table[matrix(part).below_floor]
-    if len(flagged):
-        hollow: dict[str, Any] = {"facecolors": "white", "edgecolors": look.colour, "linewidths": 0.8}
-        axes.scatter(flagged["x"], flagged["value"], marker=look.marker, s=16, zorder=5, **hollow)
+def _law(axes: Axes, table: pd.DataFrame, look: style.RuleStyle, fit: Any) -> None:
+    """The fitted law over the bins drawn, if there is one."""
+    if fit is None or not np.isfinite(fit["rate"]):
+        return
+    low, high = table["bin_low"].to_numpy(), table["bin_high"].to_numpy()
+    law = decay.predict(fit["model"], fit["rate"], fit["log_level"], low, high)
+    axes.plot(table["x"], law, color=look.colour, zorder=2, **_FIT)
 
 
 def _floor(part: pd.DataFrame) -> float:

@@ -9,36 +9,42 @@ from matplotlib.figure import Figure
 from forward_influence.analysis import style
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.statistics import estimate
+
+_SMALL: dict[str, Any] = {"s": 13, "alpha": 0.55, "linewidths": 0, "zorder": 2}
+_LARGE: dict[str, Any] = {"s": 62, "zorder": 4, "linewidths": 0.9}
 
 
 def draw(data: PlotData) -> Figure:
-    """One small point per document and rule, a large one for the geometric mean; on the diagonal far equals near."""
+    """One small point per document and rule, a large one for the geometric mean; on the diagonal far equals near.
+
+    A large point is hollow where the near or the far mean is under the noise-floor flag.
+    """
     frame = data.zones
     rules = frame["selector"].unique().tolist()
-    entries = common.handles(rules, data.styles, line=False)
     parts = common.panels(frame)
+    means = [
+        {r: common.per_bin(part[part["selector"] == r], **data.inference) for r in part["selector"].unique()}
+        for _, part in parts
+    ]
+    flagged = any(table["flagged"].iloc[[0, -1]].any() for of_rule in means for table in of_rule.values())
+    entries = common.handles(rules, data.styles, line=False) + common.flag_entry(bool(flagged))
     figure, axes = common.grid(len(parts), 2.6, extra=common.legend_height(entries))
     shown: list[float] = []
     others: list[float] = []
-    for one, (title, part) in zip(axes, parts, strict=True):
+    for one, (title, part), of_rule in zip(axes, parts, means, strict=True):
         one.set_title(title)
-        for rule in rules:
+        for rule, table in of_rule.items():
             mine = part[part["selector"] == rule]
-            wide = mine.pivot_table(index=["run", "document"], columns="zone", values="kl")[["near", "far"]].dropna()
+            wide = mine.pivot(index="document", columns="zone", values="kl")[["near", "far"]].dropna()
             if wide.empty:
                 continue
             look = data.styles[rule]
-            small: dict[str, Any] = {"marker": look.marker, "color": look.colour, "linewidths": 0}
-            one.scatter(wide["near"], wide["far"], s=13, alpha=0.55, zorder=2, **small)
-            centre = [estimate(wide[zone].to_numpy()).value for zone in ("near", "far")]
-            large: dict[str, Any] = {
-                "marker": look.marker,
-                "color": look.colour,
-                "edgecolors": style.INK,
-                "linewidths": 0.9,
-            }
-            one.scatter(centre[0], centre[1], s=62, zorder=4, **large)
+            one.scatter(wide["near"], wide["far"], marker=look.marker, color=look.colour, **_SMALL)
+            near, far = table.iloc[0], table.iloc[-1]
+            hollow = bool(near["flagged"] or far["flagged"])
+            inside: Any = {"facecolors": "white" if hollow else look.colour}
+            edge: Any = {"edgecolors": look.colour if hollow else style.INK}
+            one.scatter(near["value"], far["value"], marker=look.marker, **inside, **edge, **_LARGE)
             shown += wide["near"].tolist()
             others += wide["far"].tolist()
         one.axline((1e-3, 1e-3), (1e-2, 1e-2), color=style.FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)

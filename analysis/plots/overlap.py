@@ -1,48 +1,111 @@
-"""How much of the budget rules share, as a heat map."""
+"""How much of the budget rules share: over all layers as a heat map, and layer by layer."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from forward_influence.analysis import style
-from forward_influence.analysis.overlap import overlap_matrix
+from forward_influence.analysis.overlap import overlap_matrix, overlap_summary
 from forward_influence.analysis.plots import common
+from forward_influence.analysis.plots.crossover import reference
 from forward_influence.analysis.plots.data import PlotData
 from forward_influence.errors import UsageError
 
+#: Inches of a panel that shows layers.
+_LAYERS = 1.75
+
 
 def draw(data: PlotData) -> Figure:
-    """Lower triangle: percent of the budget in common, mean over layers and documents; the title has what chance gives.
+    """Above, for every pair, percent of the budget in common, mean over layers and documents; the title has chance's.
+
+    Below, each rule with the reference (attention, where it was measured), layer by layer; bands are 95% intervals,
+    the line without markers is what independent choices would share.
 
     Raises:
         UsageError: no selections, or fewer than two rules.
     """
+    if len(data.wanted_rules) < 2:
+        which = "was measured" if len(data.rules) < 2 else "was chosen; leave --selector out or give two"
+        raise UsageError(f"an overlap needs two rules with saved selections, one {which}")
     frame = data.overlap
-    parts = common.panels(frame, ["budget", "mode"])
-    rules = list(dict.fromkeys([*frame["rule_a"], *frame["rule_b"]]))
-    if len(rules) < 2:
-        raise UsageError("overlap needs two rules with saved selections; leave --selector out or give two")
-    shown = [common.shortened(rule, 24) for rule in rules]
-    margin = 0.3 + 0.056 * max(map(len, shown[1:]))
-    cell = min(0.5, (style.COLUMN_WIDTH - margin) / (len(rules) - 1))
-    height = cell * (len(rules) - 1) + 0.75 + 0.035 * max(map(len, shown[:-1]))
-    figure, axes = common.grid(len(parts), height)
-    for one, (title, part) in zip(axes, parts, strict=True):
-        matrix = overlap_matrix(part, "shared", rules).iloc[1:, :-1] * 100
-        above = np.triu(np.ones(matrix.shape, dtype=bool), 1)
-        number = {"fontsize": 7 if cell > 0.25 else 5.5}
-        sns.heatmap(
-            matrix, mask=above, annot=True, fmt=".0f", cmap="mako_r", vmin=0, vmax=100, ax=one, linewidths=0.6,
-            cbar=False, annot_kws=number, square=True, xticklabels=shown[:-1], yticklabels=shown[1:],
-        )  # fmt: skip
-        one.grid(False)
-        one.spines[:].set_visible(False)
-        chance = part["chance"].mean() * 100
-        one.set_title(f"{title + ', ' if title else ''}by chance {chance:.0f}%", fontsize=7.5)
-        one.set_xticks(one.get_xticks(), shown[:-1], rotation=40, ha="right", rotation_mode="anchor")
-        one.set_yticks(one.get_yticks(), shown[1:], rotation=0)
-        one.tick_params(length=0, labelbottom=True, labelleft=True)
-    figure.supxlabel("% of the budget that two rules share", fontsize=8)
+    parts = common.panels(frame)
+    rules = _rules(frame)
+    against = reference(data)
+    others = [rule for rule in rules if rule != against]
+    entries = common.handles(others, data.styles)
+    cells, cell = _cells(rules)
+    columns = 1 if len(parts) == 1 else 2
+    rows = math.ceil(len(parts) / columns)
+    height = rows * (cells + _LAYERS) + common.legend_height(entries, columns * style.COLUMN_WIDTH)
+    figure = style.new_figure(columns * style.COLUMN_WIDTH, height)
+    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[cells, _LAYERS] * rows)
+    for place in range(rows * columns):
+        upper, lower = grid[2 * (place // columns), place % columns], grid[2 * (place // columns) + 1, place % columns]
+        if place >= len(parts):
+            upper.set_visible(False)
+            lower.set_visible(False)
+            continue
+        title, part = parts[place]
+        _pairs(upper, title, part, cell)
+        _layers(lower, part, against if against in _rules(part) else _rules(part)[0], data)
+    common.legend_above(figure, entries)
     return figure
+
+
+def _rules(frame: pd.DataFrame) -> list[str]:
+    """The rules of a frame of pairs, in the order measured."""
+    return list(dict.fromkeys([*frame["rule_a"], *frame["rule_b"]]))
+
+
+def _cells(rules: list[str]) -> tuple[float, float]:
+    """Height of a heat map of rules and of a cell of it, in inches."""
+    shown = common.shortened(rules, 24)
+    margin = 0.3 + 0.056 * max(map(len, shown[1:]))
+    cell = min(0.42, (style.COLUMN_WIDTH - margin) / (len(rules) - 1))
+    return cell * (len(rules) - 1) + 0.65 + 0.035 * max(map(len, shown[:-1])), cell
+
+
+def _pairs(axes: Axes, title: str, part: pd.DataFrame, cell: float) -> None:
+    rules = _rules(part)
+    shown = common.shortened(rules, 24)
+    matrix = overlap_matrix(part, "shared", rules).iloc[1:, :-1] * 100
+    above = np.triu(np.ones(matrix.shape, dtype=bool), 1) | matrix.isna().to_numpy()
+    looks: dict[str, Any] = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "square": True, "cbar": False}
+    looks |= {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 7 if cell > 0.25 else 5.5}}
+    # lines around cells would be drawn around masked ones too, white on a dark page
+    sns.heatmap(matrix, mask=above, ax=axes, linewidths=0, xticklabels=shown[:-1], yticklabels=shown[1:], **looks)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    chance = part["chance"].mean() * 100
+    lead = "\n" if title else ""
+    axes.set_title(f"{title}{lead}budget shared, % (by chance {chance:.0f})", fontsize=7.5)
+    axes.set_xticks(axes.get_xticks(), shown[:-1], rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(axes.get_yticks(), shown[1:], rotation=0)
+    axes.tick_params(length=0)
+
+
+def _layers(axes: Axes, part: pd.DataFrame, against: str, data: PlotData) -> None:
+    mine = part[(part["rule_a"] == against) | (part["rule_b"] == against)]
+    summary = overlap_summary(mine, by_layer=True, **data.inference)
+    for (a, b), pair in summary.groupby(["rule_a", "rule_b"], sort=False):
+        percent = {new: 100 * pair[old] for new, old in _COLUMNS.items()}
+        table = pd.DataFrame({"x": pair["layer"], **percent}).sort_values("x")
+        common.rule_line(axes, table, data.styles[b if a == against else a])
+    chance = 100 * summary.groupby("layer")["chance"].mean()
+    axes.plot(chance.index, chance, color=style.INK, linewidth=0.8, zorder=0)
+    axes.set_ylim(0, 100)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_title(f"with {against}, layer by layer", fontsize=7.5)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("budget shared, %")
+
+
+_COLUMNS = {"value": "shared", "low": "shared_low", "high": "shared_high"}

@@ -8,16 +8,16 @@ from matplotlib.figure import Figure
 from forward_influence.analysis import style
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.tokens import DIVISIONS, token_profile
+from forward_influence.analysis.tokens import DIVISIONS
 
 
 def draw(data: PlotData) -> Figure:
     """Selected per tenth of the candidates, as a multiple of an even spread; bands are 95% intervals over documents."""
-    profile = token_profile(data.shares)
+    profile = data.profile
     profile = profile[profile["division"] == "position"]
     rules = profile["selector"].unique().tolist()
     entries = common.handles(rules, data.styles)
-    parts = common.panels(profile, ["budget", "mode"])
+    parts = common.panels(profile)
     figure, axes = common.grid(len(parts), 1.9, extra=common.legend_height(entries))
     middle = 10 * np.arange(len(DIVISIONS["position"])) + 5
     for one, (title, part) in zip(axes, parts, strict=True):

@@ -15,31 +15,32 @@ from forward_influence.errors import UsageError, did_you_mean
 def draw(data: PlotData) -> Figure:
     """Geometric mean over documents of rule over control, per bin, with 95% intervals; the control is the line at 1.
 
-    Where rules have position-matched controls too, these have panels of their own.
+    Where rules have position-matched controls too, these have panels of their own. Hollow markers are bins in which
+    the rule or the control is under the noise-floor flag.
 
     Raises:
         UsageError: the control was not measured, or nothing beside it.
     """
-    frame = data.everything
-    measured = frame["selector"].unique().tolist()
+    measured = data.rules
     if not variants(measured, data.baseline):
         raise UsageError(
             f"control '{data.baseline}' was not measured{did_you_mean(data.baseline, measured)}; "
             f"choose one of {', '.join(measured)} with --baseline"
         )
     asked = data.curves["selector"].unique().tolist()
-    ratios = controls(frame, data.baseline)
+    ratios = controls(data.everything, data.baseline, **data.inference)
     ratios = ratios[ratios["selector"].isin(asked)]
     if ratios.empty:
         raise UsageError(f"there is no rule beside the control '{data.baseline}'; choose another with --baseline")
     rules = [r for r in asked if r in set(ratios["selector"])]
-    entries = common.handles(rules, data.styles)
-    parts = common.panels(ratios, [*common.PANEL_COLUMNS, "control"])
-    figure, axes = common.grid(len(parts), 2.05, extra=common.legend_height(entries))
+    entries = common.handles(rules, data.styles) + common.flag_entry(bool(ratios["flagged"].any()))
     several = ratios["control"].nunique() > 1
+    named = ratios.assign(control="÷ " + ratios["control"])
+    parts = common.panels(named, [*common.PANEL_COLUMNS, "control"])
+    figure, axes = common.grid(len(parts), 2.05, extra=common.legend_height(entries))
     shown: list[float] = [1.0]
     for one, (title, part) in zip(axes, parts, strict=True):
-        one.set_title(f"÷ {title}" if title in set(ratios["control"]) else title)
+        one.set_title(title)
         for rule in part["selector"].unique():
             table = common.ratio_table(part[part["selector"] == rule])
             common.rule_line(one, table, data.styles[rule])

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from forward_influence.analysis import style
 from forward_influence.analysis.accuracy import FULL, accuracy_table
+from forward_influence.analysis.curves import labels
 from forward_influence.analysis.plots import common
 from forward_influence.errors import UsageError
 from forward_influence.evaluation_store import Evaluation
@@ -21,7 +22,9 @@ def draw(evaluations: Sequence[Evaluation]) -> Figure:
     Raises:
         UsageError: there is nothing beside the full cache.
     """
-    table = pd.concat([accuracy_table(e.frame()).assign(run=e.name) for e in evaluations], ignore_index=True)
+    names = labels([e.folder for e in evaluations])
+    made = [accuracy_table(e.frame()).assign(run=name) for e, name in zip(evaluations, names, strict=True)]
+    table = pd.concat(made, ignore_index=True)
     table["kept"] = table["cache_bytes"] / table["full_bytes"]
     shown = table[table["compressor"] != FULL]
     if shown.empty:

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from forward_influence.analysis import style
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.tokens import DIVISIONS, token_profile
+from forward_influence.analysis.tokens import DIVISIONS
 
 _GAP = 0.35
+#: Inches of a panel at most: what a column of a page holds beside a caption.
+_TALLEST = 7.5
 
 
 def draw(data: PlotData) -> Figure:
@@ -20,15 +22,16 @@ def draw(data: PlotData) -> Figure:
 
     Groups that no candidate belongs to are left out.
     """
-    profile = token_profile(data.shares)
+    profile = data.profile
     profile = profile[(profile["division"] != "position") & (profile["base"] > 0)]
     rules = profile["selector"].unique().tolist()
     entries = common.handles(rules, data.styles, line=False)
-    parts = common.panels(profile, ["budget", "mode"])
+    parts = common.panels(profile)
     places = _places(profile)
     step = 0.07 + 0.05 * len(rules)
-    height = max(places.values()) * step + 0.75
-    figure, axes = common.grid(len(parts), height, extra=common.legend_height(entries))
+    height = min(max(places.values()) * step + 0.75, _TALLEST)
+    columns = min(len(parts), 2)
+    figure, axes = common.grid(len(parts), height, columns=columns, extra=common.legend_height(entries))
     for one, (title, part) in zip(axes, parts, strict=True):
         one.set_title(title)
         one.axvline(1, color=style.INK, linewidth=0.8, zorder=1)
@@ -37,10 +40,11 @@ def draw(data: PlotData) -> Figure:
             _points(one, part[part["selector"] == rule], places, shift, data.styles[rule])
         one.set_yticks(list(places.values()), [group for _, group in places])
         one.set_ylim(max(places.values()) + 0.6, -0.6)
-        one.set_xlim(left=0)
         one.grid(axis="y", visible=False)
         for place in places.values():
             one.axhspan(place - 0.47, place + 0.47, color=style.FAINT, alpha=0.08, linewidth=0, zorder=0)
+    right = max(one.dataLim.x1 for one in axes) * 1.04
+    axes[0].set_xlim(-0.02 * right, right)  # markers at 0 stay whole
     common.finish(figure, axes, "selected, × the base rate", "")
     common.legend_above(figure, entries)
     return figure

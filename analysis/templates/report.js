@@ -103,11 +103,14 @@
       parts.push(panel.entries > 1
         ? `selected in ${count} of ${panel.entries} layer-heads (${percent(panel.share[i])})`
         : panel.share[i] > 0.5 ? "selected" : "not selected");
-      if (panel.raw !== null && panel.raw !== undefined) {
-        const value = bfloat(panel.raw, i);
-        if (Number.isFinite(value)) parts.push(`mean score ${Number(value.toPrecision(2))}`);
+      if (panel.raw) {
+        const value = bfloat(panel.raw.offset, i);
+        if (Number.isFinite(value)) parts.push(`score ${Number(value.toPrecision(2))}${panel.raw.grain}`);
       }
-      if (panel.rank) parts.push(`scores above ${percent(panel.rank[i])} of candidates${panel.rankGrain}`);
+      if (panel.rank) {
+        const mean = panel.entries > 1 && rule.rank.shape[0] * rule.rank.shape[1] > 1 ? ", on average" : "";
+        parts.push(`scores above ${percent(panel.rank[i])} of candidates${mean}${panel.rankGrain}`);
+      }
     }
     panel.detail.textContent = `${rule.label}. ${parts.join("; ")}.`;
   }

@@ -1,0 +1,72 @@
+"""Which runs can be compared: those that agree in what makes their numbers comparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from forward_influence.errors import UsageError
+from forward_influence.runs import Run
+
+#: Fields of the configuration in which runs must agree to be compared, beside the model's fingerprint.
+MUST_AGREE = (
+    "context",
+    "continuation",
+    "segments",
+    "continuation_from",
+    "temperature",
+    "protect_first",
+    "protect_last",
+    "layers",
+    "heads",
+    "positions_per_bin",
+    "rerotate",
+    "every",
+    "dtype",
+)
+
+
+def differences(one: Run, other: Run) -> list[str]:
+    """What keeps two runs from being compared, each with both values; empty where nothing does."""
+    found = []
+    models = [run.manifest.get("model", {}) for run in (one, other)]
+    if models[0].get("fingerprint") != models[1].get("fingerprint"):
+        found.append(f"model ({models[0].get('spec')} against {models[1].get('spec')})")
+    # a continuation that the model wrote was drawn with the run's seed: with another seed it is another text
+    drawn = ("seed",) if one.configuration.get("continuation_from") == "generate" else ()
+    for name in (*MUST_AGREE, *drawn):
+        here, there = one.configuration.get(name), other.configuration.get(name)
+        if (here or None) != (there or None):  # configurations leave out what was not asked for
+            shown = ["none" if value is None else json.dumps(value) for value in (here, there)]
+            found.append(f"{name} ({' against '.join(shown)})")
+    prints = [{d["name"]: d["fingerprint"] for d in run.documents} for run in (one, other)]
+    changed = [name for name in prints[0] if name in prints[1] and prints[0][name] != prints[1][name]]
+    if changed:
+        found.append(f"the text of document {changed[0]!r}")
+    return found
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs that differ in what makes their numbers comparable.
+
+    Raises:
+        UsageError: naming both runs and every field that differs, with both values.
+    """
+    for other in runs[1:]:
+        if fields := differences(runs[0], other):
+            raise UsageError(
+                f"{runs[0].folder} and {other.folder} cannot be compared: they differ in {'; '.join(fields)}; "
+                "`report` and `plot` set them side by side, or measure again with equal settings"
+            )
+
+
+def groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs in groups that can be compared with one another, in the order given."""
+    found: list[list[Run]] = []
+    for run in runs:
+        home = next((group for group in found if not any(differences(other, run) for other in group)), None)
+        if home is None:
+            found.append([run])
+        else:
+            home.append(run)
+    return found

@@ -1,0 +1,50 @@
+"""What rules select, as tables: what they share, over all layers and layer by layer, and what kind of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from forward_influence.analysis.overlap import overlap_summary, overlaps
+from forward_influence.analysis.statistics import Method
+from forward_influence.analysis.tokens import shares_of, token_profile
+from forward_influence.runs import Run
+
+#: Tables made of saved selections, and what to say under each.
+NOTES = {
+    "overlap": "candidates only; means over layers, then over documents; chance: what independent choices would share",
+    "overlap_layers": "candidates only; means over documents, layer by layer",
+    "tokens": "multiple: how often a rule selects the group over how often the candidates hold it, mean over documents",
+}
+
+
+def selection_tables(
+    runs: Mapping[str, Run],
+    names: Sequence[str],
+    *,
+    budgets: Sequence[str] | None = None,
+    cluster: str | None = None,
+    method: Method = "t",
+) -> dict[str, pd.DataFrame]:
+    """Those of the tables `NOTES` that are asked for, each run by itself (column `run`).
+
+    Args:
+        runs: by name, as `curves.named` gives them.
+        budgets: only these, as written in the runs; None for all.
+        cluster, method: as in `compare`.
+
+    Raises:
+        UsageError: a run holds no selections.
+    """
+    inference: dict[str, Any] = {"clustered": cluster is not None, "method": method}
+    made: dict[str, pd.DataFrame] = {}
+    if {"overlap", "overlap_layers"} & set(names):
+        frame = overlaps(runs, budgets=budgets, cluster=cluster)
+        made["overlap"] = overlap_summary(frame, **inference)
+        made["overlap_layers"] = overlap_summary(frame, by_layer=True, **inference)
+    if "tokens" in names:
+        profile = token_profile(shares_of(runs, budgets=budgets, cluster=cluster), **inference)
+        made["tokens"] = profile[profile["base"] > 0]
+    return {name: made[name] for name in names if name in made}
