@@ -13,7 +13,7 @@ from forward_influence.cli.tables import Format
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.screening import Screened
+    from forward_influence.screening import Screened, Way
 
 
 def screen_command(
@@ -29,7 +29,11 @@ def screen_command(
     protect_first: Annotated[int, typer.Option(help="First tokens that no rule selects.")] = 4,
     protect_last: Annotated[int, typer.Option(help="Last tokens that no rule selects.")] = 64,
     draws: Annotated[int, typer.Option(help="Draws of random rules per document.")] = 5,
-    samples: Annotated[int, typer.Option(help="Label samples: less noise, more backward passes.", min=1)] = 8,
+    by: Annotated[
+        str, typer.Option(help="closing: gates of all candidates half closed; fisher: all open, sampled labels.")
+    ] = "closing",
+    gates: Annotated[int, typer.Option(help="For closing: gate values between 1 and 0.", min=1)] = 1,
+    samples: Annotated[int, typer.Option(help="For fisher: less noise, more backward passes.", min=1)] = 8,
     exact: Annotated[bool, typer.Option("--exact", help="Measure too, and say how well the estimates rank.")] = False,
     max_documents: Annotated[int | None, typer.Option(help="Screen so many documents.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the order of documents, labels and everything random.")] = 0,
@@ -38,16 +42,17 @@ def screen_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
 ) -> None:
-    """Estimate how strongly each rule's tokens act near and far, from one set of backward passes for all rules."""
+    """Estimate how strongly each rule's tokens act near and far, from a few backward passes for all rules together."""
     from forward_influence.cli.measure import DEFAULT_RULES, _prepare
     from forward_influence.cli.progress import TerminalProgress
-    from forward_influence.errors import UsageError
+    from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.models import load_model, resolve_spec
     from forward_influence.request import Request
-    from forward_influence.screening import screen_document
+    from forward_influence.screening import Way, screen_document
 
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"cannot write {out}; --out must end in .parquet")
+    way = Way(by, samples if by == "fisher" else gates)
     request = Request(
         selectors=tuple(selector or DEFAULT_RULES),
         budgets=tuple(budget or ["0.2"]),
@@ -67,19 +72,24 @@ def screen_command(
     seconds = 0.0
     progress = TerminalProgress()
     for document in prepared.documents:
-        some, spent = screen_document(loaded, document, request, samples, exact=exact, progress=progress)
+        some, spent = screen_document(loaded, document, request, (way,), exact=exact, progress=progress)
         found += some
-        seconds += spent["context"] + spent["gradients"]
+        seconds += sum(spent.values())
     frame = as_frame(found)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(out, index=False)
-    _show(frame, form, exact, samples)
+    _show(frame, form, exact, way)
     remark = f"gradients: {seconds:.1f} s once for all rules; one more rule: {frame['seconds'].mean() * 1e3:.1f} ms"
     if exact:
         each = frame["exact_seconds"].mean()
         remark += f", measuring it: {each:.2f} s ({each / max(frame['seconds'].mean(), 1e-9):,.0f} times as long)"
     typer.echo(remark, err=form is not Format.table)
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(out, index=False)
+    except OSError as error:
+        raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+    typer.echo(f"written to {out}", err=form is not Format.table)
 
 
 def as_frame(found: list[Screened]) -> pd.DataFrame:
@@ -93,6 +103,7 @@ def as_frame(found: list[Screened]) -> pd.DataFrame:
             "selector": s.condition.rule.spec,
             "budget": s.condition.budget.text,
             "draw": s.condition.draw,
+            "by": s.way.by,
             "bin": s.bin,
             "low": s.low,
             "high": s.high,
@@ -107,7 +118,7 @@ def as_frame(found: list[Screened]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _show(frame: pd.DataFrame, form: Format, exact: bool, samples: int) -> None:
+def _show(frame: pd.DataFrame, form: Format, exact: bool, way: Way) -> None:
     """The table of estimates, and how well they rank."""
     means = frame.groupby(["selector", "budget", "bin"], sort=False)[["estimate", "exact"]].mean(numeric_only=False)
     rows: list[dict[str, Any]] = []
@@ -118,12 +129,14 @@ def _show(frame: pd.DataFrame, form: Format, exact: bool, samples: int) -> None:
             if exact:
                 row[f"{where}, measured"] = values["exact"]
         rows.append(row)
-    _write(rows, form, f"estimated mean KL in nats, {samples} label samples")
+    _write(rows, form, f"estimated mean KL in nats, by {way.by}: {way.count} {way.counts}")
     if exact and frame["selector"].nunique() > 2:
         from forward_influence.analysis.agreement import agreement
 
-        counts = [s for s in (1, 2, 4, 8, 16, 32, 64) if s <= samples]
-        _write(agreement(frame, counts).to_dict("records"), form, "rank correlation of estimates with measured values")
+        # label samples can be fewer; gates, each half way in a step of its own, are all or none
+        counts = [c for c in (1, 2, 4, 8, 16, 32, 64) if c < way.count and way.by == "fisher"]
+        ranks = agreement(frame, [*counts, way.count]).rename(columns={"samples": way.counts})
+        _write(ranks.to_dict("records"), form, "rank correlation of estimates with measured values")
 
 
 def _write(rows: list[dict[str, Any]], form: Format, title: str) -> None:

@@ -134,9 +134,10 @@ def document_tokens(request: Request, full_layers: Sequence[int] = ()) -> int:
 
 def gradient_tokens(request: Request) -> int:
     """Tokens of the backward passes that rules need which look ahead."""
-    needs, ends = request.needs, zones(request.continuation)
-    passes = sum(ends[zone][1] for zone in needs.zones)
-    return request.continuation + passes * needs.gradients if needs.zones else 0
+    needs, ends, m = request.needs, zones(request.continuation), request.continuation
+    fisher = m + sum(ends[zone][1] for zone in needs.zones) * needs.gradients if needs.zones else 0
+    closing = 2 * m + sum(ends[zone][1] for zone in needs.closing) if needs.closing else 0
+    return fisher + closing
 
 
 def measured_positions(request: Request, m: int, fingerprint: str, segment: int) -> Tensor | None:

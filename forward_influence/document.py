@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from forward_influence.ahead import look_ahead
 from forward_influence.choosing import Choice, choose_all
 from forward_influence.conditions import (
     NOISE_POSITIONS,
@@ -25,7 +26,6 @@ from forward_influence.conditions import (
 )
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.fidelity import CompressedRun
-from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import (
     Ablation,
     Influence,
@@ -42,7 +42,6 @@ from forward_influence.request import Request
 from forward_influence.runs import SCHEMA
 from forward_influence.selection import Candidates, Selection
 from forward_influence.trace import Trace
-from forward_influence.zones import zones
 
 #: How many positions of a direct effect `--verify` computes again: each takes a full pass.
 _VERIFIED_POSITIONS = 4
@@ -148,8 +147,9 @@ def _measure_segment(
             "try --dtype float32, or leave this document out"
         )
     clock.lap("context")
-    if request.needs.gradients:
-        trace.future = _look_ahead(model, trace, continuation, request, document.fingerprint, segment, progress)
+    if request.needs.looks_ahead:
+        seed = derived_seed(request.seed, document.fingerprint, segment, "labels")
+        trace.future = look_ahead(model, trace, continuation, request.needs, seed, progress=progress)
         clock.lap("gradients")
     conditions = expand(request, document.fingerprint, segment, trace.layers)
     first_row = len(measured.rows) + 1  # the segment's baseline row comes first
@@ -206,21 +206,6 @@ def _measure_segment(
         _verify(model, tokens, trace, conditions[where], removed, influence, positions, document.name, measured)
         clock.lap("verify")
     measured.timings.setdefault("segments", []).append(clock.laps)
-
-
-def _look_ahead(
-    model: Model,
-    trace: Trace,
-    continuation: Tensor,
-    request: Request,
-    fingerprint: str,
-    segment: int,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    """Gradients of the continuation's zones, for rules that need them."""
-    wanted = {zone: ends for zone, ends in zones(len(continuation)).items() if zone in request.needs.zones}
-    seed = derived_seed(request.seed, fingerprint, segment, "labels")
-    return continuation_gradients(model, trace, continuation, wanted, request.needs.gradients, seed, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def inspect_document(model: Model, document: CutDocument, request: Request) -> I
     context = document.segments[0][: request.context]
     candidates = request.candidates
     trace = record(model, context, request.needs, span=request.span, first=candidates.first, last=candidates.last)
-    if request.needs.gradients:
+    if request.needs.looks_ahead:
         raise UsageError("rules that look ahead cannot be inspected: there is no continuation; use `measure`")
     number = candidates.to_choose(request.parsed_budgets[0], request.mode)
     rules = [rule.at(request.seed) for rule in request.rules]

@@ -1,32 +1,98 @@
 """Influence of any number of selections from one set of gradients, without a forward pass each.
 
-KL summed over a bin, of removing a set S of entries, is about 1/2 mean (sum_{j in S} g_j)^2 over label samples, g the
-gradients of `gradients.continuation_gradients`. A local estimate: exact for small changes of attention, and for whole
-selections a ranking rather than a value. One more selection costs a sum over its entries.
+Two ways, each with its gradients by the gates of all entries, summed over the set S that is removed; s positions:
+
+    closing    1/s sum_S a                   `closing.closing_gradients`: the gates of all candidates close together
+    fisher     1/(2 s) mean (sum_S g)^2      `gradients.continuation_gradients`: all are open; mean over label samples
+
+One more selection costs a sum over its entries. docs/oracle.md says how well each ranks rules, and why.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from forward_influence.conditions import Condition, derived_seed, expand, sliced
+from forward_influence.ahead import look_ahead
+from forward_influence.choosing import choose_all
+from forward_influence.closing import closing_gradients
+from forward_influence.conditions import Condition, derived_seed, expand
 from forward_influence.document import CutDocument
+from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.gradients import continuation_gradients
-from forward_influence.influence import measure_ablations, removal
+from forward_influence.influence import Influence, measure_ablations, removal
 from forward_influence.models import Model
-from forward_influence.progress import Progress
+from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection
-from forward_influence.selectors import chosen, final_scores
 from forward_influence.trace import Trace
 from forward_influence.zones import zones
+
+WAYS = ("closing", "fisher")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to estimate.
+
+    Attributes:
+        by: "closing" or "fisher".
+        count: gate values (closing) or label samples (fisher).
+    """
+
+    by: str = "closing"
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.by not in WAYS:
+            raise UsageError(f"--by {self.by} is unknown{did_you_mean(self.by, WAYS)}; it is {' or '.join(WAYS)}")
+        if self.count < 1:
+            raise UsageError(f"{self.count} {self.counts} say nothing; give at least 1")
+
+    @property
+    def counts(self) -> str:
+        """What `count` counts."""
+        return "gates" if self.by == "closing" else "label samples"
+
+    def gradients(
+        self,
+        model: Model,
+        trace: Trace,
+        continuation: Tensor,
+        bins: Mapping[str, tuple[int, int]],
+        seed: int,
+        progress: Progress | None = None,
+    ) -> dict[str, Tensor]:
+        """Bin -> (count, L, H, n)."""
+        if self.by == "closing":
+            return closing_gradients(model, trace, continuation, bins, self.count, progress=progress)
+        return continuation_gradients(model, trace, continuation, bins, self.count, seed, progress=progress)
+
+    def estimates(self, gradients: Tensor, removed: Tensor, size: int) -> Tensor:
+        """Mean KL in nats over a bin of `size` positions when a set is removed, one estimate per gate or sample.
+
+        Args:
+            gradients: (count, L, H, n) of the bin.
+            removed: (L, H, n) bool.
+
+        Returns:
+            (count,) float64.
+        """
+        total = gradients.flatten(1).double() @ removed.flatten().to(gradients.device).double()
+        return self._influence(total, size)
+
+    def leave_one_out(self, gradients: Tensor, size: int) -> Tensor:
+        """The same of removing each token alone from all layers and heads, mean over gates or samples, (n,) float64."""
+        return self._influence(gradients.double().sum((1, 2)), size).mean(0)
+
+    def _influence(self, total: Tensor, size: int) -> Tensor:
+        return total / size if self.by == "closing" else total.square() / (2 * size)
 
 
 @dataclass(frozen=True)
@@ -35,8 +101,9 @@ class Screened:
 
     Attributes:
         condition: rule, budget and draw.
+        way: how it was estimated.
         bin, low, high: the bin's name and its distances.
-        estimates: mean KL over the bin in nats, one estimate per label sample, (samples,) float64.
+        estimates: mean KL over the bin in nats, one estimate per gate or label sample, (count,) float64.
         exact: the measured mean KL, where asked for.
         seconds: that the estimates of all bins took; `exact_seconds`: that measuring took, averaged over conditions.
     """
@@ -44,6 +111,7 @@ class Screened:
     document: str
     segment: int
     condition: Condition
+    way: Way
     bin: str
     low: int
     high: int
@@ -54,128 +122,102 @@ class Screened:
 
     @property
     def estimate(self) -> float:
-        """The mean over label samples."""
+        """The mean over gates or label samples."""
         return float(self.estimates.mean())
-
-
-def set_estimates(gradients: Tensor, removed: Tensor, size: int) -> Tensor:
-    """Mean KL over a bin of `size` positions when a set is removed, one estimate per label sample, (samples,) float64.
-
-    Args:
-        gradients: (samples, L, H, n) of the bin.
-        removed: (L, H, n) bool.
-    """
-    total = gradients.flatten(1).double() @ removed.flatten().to(gradients.device).double()
-    return total.square() / (2 * size)
 
 
 def screen_document(
     model: Model,
     document: CutDocument,
     request: Request,
-    samples: int,
+    ways: Sequence[Way] = (Way(),),
     *,
     bins: Mapping[str, tuple[int, int]] | None = None,
     exact: bool = False,
     chunk: int = 512,
     progress: Progress | None = None,
 ) -> tuple[list[Screened], dict[str, float]]:
-    """Every condition of a request, estimated; with `exact`, measured too.
+    """Every condition of a request, estimated in each way; with `exact`, measured too.
 
     Args:
-        samples: of labels.
         bins: name -> (first, behind the last) distance; default near, middle, far.
 
     Returns:
-        The estimates, and seconds by part: "context", "gradients" (once for all rules).
+        The estimates, and seconds by part: "context", "ahead" (what oracles read), and each way's gradients by its
+        name, once for all rules.
     """
+    progress = progress or Silent()
     found: list[Screened] = []
-    seconds = {"context": 0.0, "gradients": 0.0}
+    clock: dict[str, float] = {}
     for segment, tokens in enumerate(document.segments):
         context, continuation = tokens[: request.context], tokens[request.context : request.span]
         ends = dict(bins or zones(len(continuation)))
-        begun = time.perf_counter()
-        candidates = request.candidates
-        trace = record(
-            model,
-            context,
-            request.needs,
-            span=request.span,
-            first=candidates.first,
-            last=candidates.last,
-            chunk=chunk,
-            progress=progress,
-        )
-        seconds["context"] += time.perf_counter() - begun
-        begun = time.perf_counter()
-        seed = derived_seed(request.seed, document.document.fingerprint, segment, "screen")
-        gradients = continuation_gradients(model, trace, continuation, ends, samples, seed, progress=progress)
-        if request.needs.gradients:  # an oracle has labels of its own: the estimate must not judge its own noise
-            own = derived_seed(request.seed, document.document.fingerprint, segment, "labels")
-            wanted = {k: v for k, v in zones(len(continuation)).items() if k in request.needs.zones}
-            trace.future = continuation_gradients(
-                model, trace, continuation, wanted, request.needs.gradients, own, progress=progress
+        candidates, fingerprint = request.candidates, document.document.fingerprint
+        earlier = clock.get("context", 0.0)
+        with _timed(clock, "context"):
+            trace = record(
+                model,
+                context,
+                request.needs,
+                span=request.span,
+                first=candidates.first,
+                last=candidates.last,
+                chunk=chunk,
+                progress=progress,
             )
-        seconds["gradients"] += time.perf_counter() - begun
-        conditions = expand(request, document.document.fingerprint, segment, trace.layers)
-        parts: list[Selection] = []
-        first = len(found)
-        for condition in conditions:
-            number = candidates.to_choose(condition.budget, request.mode)
-            scores = final_scores(condition.rule, trace)
-            mask = chosen(condition.rule, trace, scores, number, request.mode)
-            removed = sliced(Selection(mask, trace.layers), request.mode, condition.layers, request.heads).removed
-            parts.append(removed)
-            begun = time.perf_counter()
-            values = {
-                name: set_estimates(gradients[name], removed.mask, high - low) for name, (low, high) in ends.items()
-            }
-            spent = time.perf_counter() - begun
-            found += [
-                Screened(document.document.name, segment, condition, name, *ends[name], values[name].cpu(), spent)
-                for name in ends
-            ]
+        if request.needs.looks_ahead:  # an oracle has labels of its own: the estimate must not judge its own noise
+            own = derived_seed(request.seed, fingerprint, segment, "labels")
+            with _timed(clock, "ahead"):
+                trace.future = look_ahead(model, trace, continuation, request.needs, own, progress=progress)
+        conditions = expand(request, fingerprint, segment, trace.layers)
+        choices = choose_all(trace, conditions, request, candidates, 0)
+        for text in choices.messages(clock["context"] - earlier):
+            progress.message(text)
+        removed = [choice.part.removed for choice in choices.found]
+        exactly: list[Influence] = []
+        spent = None
         if exact:
-            _add_exact(model, trace, continuation, conditions, parts, found, first, len(ends), chunk, progress)
-    return found, seconds
+            begun = time.perf_counter()
+            exactly = _measured(model, trace, continuation, conditions, removed, chunk, progress)
+            spent = (time.perf_counter() - begun) / len(conditions)
+        for way in ways:
+            seed = derived_seed(request.seed, fingerprint, segment, "screen")
+            with _timed(clock, way.by):
+                gradients = way.gradients(model, trace, continuation, ends, seed, progress)
+            for i, (condition, part) in enumerate(zip(conditions, removed, strict=True)):
+                begun = time.perf_counter()
+                values = {n: way.estimates(gradients[n], part.mask, high - low) for n, (low, high) in ends.items()}
+                took = time.perf_counter() - begun
+                for name, (low, high) in ends.items():
+                    mean = float(exactly[i].kl[low:high].double().mean()) if exact else None
+                    about = (document.document.name, segment, condition, way, name, low, high)
+                    found.append(Screened(*about, values[name].cpu(), took, mean, spent))
+    return found, clock
 
 
-def _add_exact(
+def _measured(
     model: Model,
     trace: Trace,
     continuation: Tensor,
-    conditions: list[Condition],
-    parts: list[Selection],
-    found: list[Screened],
-    first: int,
-    bins: int,
+    conditions: Sequence[Condition],
+    removed: Sequence[Selection],
     chunk: int,
-    progress: Progress | None,
-) -> None:
-    """Measure every condition and write the bins' means into `found` from `first` on."""
+    progress: Progress,
+) -> list[Influence]:
+    """The influence of every condition."""
     m = len(continuation)
-    begun = time.perf_counter()
     ablations = [
         removal(trace, part, "drop", m, condition.label, direct=condition.effect == "direct")
-        for condition, part in zip(conditions, parts, strict=True)
+        for condition, part in zip(conditions, removed, strict=True)
     ]
-    _, influences = measure_ablations(model, trace, continuation, ablations, chunk=chunk, progress=progress)
-    spent = (time.perf_counter() - begun) / max(1, len(conditions))
-    for i, influence in enumerate(influences):
-        for j in range(first + i * bins, first + (i + 1) * bins):
-            one = found[j]
-            mean = float(influence.kl[one.low : one.high].double().mean())
-            found[j] = dataclasses.replace(one, exact=mean, exact_seconds=spent)
+    return measure_ablations(model, trace, continuation, ablations, chunk=chunk, progress=progress)[1]
 
 
-def token_leave_one_out(gradients: Tensor, size: int) -> Tensor:
-    """Estimated mean KL over a bin of removing each token from all layers and heads, (n,) float64.
-
-    Args:
-        gradients: (samples, L, H, n) of the bin.
-        size: positions of the bin.
-    """
-    return gradients.double().sum((1, 2)).square().mean(0) / (2 * size)
+@contextmanager
+def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    clock[name] = clock.get(name, 0.0) + time.perf_counter() - begun
 
 
 def leave_one_out_masks(shape: tuple[int, int, int], tokens: range) -> list[Tensor]:

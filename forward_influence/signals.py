@@ -24,8 +24,12 @@ KNOWN = {
     "gradients_near": "Fisher gradients of the continuation's near zone, R label samples: backward passes over it",
     "gradients_middle": "the same of the middle zone",
     "gradients_far": "the same of the far zone",
+    "closing_near": "gradients of the continuation's divergence in its near zone while gates close: one backward pass",
+    "closing_middle": "the same of the middle zone",
+    "closing_far": "the same of the far zone",
 }
 GRADIENTS = "gradients_"
+CLOSING = "closing_"
 DEFAULT_SAMPLES = 8
 DEFAULT_TOP_K = 256
 DEFAULT_WINDOW = 64
@@ -42,6 +46,7 @@ class Needs:
         lookback: how many tokens before a held one keep their signals.
         gradients: label samples of the continuation's gradients; 0 for none.
         zones: of the continuation, whose gradients are wanted.
+        closing: zones whose gradients are wanted while gates close.
     """
 
     window: int = 0
@@ -54,6 +59,12 @@ class Needs:
     lookback: int = 0
     gradients: int = 0
     zones: frozenset[str] = frozenset()
+    closing: frozenset[str] = frozenset()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the continuation is looked at, which only a measurement knows."""
+        return bool(self.zones or self.closing)
 
     @property
     def head(self) -> bool:
@@ -68,7 +79,7 @@ class Needs:
             UsageError: an unknown signal.
         """
         window, lookback, entropy, flags = 0, 0, set[int](), set[str]()
-        samples, zones = 0, set[str]()
+        samples, zones, closing = 0, set[str](), set[str]()
         for need in needs:
             name, _, number = need.partition(":")
             if name not in KNOWN or (number and not number.isdigit()):
@@ -85,9 +96,17 @@ class Needs:
             elif name.startswith(GRADIENTS):
                 samples = max(samples, int(number or DEFAULT_SAMPLES))
                 zones.add(name.removeprefix(GRADIENTS))
+            elif name.startswith(CLOSING):
+                closing.add(name.removeprefix(CLOSING))
             else:
                 flags.add(name)
         recorded = dict.fromkeys(flags, True)
         return Needs(
-            window, frozenset(entropy), lookback=lookback, gradients=samples, zones=frozenset(zones), **recorded
+            window,
+            frozenset(entropy),
+            lookback=lookback,
+            gradients=samples,
+            zones=frozenset(zones),
+            closing=frozenset(closing),
+            **recorded,
         )

@@ -14,6 +14,7 @@ from test_influence import M, N, setup_case
 from tiny import FAMILIES
 
 from forward_influence.analysis.curves import zone_edges
+from forward_influence.conditions import gradient_tokens
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
 from forward_influence.gradients import continuation_gradients, head_gradients, sampled_labels
@@ -129,12 +130,17 @@ def test_gradients_of_the_head():
         torch.testing.assert_close(row, states.grad, atol=1e-12, rtol=0)
 
 
-def test_oracles_are_rules_of_a_measurement():
+@pytest.mark.parametrize("by", ["closing", "fisher"])
+def test_oracles_are_rules_of_a_measurement(by):
     model = tiny_data.model()
     [document] = tiny_data.documents(1, 100)
-    oracles = [f"oracle:{zone},samples=4,per={per}" for zone in ("near", "far", "all") for per in ("entry", "token")]
+    way = "" if by == "closing" else ",by=fisher,samples=4"
+    oracles = [f"oracle:{zone}{way},per={per}" for zone in ("near", "far", "all") for per in ("entry", "token")]
     request = Request(selectors=("recent", *oracles), context=60, continuation=40, protect_last=8, budgets=("0.2",))
-    assert [rule.spec for rule in request.rules[1:3]] == ["oracle:near,samples=4", "oracle:near,per=token,samples=4"]
+    assert [rule.spec for rule in request.rules[1:3]] == [
+        f"oracle:near{way}", "oracle:near,per=token" + way
+    ]  # fmt: skip
+    assert gradient_tokens(request) == {"closing": 2 * 40 + 5 + 20 + 40, "fisher": 40 + 4 * (5 + 20 + 40)}[by]
     rows = [row for row in measure_document(model, document, request).rows if row["kind"] == "condition"]
     assert [row["selected"] for row in rows] == [[12] * 6] * 7
     assert [json.loads(row["parameters"])["grain"] for row in rows[1:]] == ["entry", "token"] * 3
@@ -149,7 +155,9 @@ def test_oracles_are_rules_of_a_measurement():
 def test_an_oracle_without_a_continuation_is_refused():
     _, _, trace = setup_case("llama")
     with pytest.raises(UsageError, match="gradients of the far continuation are missing"):
+        parse_selector("oracle:far,by=fisher").scores(trace)
+    with pytest.raises(UsageError, match="gradients of the far continuation while gates close are missing"):
         parse_selector("oracle:far").scores(trace)
-    for wrong in ("oracle:late", "oracle:far,samples=0"):
+    for wrong in ("oracle:late", "oracle:far,samples=0", "oracle:by=guess"):
         with pytest.raises(UsageError, match="oracle: "):
             parse_selector(wrong)

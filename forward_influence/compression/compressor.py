@@ -82,7 +82,7 @@ class Compressor:
             )
         if self.protect_first < 0 or self.protect_last < 0:
             raise UsageError("a negative number of tokens cannot be protected; give 0 or more")
-        if self.needs.model or self.needs.gradients:
+        if self.needs.model or self.needs.looks_ahead:
             raise UsageError(
                 f"rule {self.rule.name!r} looks at more than a running cache shows; it cannot compress one"
             )

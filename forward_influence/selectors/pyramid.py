@@ -70,8 +70,8 @@ class Pyramid(Attention):
         if slope is None:
             return (
                 f"{self.spec}: {held} of {candidates.n} tokens are too few or too many for a pyramid on a window of "
-                f"{self.window}, so every layer holds {held}, {candidates.protected} protected and {number} chosen (which "
-                "drop mode removes), as in `attention`; use a smaller window, pyramid:window=8",
+                f"{self.window}, so every layer holds {held}, {candidates.protected} protected and {number} chosen "
+                "(which drop mode removes), as in `attention`; use a smaller window, pyramid:window=8",
             )
         if slope[1] < candidates.protected + 0.5:
             return (

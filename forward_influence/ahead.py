@@ -1,0 +1,35 @@
+"""What rules that look ahead read: gradients of the continuation's zones by the gates of the context's entries."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from forward_influence.closing import closing_gradients
+from forward_influence.gradients import continuation_gradients
+from forward_influence.models import Model
+from forward_influence.progress import Progress
+from forward_influence.signals import CLOSING, Needs
+from forward_influence.trace import Trace
+from forward_influence.zones import zones
+
+
+def look_ahead(
+    model: Model, trace: Trace, continuation: Tensor, needs: Needs, seed: int, *, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """What a trace's `future` holds for rules with these needs.
+
+    Args:
+        continuation: (m,) token ids.
+        seed: of the label samples.
+
+    Returns:
+        Zone -> Fisher gradients (samples, L, H, n); "closing_" and the zone -> gradients while gates close (L, H, n).
+    """
+    ends = zones(len(continuation))
+    found: dict[str, Tensor] = {}
+    if wanted := {zone: ends[zone] for zone in ends if zone in needs.zones}:
+        found |= continuation_gradients(model, trace, continuation, wanted, needs.gradients, seed, progress=progress)
+    if wanted := {zone: ends[zone] for zone in ends if zone in needs.closing}:
+        closing = closing_gradients(model, trace, continuation, wanted, progress=progress)
+        found |= {f"{CLOSING}{zone}": gates.mean(0) for zone, gates in closing.items()}
+    return found
