@@ -26,7 +26,7 @@ def influence_map_command(
     dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
 ) -> None:
     """Measure every token of a short context by itself: leave-one-out, exact. A stopped map goes on where it was."""
-    from forward_influence.cli.measure import _prepare
+    from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.influence_map import MapRequest, influence_map
@@ -42,7 +42,7 @@ def influence_map_command(
     )  # fmt: skip
     resolved = resolve_spec(model)
     request.check_positions(resolved.positions, model)
-    prepared = _prepare(documents or ["sotu"], None, seed, resolved, request, 1)
+    prepared = prepare_documents(documents or ["sotu"], None, seed, resolved, request, 1)
     document = prepared.documents[0]
     loaded = load_model(resolved, device=device, dtype=dtype)
     name = document.document.name

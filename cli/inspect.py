@@ -34,7 +34,7 @@ def inspect_command(
     dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
 ) -> None:
     """Show a context shaded by a rule's scores, with what it selects underlined; two rules side by side."""
-    from forward_influence.cli.measure import _prepare
+    from forward_influence.cli.measuring import prepare_documents
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.inspection import html_page, inspect_document, scores_table
     from forward_influence.models import load_model, resolve_spec
@@ -46,12 +46,12 @@ def inspect_command(
     if out is not None and out.suffix not in (".html", ".parquet"):
         raise UsageError(f"cannot write {out}; --out must end in .html or .parquet")
     request = Request(
-        selectors=rules, budgets=(budget,), context=context, continuation=2, mode=mode, protect_first=protect_first,
+        selectors=rules, budgets=(budget,), context=context, continuation=3, mode=mode, protect_first=protect_first,
         protect_last=protect_last, draws=1, seed=seed,
     )  # fmt: skip
     resolved = resolve_spec(model)
     request.check_positions(resolved.positions, model)
-    prepared = _prepare(documents or ["sotu"], None, seed, resolved, request, 1)
+    prepared = prepare_documents(documents or ["sotu"], None, seed, resolved, request, 1)
     loaded = load_model(resolved, device=device, dtype=dtype)
     found = inspect_document(loaded, prepared.documents[0], request)
     if out is None:

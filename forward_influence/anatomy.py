@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,13 +57,18 @@ class Anatomy:
         Raises:
             UsageError: they have different numbers of heads.
         """
-        full = tuple(i for i, w in enumerate(self.windows) if w is None or w >= span)
-        if set(full) & set(self.unlike) and not set(full) <= set(self.unlike):
-            raise UsageError(
-                f"at {span} tokens the windowed layers see everything too, and they have other numbers of heads; "
-                "ask for more --context or --continuation"
-            )
-        return full
+        return full_layers(self.windows, self.unlike, span)
+
+
+def full_layers(windows: Sequence[int | None], unlike: Sequence[int], span: int) -> tuple[int, ...]:
+    """`Anatomy.full_layers` of a model that is described elsewhere."""
+    full = tuple(i for i, w in enumerate(windows) if w is None or w >= span)
+    if set(full) & set(unlike) and not set(full) <= set(unlike):
+        raise UsageError(
+            f"at {span} tokens the windowed layers see everything too, and they have other numbers of heads; "
+            "ask for more --context or --continuation"
+        )
+    return full
 
 
 class _Probe:
@@ -144,11 +150,13 @@ def _refuse_unfit_caches(name: str, config: object) -> None:
         layers = DynamicCache(config=config).layers  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise UsageError(f"{name}: transformers makes no cache for it ({_line(error)})") from error
+    count = getattr(config, "num_hidden_layers", None)
+    fewer = isinstance(count, int) and 0 < len(layers) < count  # how versions before 5.23 say DummyLayer
     for layer in layers:
         kind = type(layer).__name__
         if "Linear" in kind:
             raise UsageError(f"{name} has state-space or linear-attention layers, whose state holds no single tokens")
-        if kind == "DummyLayer":
+        if kind == "DummyLayer" or fewer:
             raise UsageError(f"{name} has layers that share another layer's cache or hold none, which is not supported")
         if not isinstance(layer, CacheLayerMixin) or kind not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
             raise UsageError(f"{name} keeps its cache in {kind}, which is not supported (keys and values are needed)")

@@ -83,14 +83,15 @@ class ReceivedAttention:
         total = at_least_float32(key.new_empty(0)).new_zeros(kv_heads, count)
         step = max(1, min(length, SCORE_ELEMENTS // (heads * count)))
         needed = max(SCORE_ELEMENTS if length > 1 else 0, heads * step * count)
-        if self._store is None or self._store.shape[1] < needed or self._store.dtype != total.dtype:
-            self._store = None  # before the new one is taken
-            self._store = total.new_empty(2, needed)
+        store = self._store
+        if store is None or store.shape[1] < needed or (store.dtype, store.device) != (total.dtype, total.device):
+            self._store = store = None  # before the new one is taken
+            self._store = store = total.new_empty(2, needed)
         for start in range(0, length, step):
             rows = slice(start, min(start + step, length))
             shape = (kv_heads, heads // kv_heads, rows.stop - start, count)
             size = heads * (rows.stop - start) * count
-            logits, weights = (store[:size].view(shape) for store in self._store)
+            logits, weights = (half[:size].view(shape) for half in store)
             logits = attention_logits(query[:, rows], key, geometry, out=logits)
             logits.masked_fill_(~visible[:, None, rows], float("-inf"))
             if geometry.sinks is None:

@@ -134,6 +134,9 @@ class SelectiveLayer(CacheLayerMixin):
         """
         if self.keys is None:
             raise UsageError("a cache that has seen nothing cannot be branched; run the context first")
+        # a selection is made on one device, a model may be spread over several
+        index = None if index is None else index.to(self.keys.device)
+        holes = None if holes is None else holes.to(self.keys.device)
         other = type(self)()
         other.dtype, other.device, other.is_initialized = self.dtype, self.device, True
         other.seen = self.seen

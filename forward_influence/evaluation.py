@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing
+from forward_influence.cards import Card
 from forward_influence.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
 from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
-from forward_influence.measurement import describe_model, versions
+from forward_influence.measurement import versions
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.prompts import PROTOCOLS, counter, make_prompt, wants_chat
@@ -216,7 +217,7 @@ def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[s
             **plan.configuration(),
             "chat": chat,
         },
-        "model": describe_model(model, max(plan.lengths)),
+        "model": Card.of(model).described(max(plan.lengths)),
         "versions": found,
         "execution": {"device": str(model.device), "threads": torch.get_num_threads()},
         "command": command or shlex.join(["forward-influence", *sys.argv[1:]]),

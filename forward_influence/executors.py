@@ -3,24 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from safetensors.torch import save
 
+from forward_influence.cards import Card
 from forward_influence.document import CutDocument, Measured, measure_document
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.models import Model
 from forward_influence.progress import Labelled, Progress
 from forward_influence.request import Request
-from forward_influence.runs import Run, write_whole
+from forward_influence.runs import Run
+from forward_influence.store import cache_folder
+from forward_influence.trace_store import TraceStore
+
+
+@dataclass(frozen=True)
+class Task:
+    """How every document of a run is measured.
+
+    Attributes:
+        request: what is asked.
+        chunk: tokens per forward pass.
+        controls: whether the noise floor and the positive control are measured.
+        trace_cache: bytes of traces and baselines kept on disk between runs; 0 for none.
+    """
+
+    request: Request
+    chunk: int
+    controls: bool = True
+    trace_cache: int = 0
+
+    def measure(self, model: Model, document: CutDocument, progress: Progress) -> Measured:
+        """One document."""
+        store = TraceStore(cache_folder() / "traces", self.trace_cache) if self.trace_cache else None
+        return measure_document(
+            model,
+            document,
+            self.request,
+            chunk=self.chunk,
+            progress=progress,
+            store=store,
+            controls=self.controls,
+        )
 
 
 class Executor(Protocol):
     """Measures documents and writes their parts."""
 
+    def card(self) -> Card:
+        """The model that it measures with."""
+
     def run(
-        self, run: Run, documents: Mapping[str, CutDocument], request: Request, chunk: int, progress: Progress
+        self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """Yield (part stem, None) for each document written, (part stem, reason) for each that failed."""
 
@@ -35,17 +72,19 @@ class LocalExecutor:
     def __init__(self, model: Model) -> None:
         self.model = model
 
+    def card(self) -> Card:
+        """The model that was given."""
+        return Card.of(self.model)
+
     def run(
-        self, run: Run, documents: Mapping[str, CutDocument], request: Request, chunk: int, progress: Progress
+        self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """Measure and write; what concerns the request itself (a rule that fails) ends the run at once."""
         for number, (stem, document) in enumerate(documents.items(), start=1):
             error = None
             numbered = Labelled(progress, f"{number}/{len(documents)} ")
             try:
-                write_measured(
-                    run, stem, measure_document(self.model, document, request, chunk=chunk, progress=numbered)
-                )
+                write_measured(run, stem, task.measure(self.model, document, numbered))
             except (UsageError, StorageError):
                 raise
             except (ForwardInfluenceError, MemoryError, RuntimeError) as failure:
@@ -56,18 +95,18 @@ class LocalExecutor:
 
 
 def write_measured(run: Run, stem: str, measured: Measured) -> None:
-    """Write a document's selections, timings and part, each whole; the part last, for it says that all is there."""
-    if measured.tensors:
-        write_whole(run.selections_path(stem), save(measured.tensors, metadata=measured.metadata))
-    run.write_part(stem, measured.rows, measured.timings)
+    """Write a document's selections, timings and part."""
+    selections = save(measured.tensors, metadata=measured.metadata) if measured.tensors else None
+    run.write_part(stem, measured.rows, measured.timings, selections)
 
 
 def is_expected(error: BaseException) -> bool:
     """Whether an error concerns one document alone: what we raise ourselves, and memory that is not there."""
     if isinstance(error, ForwardInfluenceError | MemoryError | torch.OutOfMemoryError):
         return True
-    # torch's allocator on the CPU has no class of its own for it
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    # allocators that have no class of their own for it: torch's on processors, and Apple's
+    words = ("allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def reason_of(error: BaseException) -> str:

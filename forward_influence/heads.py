@@ -40,7 +40,7 @@ class LinearHead:
 
     def __call__(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """(rows, hidden) -> (rows, vocabulary), at least float32; written into `out` where that is possible."""
-        hidden = at_least_float32(hidden)
+        hidden = at_least_float32(hidden).to(self.weight.device)
         if self.bias is None and out is not None:
             logits = torch.mm(hidden, self.weight.T, out=out)
         else:

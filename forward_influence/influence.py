@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from forward_influence.heads import Head, HeadBuffers, head_rows
 from forward_influence.heap import give_back
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
+from forward_influence.not_finite import first_bad_length
 from forward_influence.progress import Progress, Silent
 from forward_influence.recording import checked_tokens
 from forward_influence.replay import Entries, continuation_entries, noting
@@ -125,12 +127,16 @@ def measure_ablations(
     *,
     chunk: int = 512,
     progress: Progress | None = None,
+    baseline: Baseline | None = None,
 ) -> tuple[Tensor, list[Influence]]:
     """The baseline's NLL (m,) and the influence of each ablation at its own positions.
 
     The continuation runs once in full and once per ablation; only last hidden states are kept, and the head and the
     divergence go over them block by block, so that memory holds no (continuation x vocabulary). Direct effects read
     the full run's keys and values, which are kept for them.
+
+    Args:
+        baseline: the full cache's run, from `run_in_full`, where it is known already.
 
     Raises:
         ForwardInfluenceError: logits that are NaN or infinite, or an ablation that changed nothing.
@@ -141,10 +147,11 @@ def measure_ablations(
     _check_span(model, trace, m)
     targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])
     with torch.no_grad():
-        keeps = any(a.direct for a in ablations)
         give_back()  # what recording and choosing left
-        full, later = _run_in_full(model, trace, continuation, chunk, keeps)
-        give_back()
+        if baseline is None:
+            baseline = run_in_full(model, trace, continuation, chunk, any(a.direct for a in ablations))
+            give_back()
+        full, later = baseline.hidden, baseline.entries
         progress.advance(m, "full cache")
 
         def run(ablation: Ablation) -> Tensor:
@@ -165,11 +172,18 @@ def measure_ablations(
             influences += found
     assert nll is not None
     if not bool(torch.isfinite(nll[:-1]).all()):
+        whole = shuffled(trace, m)  # in any order: what is looked for is no matter of rounding
         raise ForwardInfluenceError(
-            f"the full cache gives NaN or infinite logits at distance {_first_bad(nll[:-1])}; "
+            f"the full cache gives NaN or infinite logits at distance {_first_bad(model, trace, continuation, whole)}; "
             "try --dtype float32, or leave this document out"
         )
     for ablation, influence in zip(ablations, influences, strict=True):
+        if not bool(torch.isfinite(influence.kl).all()):
+            raise ForwardInfluenceError(
+                f"{ablation.label}: NaN or infinite logits at distance "
+                f"{_bad_distance(model, trace, continuation, ablation, influence)}; try --dtype float32, or leave this "
+                "document out"
+            )
         _check(ablation, influence)
     return nll, influences
 
@@ -197,15 +211,33 @@ def _check_span(model: Model, trace: Trace, m: int) -> None:
         raise UsageError(f"context and continuation have {span} tokens, but the model was made for {positions}")
 
 
-def _run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, keeps: bool) -> tuple[Tensor, Entries]:
-    """Last hidden states (m, hidden) under the whole cache, and the continuation's entries where they are needed."""
+@dataclass(frozen=True)
+class Baseline:
+    """The continuation's run under the full cache.
+
+    Attributes:
+        hidden: its last hidden states, (m, hidden).
+        entries: its keys and values per layer, where direct effects need them; else empty.
+    """
+
+    hidden: Tensor
+    entries: Entries = ()
+
+
+def run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, keeps: bool) -> Baseline:
+    """Run a continuation (m,) under the whole cache.
+
+    Args:
+        keeps: whether direct effects will need its keys and values.
+    """
+    continuation = continuation.to(model.device)
     m = len(continuation)
     cache = trace.cache.branch(None, m)
     if keeps:
         cache = noting(cache, model.model.config)
-    with Instrument(model.model, cache=cache) as instrument:
+    with torch.no_grad(), Instrument(model.model, cache=cache) as instrument:
         hidden = continuation_hidden(model.model, continuation, instrument, chunk)
-    return hidden, continuation_entries(cache, m) if keeps else ()
+    return Baseline(hidden, continuation_entries(cache, m) if keeps else ())
 
 
 def _run(
@@ -257,23 +289,31 @@ def _compare(
 
 
 def _check(ablation: Ablation, influence: Influence) -> None:
-    if not bool(torch.isfinite(influence.kl).all()):
-        raise ForwardInfluenceError(
-            f"{ablation.label}: NaN or infinite logits at distance {_distance_of_bad(ablation, influence)}; "
-            "try --dtype float32, or leave this document out"
-        )
     if not ablation.empty and not bool((influence.kl > 0).any()):
         raise ForwardInfluenceError(
             f"{ablation.label}: the ablation left every logit untouched, which cannot be; nothing is recorded"
         )
 
 
-def _distance_of_bad(ablation: Ablation, influence: Influence) -> int:
-    return int(ablation.distances()[_first_bad(influence.kl)])
+def _bad_distance(model: Model, trace: Trace, continuation: Tensor, ablation: Ablation, influence: Influence) -> int:
+    """The first distance that is not finite: positions of a direct effect are run each by itself."""
+    if ablation.direct or ablation.hidden is not None:
+        return int(ablation.distances()[(~torch.isfinite(influence.kl)).nonzero()[0, 0]])
+    return _first_bad(model, trace, continuation, ablation)
 
 
-def _first_bad(values: Tensor) -> int:
-    return int((~torch.isfinite(values)).nonzero()[0])
+def _first_bad(model: Model, trace: Trace, continuation: Tensor, ablation: Ablation) -> int:
+    """The distance of the first continuation token whose states are not finite under an ablation, by shorter runs."""
+    total = dataclasses.replace(ablation, direct=False, positions=None)
+
+    def is_finite(length: int) -> bool:
+        with torch.no_grad():
+            shorter = dataclasses.replace(total, length=length)
+            hidden = _run(model, trace, continuation, shorter, (), length)
+            return bool(torch.isfinite(model.anatomy.head(hidden[-1:])).all() and torch.isfinite(hidden).all())
+
+    most = int(ablation.distances()[-1]) + 1
+    return most - 1 if is_finite(most) else first_bad_length(most, is_finite) - 1
 
 
 def compare_hidden(
@@ -292,6 +332,8 @@ def compare_hidden(
     Returns:
         The baseline's NLL (m,), NaN where there is no target, and the influences.
     """
+    there = head(full[:1]).device  # a model may be spread over several
+    full, others, targets = full.to(there), [other.to(there) for other in others], targets.to(there)
     m = len(full)
     dtype = at_least_float32(full[:0]).dtype
     nll = torch.empty(m, dtype=dtype)

@@ -8,19 +8,22 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from forward_influence.cards import Card
 from forward_influence.conditions import check_slices, document_tokens
 from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.executors import Executor, LocalExecutor
+from forward_influence.executors import Executor, LocalExecutor, Task
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
+from forward_influence.remote import mirror_of
 from forward_influence.request import Request
 from forward_influence.runs import (
     MANIFEST,
@@ -28,11 +31,19 @@ from forward_influence.runs import (
     configuration_hash,
     create_or_continue,
     differing_fields,
+    held_for_writing,
     open_run,
     part_stem,
 )
 
 DEFAULT_CHUNK = 512
+
+
+class Stop(Protocol):
+    """Decides after each document, in the run's order, whether enough are measured."""
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """Take in a document's rows; what to note about the run if it is enough, else None."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Source:
 
 
 def build_manifest(
-    model: Model, documents: Sequence[CutDocument], request: Request, source: Source, chunk: int, threads: int
+    card: Card, documents: Sequence[CutDocument], request: Request, source: Source, chunk: int, threads: int
 ) -> dict[str, Any]:
     """Everything that a run's folder says about it beside results."""
     entries = [
@@ -69,13 +80,13 @@ def build_manifest(
         for d in documents
     ]
     return {
-        "configuration": build_configuration(model, documents, request, source),
-        "model": describe_model(model, request.span),
+        "configuration": build_configuration(card, documents, request, source),
+        "model": card.described(request.span),
         "documents": entries,
         "remarks": list(request.remarks),
         "skipped": [{"name": name, "reason": reason} for name, reason in source.skipped],
         "versions": versions(),
-        "execution": {"chunk": chunk, "threads": threads, "device": str(model.device)},
+        "execution": {"chunk": chunk, "threads": threads, "device": card.device},
         "command": source.command or shlex.join(["forward-influence", *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -96,13 +107,13 @@ def request_configuration(
 
 
 def build_configuration(
-    model: Model, documents: Sequence[CutDocument], request: Request, source: Source
+    card: Card, documents: Sequence[CutDocument], request: Request, source: Source
 ) -> dict[str, Any]:
     """What decides a run's result columns; running the same again continues it, anything else is another run."""
     return {
-        "model_fingerprint": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        **request_configuration(model.spec, documents, request, source),
+        "model_fingerprint": card.fingerprint,
+        "dtype": card.dtype,
+        **request_configuration(card.spec, documents, request, source),
     }
 
 
@@ -112,10 +123,12 @@ def refuse_other_run(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> 
     Raises:
         UsageError: with the differing fields.
     """
-    path = Path(out)
+    path, mirror = mirror_of(out)
+    if mirror is not None:
+        mirror.pull()
     if not (path / MANIFEST).exists():
         return
-    run = open_run(path)
+    run = open_run(out)
     there = run.configuration
     if run.is_abandoned():
         return
@@ -123,45 +136,19 @@ def refuse_other_run(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> 
         raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
 
 
-def default_folder(model: Model, documents: Sequence[CutDocument], request: Request, source: Source) -> Path:
+def default_folder(card: Card, documents: Sequence[CutDocument], request: Request, source: Source) -> Path:
     """runs/MODEL-DOCUMENTS-HASH: the same request always means the same folder, so that it continues by itself."""
-    digest = configuration_hash(build_configuration(model, documents, request, source))
-    words = [Path(model.spec).name, *(Path(spec).name for spec in source.documents)]
+    digest = configuration_hash(build_configuration(card, documents, request, source))
+    words = [Path(card.spec).name, *(Path(spec).name for spec in source.documents)]
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:60]
     return Path("runs") / f"{readable}-{digest[:8]}"
-
-
-def describe_model(model: Model, span: int) -> dict[str, Any]:
-    """What a manifest says about a model."""
-    anatomy = model.anatomy
-    special = {}
-    if model.tokenizer is not None:
-        special = {k: str(v) for k, v in model.tokenizer.special_tokens_map.items()}
-    return {
-        "spec": model.spec,
-        "class": type(model.model).__name__,
-        "layers": anatomy.layers,
-        "full_layers": list(anatomy.full_layers(span)),
-        "windows": list(anatomy.windows),
-        "query_heads": anatomy.query_heads,
-        "kv_heads": anatomy.kv_heads,
-        "head_size": anatomy.head_size,
-        "hidden": anatomy.hidden,
-        "positions": anatomy.positions,
-        "vocabulary": anatomy.vocabulary,
-        "head": type(anatomy.head).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "fingerprint": model.fingerprint,
-        "provenance": dict(model.provenance),
-        "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
-        "special_tokens": special,
-    }
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     import numpy
+    import pyarrow
+    import tokenizers
     import transformers
 
     from forward_influence import __version__
@@ -171,12 +158,14 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
         "numpy": numpy.__version__,
+        "pyarrow": pyarrow.__version__,
     }
 
 
 def measure(
-    model: Model,
+    model: Model | None,
     documents: Sequence[CutDocument],
     request: Request,
     out: str | os.PathLike[str],
@@ -185,16 +174,25 @@ def measure(
     chunk: int = DEFAULT_CHUNK,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    stop: Stop | None = None,
+    controls: bool = True,
+    trace_cache: int = 0,
+    threads: int | None = None,
 ) -> Run:
     """Measure every condition of `request` on every document and write a run folder.
 
     Running the same again continues it: documents that are measured stay as they are.
 
     Args:
+        model: None where an executor has its own.
         documents: cut to tokens, from `forward_influence.data.prepare`.
-        out: the run folder; made if it is not there.
+        out: the run folder, or an address like s3://bucket/run; made if it is not there.
         chunk: tokens per forward pass; a continued run takes the one it was begun with, and the threads too.
         executor: where documents are measured; default this process.
+        stop: ends the run when it has seen enough documents; default: all are measured.
+        controls: whether every document's noise floor and positive control are measured.
+        trace_cache: bytes of traces and baselines to keep on disk between runs; 0 for none.
+        threads: of torch; default: as the executor has them, or as torch has them here.
 
     Returns:
         The run.
@@ -204,36 +202,46 @@ def measure(
         ForwardInfluenceError: no document could be measured.
     """
     progress = progress or Silent()
-    request.check_positions(model.anatomy.positions, model.spec)
-    layers = model.anatomy.full_layers(request.span)
-    check_slices(request, layers, model.anatomy.kv_heads)
-    manifest = build_manifest(model, documents, request, source or Source(), chunk, torch.get_num_threads())
-    run = create_or_continue(out, manifest)
-    execution = run.manifest["execution"]
-    if executor is None and torch.device(execution["device"]).type != model.device.type:
-        raise UsageError(
-            f"{run.folder} was begun on {execution['device']}, whose rounding is another than {model.device}'s; "
-            "continue it there, or choose another --out"
-        )
+    if executor is None:
+        if model is None:
+            raise UsageError("nothing to measure with; give a model or an executor")
+        executor = LocalExecutor(model)
+    card = executor.card() if model is None else Card.of(model)
+    request.check_positions(card.positions, card.spec)
+    layers = card.full_layers(request.span)
+    check_slices(request, layers, card.kv_heads)
+    threads = threads or getattr(executor, "threads", None) or torch.get_num_threads()
+    manifest = build_manifest(card, documents, request, source or Source(), chunk, threads)
     by_stem = {part_stem(d.document.name, d.document.fingerprint): d for d in documents}
-    with run.locked():
-        pending = [stem for stem in by_stem if not _done(run, stem, progress)]
-        tokens = len(pending) * document_tokens(request, layers)
-        progress.begin(tokens, f"measuring {len(pending)} documents")
+    with held_for_writing(out):
+        run = create_or_continue(out, manifest)
+        _check_continued(run, card, progress)
+        run.go_on()
+        execution = run.manifest["execution"]
+        done = {stem for stem in by_stem if _done(run, stem, progress)}
+        ending = _Ending(run, list(by_stem), stop)
+        if ending.reached(done):
+            return run
+        pending = {stem: document for stem, document in by_stem.items() if stem not in done}
+        progress.begin(len(pending) * document_tokens(request, layers), f"measuring {len(pending)} documents")
         for remark in request.remarks:
             progress.message(remark)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(execution["threads"])
+        task = Task(request, execution["chunk"], controls, trace_cache)
         failures: dict[str, str] = {}
-        try:
-            work = executor or LocalExecutor(model)
-            for stem, error in work.run(run, {s: by_stem[s] for s in pending}, request, execution["chunk"], progress):
-                if error is not None:
-                    failures[stem] = error
-                    progress.message(f"{by_stem[stem].document.name} could not be measured: {error}")
-        finally:
-            torch.set_num_threads(threads)
-            progress.end()
+        with _threads(execution["threads"]):
+            work = executor.run(run, pending, task, progress)
+            try:
+                for stem, error in work:
+                    done.add(stem)
+                    if error is not None:
+                        failures[stem] = error
+                        progress.message(f"{by_stem[stem].document.name} could not be measured: {error}")
+                    if ending.reached(done):
+                        break
+            finally:
+                if hasattr(work, "close"):
+                    work.close()  # type: ignore[attr-defined]
+                progress.end()
     if failures and len(failures) == len(by_stem):
         raise ForwardInfluenceError(f"no document could be measured; the first: {next(iter(failures.values()))}")
     if failures:
@@ -242,9 +250,58 @@ def measure(
     return run
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many of torch's threads: results depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Ending:
+    """Asks whether enough documents are measured, in the run's order, whatever order they are measured in."""
+
+    def __init__(self, run: Run, order: Sequence[str], stop: Stop | None) -> None:
+        self._run, self._order, self._stop, self._asked = run, order, stop, 0
+
+    def reached(self, done: set[str]) -> bool:
+        """Whether the documents that are done up to the first that is not are enough; noted in the run if so."""
+        if self._stop is None:
+            return False
+        while self._asked < len(self._order) and (stem := self._order[self._asked]) in done:
+            self._asked += 1
+            part = self._run.part(stem)
+            found = None if part is None else self._stop.add(part.rows)
+            if found is not None:
+                self._run.write_stopped({**found, "documents": self._asked})
+                return True
+        return False
+
+
+def _check_continued(run: Run, card: Card, progress: Progress) -> None:
+    """A run goes on where it was begun; under other versions it says so.
+
+    Raises:
+        UsageError: it was begun on another kind of device.
+    """
+    begun = run.manifest["execution"]["device"]
+    if torch.device(begun).type != torch.device(card.device).type:
+        raise UsageError(
+            f"{run.where} was begun on {begun}, whose rounding is another than {card.device}'s; continue it there, or "
+            "choose another --out"
+        )
+    before, now = run.manifest.get("versions", {}), versions()
+    changed = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed and any(run.part_path(d["part"]).exists() for d in run.documents):
+        progress.message(f"{run.where} was begun with {'; '.join(changed)}: its parts may differ by rounding")
+
+
 def _done(run: Run, stem: str, progress: Progress) -> bool:
     if run.is_measured(stem):
         return True
-    if Path(run.part_path(stem)).exists():
+    if run.part_path(stem).exists():
         progress.message(f"part {stem} does not read back and is measured again")
     return False

@@ -23,7 +23,7 @@ conditions x cache.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forward_influence.attention import SCORE_ELEMENTS
 from forward_influence.cache import layer_windows
@@ -178,7 +178,7 @@ def peak(
         own_entries=own if direct else 0,
         recording=_body(sizes, chunk, context)
         + _recording(sizes, context, chunk, needs, block)
-        + (_gradients(sizes, context + continuation, own, needs) if needs.gradients else 0),
+        + (_gradients(sizes, context + continuation, own, needs) if needs.looks_ahead else 0),
         choosing=_CHOOSING * entries + 3 * sizes.query_heads * min(needs.window, context) * context * sizes.wide,
         continuation=sizes.cache_bytes(context + continuation)
         + _body(sizes, chunk, context + continuation + (chunk if direct else 0)),
@@ -202,7 +202,7 @@ def _signals(sizes: Sizes, context: int, entries: int, needs: Needs) -> int:
     queries = sizes.layers * sizes.query_heads * sizes.head_size * min(needs.window, context) * sizes.itemsize
     accumulated = entries * sizes.wide if needs.accumulated_attention else 0
     moments = sizes.layers * sizes.query_heads * sizes.head_size**2 * 8 if needs.query_moments else 0
-    return queries + accumulated + moments + needs.gradients * len(needs.zones) * entries * sizes.wide
+    return queries + accumulated + moments + _passes(needs) * entries * sizes.wide
 
 
 def _recording(sizes: Sizes, context: int, chunk: int, needs: Needs, block: int) -> int:
@@ -214,10 +214,14 @@ def _recording(sizes: Sizes, context: int, chunk: int, needs: Needs, block: int)
     return states + received + doubled + (2 * block if needs.head else 0)
 
 
+def _passes(needs: Needs) -> int:
+    """Backward passes over the continuation for rules that look ahead."""
+    return needs.gradients * len(needs.zones) + len(needs.closing)
+
+
 def _gradients(sizes: Sizes, span: int, own: int, needs: Needs) -> int:
     """Backward passes: the full run's keys and values, what waits at them, and one chunk's graph through all layers."""
-    tasks = needs.gradients * len(needs.zones)
-    waiting = min(tasks * own, max(own, WAITING_BYTES))
+    waiting = min(_passes(needs) * own, max(own, WAITING_BYTES))
     chunk = min(GRADIENT_CHUNK, span)
     per_layer = chunk * (4 * sizes.intermediate + 20 * sizes.hidden) * sizes.itemsize
     # keys and values of everything are put together, and take gradients, in every layer
@@ -304,9 +308,7 @@ def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: in
     )
 
 
-def choose_chunk(model: Any, request: Request, limit: str | None, largest: int) -> int:
-    """`fitting_chunk` for a loaded model; without a limit, 80% of what is free on its device."""
-    free = None if limit is not None else free_bytes(model.device)
+def choose_chunk(sizes: Sizes, free: int | None, request: Request, limit: str | None, largest: int) -> int:
+    """`fitting_chunk`; without a limit, within 80% of what is free."""
     allowed = parse_bytes(limit) if limit is not None else None if free is None else int(DEFAULT_SHARE * free)
-    sizes = Sizes.of(model.model.config, model.dtype.itemsize, accelerated=model.device.type != "cpu")
     return fitting_chunk(sizes, request, allowed, largest)

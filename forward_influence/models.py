@@ -175,6 +175,8 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    device_map: str | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
 ) -> Model:
     """Load a causal language model.
 
@@ -184,6 +186,8 @@ def load_model(
         dtype: "auto" (float32), float32, float64, bfloat16 or float16.
         trust_remote_code: let transformers run code that comes with the model.
         revision: a branch, tag or commit of a hub model.
+        device_map: "auto" spreads a model over several devices (accelerate); None keeps it on one.
+        max_memory: with a device map, what each device may hold, as accelerate takes it.
 
     Raises:
         UsageError: see `resolve_spec`; also a device that is not there, or an architecture that cannot be measured.
@@ -195,12 +199,20 @@ def load_model(
     if not isinstance(spec, Resolved):
         spec = resolve_spec(spec, trust_remote_code=trust_remote_code, revision=revision)
     tokenizer = load_tokenizer(spec)
-    model = _load_weights(spec, chosen_dtype).eval().requires_grad_(False)
+    spread: dict[str, Any] = {}
+    if device_map is not None:
+        if device != "auto" or spec.gguf is not None:
+            raise UsageError("--device-map spreads safetensors weights over devices: leave --device and GGUF files out")
+        spread = {"device_map": device_map, "max_memory": max_memory}
+    model = _load_weights(spec, chosen_dtype, spread).eval().requires_grad_(False)
     digest = fingerprint(model)
-    try:
-        model = model.to(chosen_device)
-    except RuntimeError as error:
-        raise ForwardInfluenceError(f"{spec.spec} does not fit on {chosen_device}: {_first_line(error)}") from error
+    if spread:
+        chosen_device = _first_device(model)
+    else:
+        try:
+            model = model.to(chosen_device)
+        except RuntimeError as error:
+            raise ForwardInfluenceError(f"{spec.spec} does not fit on {chosen_device}: {_first_line(error)}") from error
     return Model(
         model=model,
         tokenizer=tokenizer,
@@ -239,7 +251,21 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     )
 
 
-def _load_weights(resolved: Resolved, dtype: torch.dtype) -> PreTrainedModel:
+def _first_device(model: PreTrainedModel) -> torch.device:
+    """Where a model that is spread over devices takes its tokens.
+
+    Raises:
+        UsageError: its embedding or head is not held by a device, but on disk.
+    """
+    ends = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    if any(end.device.type == "meta" for end in ends):
+        raise UsageError(
+            "the model's embedding or head would lie on disk, where logits cannot be computed from; give more memory"
+        )
+    return ends[0].device
+
+
+def _load_weights(resolved: Resolved, dtype: torch.dtype, spread: dict[str, Any] | None = None) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with quiet():
@@ -248,7 +274,12 @@ def _load_weights(resolved: Resolved, dtype: torch.dtype) -> PreTrainedModel:
                 return gguf_models.load_weights(resolved.gguf, dtype)
             # Typed as a model alone; with output_loading_info it is a pair.
             pair: Any = AutoModelForCausalLM.from_pretrained(
-                resolved.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **resolved.loading
+                resolved.location,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **resolved.loading,
+                **(spread or {}),
             )
         except (KeyboardInterrupt, MemoryError):
             raise

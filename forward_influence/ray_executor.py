@@ -6,7 +6,10 @@ written, for results travel to the driver whole. A driver that dies is started a
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -15,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.document import CutDocument, measure_document
+from forward_influence.cards import Card
+from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.executors import is_expected, reason_of, write_measured
+from forward_influence.executors import Task, is_expected, reason_of, write_measured
 from forward_influence.progress import Progress
 from forward_influence.request import Request
 from forward_influence.runs import Run
@@ -25,6 +29,7 @@ from forward_influence.runs import Run
 #: How often a document may take its worker down before it is given up.
 _MOST_LOSSES = 3
 _POLL_SECONDS = 1.0
+_REACH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Recipe:
     dtype: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
+    device_map: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,13 @@ class _Count:
 class Worker:
     """Lives in a process of its own, holds the model and measures one document at a time."""
 
-    def __init__(self, recipe: Recipe, fingerprint: str, threads: int, request: dict[str, Any]) -> None:
-        self._recipe, self._fingerprint, self._threads = recipe, fingerprint, threads
-        self._fields = request
+    def __init__(self, recipe: Recipe, threads: int) -> None:
+        self._recipe, self._threads = recipe, threads
         self._count = _Count()
+        self._request: Request | None = None
 
-    def load(self) -> int:
-        """Load the model, whose weights must be the driver's; the process id.
+    def load(self, fingerprint: str | None) -> Card:
+        """Load the model, whose weights must have this fingerprint if one is given; what it is.
 
         Raises:
             ForwardInfluenceError: other weights.
@@ -87,20 +93,21 @@ class Worker:
         torch.set_num_threads(self._threads)
         recipe = self._recipe
         resolved = resolve_spec(recipe.spec, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        self._model = load_model(resolved, device=recipe.device, dtype=recipe.dtype)
-        if self._model.fingerprint != self._fingerprint:
+        self._model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
+        if fingerprint is not None and self._model.fingerprint != fingerprint:
             raise ForwardInfluenceError(
                 f"a worker on {os.uname().nodename} has other weights of {recipe.spec} than the driver; "
                 "give every node the same model"
             )
-        self._request = Request(**self._fields)
-        return os.getpid()
+        return Card.of(self._model)
 
-    def measure(self, document: Shipped, chunk: int) -> Any:
+    def measure(self, document: Shipped, request: dict[str, Any], task: dict[str, Any]) -> Any:
         """The document's `Measured`, or the reason why it could not be measured."""
         torch.set_num_threads(self._threads)  # for this thread: Ray has set another number for the process
+        if self._request is None:
+            self._request = Request(**request)
         try:
-            return measure_document(self._model, document, self._request, chunk=chunk, progress=self._count)
+            return Task(self._request, **task).measure(self._model, document, self._count)
         except UsageError:
             raise
         except (ForwardInfluenceError, MemoryError, RuntimeError) as failure:
@@ -123,30 +130,56 @@ class RayExecutor:
             joins the one that the environment variable RAY_ADDRESS names.
         workers: how many; 0 for as many as fit the cluster.
         gpus_per_worker: GPUs that each worker gets.
+        threads: processors that each worker gets; 0 for as many as torch uses here.
+
+    Attributes:
+        threads: of each worker.
     """
 
     def __init__(
-        self, recipe: Recipe, address: str | None = None, workers: int = 0, gpus_per_worker: float = 0
+        self,
+        recipe: Recipe,
+        address: str | None = None,
+        workers: int = 0,
+        gpus_per_worker: float = 0,
+        threads: int = 0,
     ) -> None:
-        if workers < 0 or gpus_per_worker < 0:
-            raise UsageError("--workers and --gpus-per-worker are not negative; leave --workers out for all that fit")
-        self._recipe, self._address, self._workers, self._gpus = recipe, address, workers, gpus_per_worker
+        if workers < 0 or gpus_per_worker < 0 or threads < 0:
+            raise UsageError("--workers, --gpus-per-worker and --threads-per-worker are not negative; leave them out")
+        self.recipe, self._address, self._workers, self._gpus = recipe, address, workers, gpus_per_worker
+        self.threads = threads or torch.get_num_threads()
+        self._first: Any = None  # a worker that has loaded the model already
+        self._own = False
         self._ray = _import_ray()
 
+    def card(self) -> Card:
+        """The model as a worker loads it; that worker goes on to measure."""
+        self._connect()
+        self._first = self._make(self.threads)
+        try:
+            card: Card = self._ray.get(self._first.load.remote(None))
+        except self._ray.exceptions.RayTaskError as error:
+            raise _plain(error) from error
+        except self._ray.exceptions.RayError as error:
+            raise ForwardInfluenceError(f"loading the model: a worker died ({type(error).__name__})") from error
+        if card.free_bytes is None or torch.device(card.device).type != "cpu":
+            return card
+        return dataclasses.replace(card, free_bytes=card.free_bytes // max(1, self._most_on_one_node()))
+
     def run(
-        self, run: Run, documents: Mapping[str, CutDocument], request: Request, chunk: int, progress: Progress
+        self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """As `Executor.run`: yields documents as they are done, in whatever order that is."""
-        if not documents:
-            return
-        own = not self._ray.is_initialized()
-        if own:
-            self._connect()
         crew = None
         try:
-            crew = _Crew(
-                self._ray, self._maker(run, request), self._size(run, len(documents)), documents, chunk, progress
-            )
+            if not documents:
+                return
+            self._connect()
+            self.threads = int(run.manifest["execution"]["threads"])
+            size = self._size(len(documents), progress)
+            crew = _Crew(self, run.manifest["model"]["fingerprint"], documents, task, progress)
+            crew.hire(size, self._first)
+            self._first = None
             for stem, result in crew.work():
                 if isinstance(result, str):
                     yield stem, result
@@ -156,10 +189,14 @@ class RayExecutor:
         finally:
             if crew is not None:
                 crew.dismiss()
-            if own:
+            if self._own:
                 self._ray.shutdown()
+                self._own = False
 
     def _connect(self) -> None:
+        if self._ray.is_initialized():
+            return
+        _refuse_silent(self._address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
@@ -167,41 +204,80 @@ class RayExecutor:
             where = f"a Ray cluster at {self._address}" if self._address else "Ray on this machine"
             first = (str(error).splitlines() or [""])[0]
             raise UsageError(f"{where} cannot be reached ({first}); start one with `ray start --head`") from error
+        self._own = True
+        if not self.fits():
+            wanted = f"{self.threads} processors" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
+            self._ray.shutdown()
+            self._own = False
+            raise UsageError(
+                f"no node of the cluster has {wanted} for a worker; lower --threads-per-worker (or OMP_NUM_THREADS) or "
+                "--gpus-per-worker, or add a node"
+            )
 
-    def _size(self, run: Run, documents: int) -> int:
-        """Workers: as asked for, or as many as the cluster's processors or GPUs allow; never more than documents."""
-        if self._workers:
-            return min(self._workers, documents)
-        there = self._ray.cluster_resources()
-        fitting = int(there.get("CPU", 1) // run.manifest["execution"]["threads"])
-        if self._gpus:
-            fitting = int(there.get("GPU", 0) // self._gpus)
-        return max(1, min(fitting, documents))
+    def fits(self) -> bool:
+        """Whether any node that is alive could hold a worker."""
+        return self._most_on_one_node() > 0
 
-    def _maker(self, run: Run, request: Request) -> Any:
-        threads = int(run.manifest["execution"]["threads"])
-        choices = {f.name: getattr(request, f.name) for f in fields(request) if f.init}
+    def _on_nodes(self) -> list[int]:
+        """How many workers each living node could hold."""
+        found = []
+        for node in self._ray.nodes():
+            if node.get("Alive"):
+                there = node.get("Resources", {})
+                fitting = there.get("CPU", 0) // max(1, self.threads)
+                found.append(int(min(fitting, there.get("GPU", 0) // self._gpus if self._gpus else fitting)))
+        return found
+
+    def _most_on_one_node(self) -> int:
+        return max(self._on_nodes(), default=0)
+
+    def _size(self, documents: int, progress: Progress) -> int:
+        """Workers: as asked for, and no more than fit the cluster or have a document."""
+        fitting = sum(self._on_nodes())
+        if self._workers > fitting:
+            progress.message(f"{fitting} of {self._workers} workers fit the cluster ({self.threads} processors each)")
+        return max(1, min(self._workers or fitting, fitting, documents))
+
+    def _make(self, threads: int) -> Any:
         actor = self._ray.remote(num_cpus=threads, num_gpus=self._gpus, max_restarts=0, max_concurrency=2)(Worker)
-        return lambda: actor.remote(self._recipe, run.manifest["model"]["fingerprint"], threads, choices)
+        return actor.remote(self.recipe, threads)
+
+    def make(self) -> Any:
+        """Another worker."""
+        return self._make(self.threads)
+
+    @property
+    def ray(self) -> Any:
+        """The module."""
+        return self._ray
 
 
 class _Crew:
     """The workers of one run, and who is at what."""
 
     def __init__(
-        self, ray: Any, make: Any, size: int, documents: Mapping[str, CutDocument], chunk: int, progress: Progress
+        self,
+        executor: RayExecutor,
+        fingerprint: str,
+        documents: Mapping[str, CutDocument],
+        task: Task,
+        progress: Progress,
     ) -> None:
-        self._ray, self._make, self._documents = ray, make, documents
-        self._chunk, self._progress = chunk, progress
+        self._executor, self._ray, self._documents = executor, executor.ray, documents
+        self._fingerprint, self._progress = fingerprint, progress
+        self._request = {f.name: getattr(task.request, f.name) for f in fields(task.request) if f.init}
+        self._task = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "request"}
         self._waiting = deque(documents)
         self._losses: Counter[str] = Counter()
         self._busy: dict[Any, tuple[Any, str | None]] = {}  # future -> worker, document (None: it is loading)
-        for _ in range(size):
-            self._hire()
 
-    def _hire(self) -> None:
-        worker = self._make()
-        self._busy[worker.load.remote()] = (worker, None)
+    def hire(self, size: int, first: Any = None) -> None:
+        """Take so many workers on, one that is there already among them."""
+        if first is not None:
+            self._assign(first)
+        for _ in range(size - (first is not None)):
+            worker = self._executor.make()
+            self._busy[worker.load.remote(self._fingerprint)] = (worker, None)
 
     def _assign(self, worker: Any) -> None:
         if not self._waiting:
@@ -210,13 +286,18 @@ class _Crew:
         stem = self._waiting.popleft()
         cut = self._documents[stem]
         shipped = Shipped(cut.document.name, cut.document.fingerprint, tuple(cut.segments))
-        self._busy[worker.measure.remote(shipped, self._chunk)] = (worker, stem)
+        self._busy[worker.measure.remote(shipped, self._request, self._task)] = (worker, stem)
 
     def work(self) -> Iterator[tuple[str, Any]]:
         """(part stem, `Measured` or the reason of a failure), as documents are done."""
         while self._busy and (self._waiting or any(stem for _, stem in self._busy.values())):
             ready, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=_POLL_SECONDS)
             self._poll()
+            if not ready and all(stem is None for _, stem in self._busy.values()) and not self._executor.fits():
+                raise ForwardInfluenceError(
+                    "no node that is left of the cluster has room for a worker; what was measured is kept, the same "
+                    "command continues"
+                )
             for future in ready:
                 worker, stem = self._busy.pop(future)
                 try:
@@ -240,12 +321,12 @@ class _Crew:
             reason = f"{self._losses[key]} workers died at it ({type(error).__name__}); is there enough memory?"
             if stem is None:
                 raise ForwardInfluenceError(f"loading the model: {reason}")
-            self._hire()
+            self.hire(1)
             return stem, reason
         if stem is not None:
             self._progress.message(f"a worker was lost; {self._documents[stem].document.name} is done again")
             self._waiting.appendleft(stem)
-        self._hire()
+        self.hire(1)
         return None
 
     def _poll(self) -> None:
@@ -265,6 +346,24 @@ class _Crew:
         for worker, _ in self._busy.values():
             self._ray.kill(worker)
         self._busy.clear()
+
+
+def _refuse_silent(address: str | None) -> None:
+    """Ray tries for minutes to reach a cluster that is not there; one knock tells.
+
+    Raises:
+        UsageError: nobody answers at the address.
+    """
+    match = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/\[\]]+):(\d+)", address or "")
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"a Ray cluster at {address} cannot be reached ({reason}); start one with `ray start --head`"
+        ) from error
 
 
 def _plain(error: Any) -> Exception:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from forward_influence.anatomy import Anatomy
 from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
@@ -27,13 +28,14 @@ _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv
 class ContextRecorder:
     """Collects what `needs` names while a context runs through an instrumented model."""
 
-    def __init__(self, anatomy: Anatomy, layers: tuple[int, ...], n: int, needs: Needs) -> None:
+    def __init__(self, anatomy: Anatomy, layers: tuple[int, ...], n: int, needs: Needs, device: torch.device) -> None:
         self._needs, self._n = needs, n
         self._row = {layer: i for i, layer in enumerate(layers)}
         self._last_layer = anatomy.layers - 1
         self.queries: dict[int, Tensor] = {}
         self.geometry: dict[int, Geometry] = {}
         self.biased = False
+        self.device = device
         self._accumulated: dict[int, Tensor] = {}
         self._received = ReceivedAttention()
         self._sums: dict[int, list[Tensor]] = {}
@@ -68,7 +70,7 @@ class ContextRecorder:
             rows = [
                 torch.zeros_like(last[:, 0])
                 if index == self._last_layer
-                else 1 - F.cosine_similarity(at_least_float32(self._chunk_hidden[index]), last, dim=-1)
+                else 1 - F.cosine_similarity(at_least_float32(self._chunk_hidden[index]).to(last.device), last, dim=-1)
                 for index in self._row
             ]
             self._change.append(torch.stack(rows))
@@ -103,12 +105,13 @@ class ContextRecorder:
             count, total, squares = self._sums[layer]
             mean = total / count
             covariance = squares / count - mean[:, :, None] * mean[:, None, :]
-            result.append(Moments(mean, covariance))
+            result.append(Moments(mean.to(self.device), covariance.to(self.device)))
         return result
 
     def accumulated(self) -> Tensor:
         """(L, H, n)."""
-        return torch.stack([self._accumulated[layer] for layer in self._row])
+        device = next(iter(self._accumulated.values())).device
+        return torch.stack([self._accumulated[layer].to(device) for layer in self._row])
 
     def change(self) -> Tensor:
         """(L, n)."""
@@ -134,7 +137,7 @@ class _HeadSignals:
             for top_k, parts in self.entropy.items():
                 parts.append(entropy(logits, top_k))
             if self._needs.surprisal:
-                following = self._tokens[self._done + 1 : self._done + 1 + len(rows)]
+                following = self._tokens[self._done + 1 : self._done + 1 + len(rows)].to(logits.device)
                 log_p = logits[: len(following)].log_softmax(-1)
                 self.surprisal.append(-log_p.gather(-1, following[:, None])[:, 0])
             self._done += len(rows)
@@ -155,6 +158,22 @@ def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> T
     if positions is not None and len(tokens) > positions:
         raise UsageError(f"{what} has {len(tokens)} tokens, but the model was made for {positions} positions")
     return tokens.long()
+
+
+def ready_rotation(model: PreTrainedModel, anatomy: Anatomy, token: Tensor, layers: tuple[int, ...]) -> Rotation:
+    """A model's rotary embedding, checked on one token (1,), not attached.
+
+    Raises:
+        UsageError: it cannot be undone in all of the layers.
+    """
+    rotation = Rotation(model, anatomy.decoder_layers)
+    rotation.attach()
+    try:
+        with torch.no_grad():
+            rotation.verify(model, token, layers)
+    finally:
+        rotation.detach()
+    return rotation
 
 
 def record(
@@ -198,10 +217,10 @@ def record(
         shortest = min(w for w in anatomy.windows if w is not None)
         raise UsageError(f"every layer has a sliding window of {shortest} or so; nothing can be ablated at this length")
     cache = SelectiveCache(model.model.config, span=span or n, room=n)
-    recorder = ContextRecorder(anatomy, layers, n, needs)
+    recorder = ContextRecorder(anatomy, layers, n, needs, model.device)
     signals = _HeadSignals(anatomy.head, tokens, needs)
     watched = anatomy.decoder_layers if needs.representation_change else {}
-    rotary = Rotation(model.model, anatomy.decoder_layers) if needs.query_moments or rotation else None
+    rotary = ready_rotation(model.model, anatomy, tokens[:1], layers) if needs.query_moments or rotation else None
     recorder.rotation = rotary
     hidden = tokens.new_empty(0)
     with ExitStack() as stack:
@@ -209,7 +228,6 @@ def record(
         if rotary is not None:
             rotary.attach()
             stack.callback(rotary.detach)
-            rotary.verify(model.model, tokens[:1], layers)
         instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache))
         for part in tokens.split(chunk):
             hidden = forward_hidden(model.model, part, instrument)
@@ -230,15 +248,16 @@ def record(
             window_queries=[recorder.queries[i] for i in layers] if needs.window else [],
             geometry=[recorder.geometry[i] for i in layers],
             position_biased=recorder.biased,
-            _entropy={k: torch.cat(parts) for k, parts in signals.entropy.items()},
-            _representation_change=recorder.change() if needs.representation_change else None,
-            _accumulated_attention=recorder.accumulated() if needs.accumulated_attention else None,
+            # signals on one device, whatever devices a model is spread over
+            _entropy={k: torch.cat(parts).to(model.device) for k, parts in signals.entropy.items()},
+            _representation_change=recorder.change().to(model.device) if needs.representation_change else None,
+            _accumulated_attention=recorder.accumulated().to(model.device) if needs.accumulated_attention else None,
             _query_moments=recorder.moments() if needs.query_moments else None,
             rotation=rotary,
             span=span or n,
             _model=model.model if needs.model else None,
         )
         if needs.surprisal:
-            rest = torch.cat(signals.surprisal)
+            rest = torch.cat(signals.surprisal).to(model.device)
             trace._surprisal = torch.cat([rest.new_zeros(1), rest])
     return trace

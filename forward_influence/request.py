@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError, did_you_mean
@@ -133,6 +133,11 @@ class Request:
             )
         if self.verify and self.rerotate:
             raise UsageError("--verify checks by masking, which moves no positions; leave out --rerotate or --verify")
+
+    @classmethod
+    def choices(cls) -> tuple[str, ...]:
+        """The names of what can be chosen."""
+        return tuple(f.name for f in fields(cls) if f.init)
 
     @property
     def effects(self) -> tuple[str, ...]:

@@ -114,13 +114,13 @@ class Trace:
         """Keys of the index-th ablatable layer after the rotary embedding, (kv_heads, n, d)."""
         keys = self._layer(index).keys
         assert keys is not None
-        return keys[0]
+        return keys[0].to(self.tokens.device)
 
     def values(self, index: int) -> Tensor:
         """Values of the index-th ablatable layer, (kv_heads, n, d_v)."""
         values = self._layer(index).values
         assert values is not None
-        return values[0]
+        return values[0].to(self.tokens.device)
 
     @property
     def entropy(self) -> Tensor:
@@ -196,7 +196,7 @@ class Trace:
             raise _missing("window queries", f"window:{window}")
         if self.position_biased:
             raise UsageError("this model adds a position bias to its attention, which attention rules cannot read")
-        return self.window_queries[index][:, -window:]
+        return self.window_queries[index][:, -window:].to(self.tokens.device)
 
     def attention(self, index: int, window: int = DEFAULT_WINDOW) -> Tensor:
         """Causal attention of the last `window` queries over all n keys, (kv_heads, group, window, n)."""

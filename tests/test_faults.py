@@ -138,10 +138,10 @@ def _die_at(moment: str) -> None:
         if part:
             die()
 
-    def encoded(rows, configuration):
+    def encoded(rows, configuration, selections=""):
         if moment == "before writing":
             die()
-        return encode(rows, configuration)
+        return encode(rows, configuration, selections)
 
     os.replace, runs.encode_part = replace, encoded
 

@@ -18,7 +18,7 @@ from forward_influence.request import Request
 @pytest.fixture(scope="module")
 def found():
     request = Request(
-        selectors=("attention:window=8", "recent"), context=60, continuation=2, protect_last=8, budgets=("0.2",)
+        selectors=("attention:window=8", "recent"), context=60, continuation=3, protect_last=8, budgets=("0.2",)
     )
     return inspect_document(tiny_data.model(), tiny_data.documents(1, 62)[0], request)
 

@@ -14,8 +14,9 @@ import tiny_data
 import torch
 from safetensors import safe_open
 
-from forward_influence.document import derived_seed, expand, generate_continuation, measure_document
+from forward_influence.document import derived_seed, expand, measure_document
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.generated import generate_continuation
 from forward_influence.influence import Influence, masked_influence
 from forward_influence.measurement import Source, measure, refuse_other_run, request_configuration
 from forward_influence.recording import record
@@ -127,7 +128,7 @@ def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
     [document] = tiny_data.documents(1, 100)
     measured = measure_document(model, document, small(verify=True))
     assert measured.timings["verified"][0]["of_what_rounding_explains"] < 0.1
-    from forward_influence import document as module
+    from forward_influence import verification as module
 
     honest = module.masked_influence
 
@@ -146,7 +147,7 @@ def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_verify_can_fail_in_16_bits(dtype, monkeypatch):
-    from forward_influence import document as module
+    from forward_influence import verification as module
 
     model = tiny_data.model(dtype=dtype)
     [document] = tiny_data.documents(1, 100)

@@ -6,6 +6,7 @@ import pytest
 import tiny_data
 
 from forward_influence.cache import SelectiveCache
+from forward_influence.cards import Card
 from forward_influence.errors import UsageError
 from forward_influence.memory import Sizes, choose_chunk, fitting_chunk, parse_bytes, peak
 from forward_influence.recording import record
@@ -70,4 +71,5 @@ def test_limits_are_read_with_their_units():
 
 def test_a_tiny_model_fits_this_machine():
     request = Request(selectors=("recent",), context=60, continuation=40, protect_last=8)
-    assert choose_chunk(tiny_data.model(), request, None, 512) == 512
+    card = Card.of(tiny_data.model())
+    assert choose_chunk(card.sizes, card.free_bytes, request, None, 512) == 512

@@ -1,0 +1,145 @@
+"""What `measure` does once its options are read: documents, model, run, table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from forward_influence.cli.progress import TerminalProgress
+from forward_influence.cli.summary import show_summary
+
+if TYPE_CHECKING:
+    from forward_influence.cli.executing import Loading
+    from forward_influence.data.cutting import Prepared
+    from forward_influence.models import Resolved
+    from forward_influence.request import Request
+    from forward_influence.runs import Run
+
+
+def measure_documents(
+    request: Request,
+    specs: list[str],
+    sample: str | None,
+    most: int | None,
+    out: str | None,
+    until: float | None,
+    loading: Loading,
+) -> None:
+    """Measure a request on documents, and show the table.
+
+    Args:
+        specs, sample, most: the documents, as typed.
+        out: the run folder or address; None for the default one.
+        until: stop when every far interval is this narrow.
+    """
+    from forward_influence.analysis.stopping import Until
+    from forward_influence.measurement import (
+        Source,
+        default_folder,
+        measure,
+        refuse_other_run,
+        request_configuration,
+    )
+    from forward_influence.memory import choose_chunk
+
+    stop = None if until is None else Until(until)
+    resolved = loading.resolved()
+    request.check_positions(resolved.positions, resolved.spec)
+    prepared = prepare_documents(specs, sample, request.seed, resolved, request, most)
+    skipped = tuple((s.name, s.reason) for s in prepared.skipped)
+    source = Source(documents=tuple(specs), sample=sample, max_documents=most, skipped=skipped)
+    if out is not None:
+        refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
+    model, card = loading.load(resolved)
+    chunk = choose_chunk(card.sizes, card.free_bytes, request, loading.memory_limit, loading.chunk)
+    run = measure(
+        model,
+        prepared.documents,
+        request,
+        out or default_folder(card, prepared.documents, request, source),
+        source=source,
+        chunk=chunk,
+        executor=loading.executor,
+        progress=TerminalProgress(),
+        stop=stop,
+        trace_cache=loading.trace_cache,
+    )
+    _show(run)
+    if request.verify:
+        typer.echo(_verified(run))
+    if until is not None and run.stopped is None:
+        typer.echo(f"until: not every far interval is within {until:g} yet; there are no more documents")
+    if len(run.measured()) < len(run.documents):
+        raise typer.Exit(1)
+
+
+def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:
+    """Add rules to a run, and show its table."""
+
+    from forward_influence.additions import add, request_of
+    from forward_influence.runs import open_run
+
+    run = open_run(where)
+    configuration = run.configuration
+    request = request_of(run, selectors, compressors)
+    loading = loading.of_model(configuration["model"], configuration["dtype"])
+    resolved = loading.resolved()
+    specs, sample, most = configuration["documents"], configuration.get("sample"), configuration.get("max_documents")
+    prepared = prepare_documents(specs, sample, request.seed, resolved, request, most)
+    documents = prepared.documents[: len(run.documents)]  # of a run that stopped, those up to there
+    model, _ = loading.load(resolved)
+    grown = add(
+        model,
+        run,
+        documents,
+        selectors,
+        compressors=compressors,
+        executor=loading.executor,
+        progress=TerminalProgress(),
+        trace_cache=loading.trace_cache,
+    )
+    _show(grown)
+
+
+def _show(run: Run) -> None:
+    show_summary(run)
+    if run.stopped is not None:
+        widest = max(run.stopped["half_widths"].values())
+        typer.echo(
+            f"until: {run.stopped['documents']} documents are enough; the widest far interval is +-{widest:.1%} at "
+            f"{run.stopped['level']:.0%}, which covers 95% however often one looks"
+        )
+    typer.echo(f"run: {run.where}")
+    typer.echo(f"picture: forward-influence plot {run.where}")
+
+
+def _verified(run: Run) -> str:
+    """What --verify found, in a line."""
+    found = run.verified()
+    if not found:
+        return "verified: nothing, for every document was measured before; choose another --out to verify"
+    largest = max(check["largest_difference"] for check in found)
+    share = max(check["of_what_rounding_explains"] for check in found)
+    return (
+        f"verified: {len(found)} conditions (one per document and segment) against a masked full pass; largest "
+        f"difference {largest:.1e} nats, {share:.2g} of what rounding explains"
+    )
+
+
+def prepare_documents(
+    specs: list[str], sample: str | None, seed: int, resolved: Resolved, request: Request, most: int | None
+) -> Prepared:
+    """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
+    from forward_influence.data.cutting import prepare
+    from forward_influence.data.documents import load_documents, sample_documents
+    from forward_influence.models import load_tokenizer
+
+    ordered = sample_documents(load_documents(specs), sample, seed)
+    follows = request.continuation if request.continuation_from == "text" else 1
+    prepared = prepare(ordered, load_tokenizer(resolved), request.context, follows, request.segments, most)
+    for skipped in prepared.skipped[:5]:
+        typer.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
+    if len(prepared.skipped) > 5:
+        typer.echo(f"skipped {len(prepared.skipped) - 5} more; the manifest names them", err=True)
+    return prepared

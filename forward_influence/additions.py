@@ -1,0 +1,231 @@
+"""Adding rules to a run that is measured: only they are measured, and the run becomes what it would be with them.
+
+The new rules are measured as a run of their own in RUN/.adding, which continues after any stop like any other; then
+every part is put together anew there, and only when all are ready do they take the old ones' place, the manifest last.
+A run stays what it was until that moment; one that was killed during it is finished by the next process that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from forward_influence.document import CutDocument
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.executors import Executor
+from forward_influence.files import write_whole
+from forward_influence.measurement import Source, measure
+from forward_influence.models import Model
+from forward_influence.progress import Progress, Silent
+from forward_influence.request import Request
+from forward_influence.runs import (
+    ADDING,
+    MANIFEST,
+    READY,
+    Run,
+    configuration_hash,
+    finish_adding,
+    held_for_writing,
+    open_run,
+)
+
+
+def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = ()) -> Request:
+    """The request of a run for other rules: everything else as it was.
+
+    Raises:
+        UsageError: a rule that observes from more tokens than the run protects, so that its candidates would differ.
+    """
+    configuration = run.configuration
+    names = Request.choices()
+    choices = {name: value for name, value in configuration.items() if name in names}
+    choices |= {"selectors": tuple(selectors), "compressors": tuple(compressors)}
+    if not compressors:
+        choices.pop("every", None)
+    request = Request(**{name: tuple(v) if isinstance(v, list) else v for name, v in choices.items()})
+    if request.protected_last != configuration["protect_last"]:
+        raise UsageError(
+            f"{run.where} protects the last {configuration['protect_last']} tokens, and a new rule observes from "
+            f"{request.protected_last}: candidates would differ; measure anew with --protect-last "
+            f"{request.protected_last}"
+        )
+    return request
+
+
+def add(
+    model: Model | None,
+    run: Run,
+    documents: Sequence[CutDocument],
+    selectors: Sequence[str],
+    *,
+    compressors: Sequence[str] = (),
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    trace_cache: int = 0,
+) -> Run:
+    """Measure more rules on a run's documents, under its conditions, and make them part of it.
+
+    With the traces and baselines that were kept when the run was measured, this costs one pass over the continuation
+    per document and condition.
+
+    Args:
+        documents: the run's own, cut as it cut them.
+        selectors, compressors: the new ones, as typed.
+
+    Returns:
+        The run with the new rules.
+
+    Raises:
+        UsageError: other documents or weights than the run's, a rule that it has already, or one that needs other
+            candidates.
+        ForwardInfluenceError: the run is not finished, or a document could not be measured.
+    """
+    progress = progress or Silent()
+    with held_for_writing(run.folder):
+        run = open_run(run.where)  # as it is now that it is held
+        _check(run, documents, selectors, compressors)
+        request = request_of(run, selectors, compressors)
+        staged = measure(
+            model,
+            documents,
+            request,
+            run.folder / ADDING / "run",
+            source=Source(documents=tuple(run.configuration["documents"]), command=run.manifest.get("command", "")),
+            chunk=run.manifest["execution"]["chunk"],
+            threads=run.manifest["execution"]["threads"],
+            executor=executor,
+            progress=progress,
+            controls=False,
+            trace_cache=trace_cache,
+        )
+        if staged.configuration["model_fingerprint"] != run.configuration["model_fingerprint"]:
+            raise UsageError(f"{run.where} was measured with other weights; nothing is added")
+        missing = [d["name"] for d in staged.documents if not staged.is_measured(d["part"])]
+        if missing:
+            raise ForwardInfluenceError(
+                f"nothing is added yet: {missing[0]} could not be measured; the same command continues"
+            )
+        _assemble(run, staged)
+        finish_adding(run.folder)
+        for name in (d["part"] for d in run.documents):
+            run.push(run.selections_path(name), run.part_path(name))
+        run.push(run.folder / MANIFEST)
+    return open_run(run.where)
+
+
+def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str], compressors: Sequence[str]) -> None:
+    if not selectors and not compressors:
+        raise UsageError("nothing to add; name a rule with --selector or a compressor with --compressor")
+    there = [d["fingerprint"] for d in run.documents]
+    if there != [d.document.fingerprint for d in documents]:
+        raise UsageError(f"the documents of {run.where} are not what they were; measure anew")
+    unmeasured = [d["name"] for d in run.documents if not run.is_measured(d["part"])]
+    if unmeasured:
+        command = run.manifest.get("command", "its own command")
+        raise ForwardInfluenceError(
+            f"{run.where} is not finished ({len(unmeasured)} of {len(there)} documents are missing); first: {command}"
+        )
+    from forward_influence.selectors import parse_selector
+
+    known = set(run.configuration.get("selectors", []))
+    for spec in (parse_selector(text).spec for text in selectors):
+        if spec in known:
+            raise UsageError(f"{run.where} has {spec} already")
+    for name in compressors:
+        if name in run.configuration.get("compressors", []):
+            raise UsageError(f"{run.where} has the compressor {name} already")
+
+
+def grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run with rules added: what it would be, had all been measured at once."""
+    joined = dict(old)
+    for key in ("selectors", "compressors"):
+        if both := [*old.get(key, []), *new.get(key, [])]:
+            joined[key] = both
+    if sources := {**old.get("rule_sources", {}), **new.get("rule_sources", {})}:
+        joined["rule_sources"] = sources
+    if "every" in new:
+        joined["every"] = new["every"]
+    return joined
+
+
+def merged_rows(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[tuple[str, int]]]:
+    """The rows of one document as one measurement would have written them, and where each came from.
+
+    Per segment: the baseline, the old conditions, the new ones, the controls. Rules stand before compressors.
+
+    Returns:
+        The rows, and for each ("old" | "new", its number there).
+    """
+    segments = sorted({row["segment"] for row in old})
+    rows: list[Mapping[str, Any]] = []
+    places: list[tuple[str, int]] = []
+    for segment in segments:
+        mine = [(("old", i), row) for i, row in enumerate(old) if row["segment"] == segment]
+        added = [
+            (("new", i), row) for i, row in enumerate(new) if row["segment"] == segment and row["kind"] == "condition"
+        ]
+        conditions = [*(pair for pair in mine if pair[1]["kind"] == "condition"), *added]
+        conditions.sort(key=lambda pair: _is_compressor(pair[1]))
+        for kind in ("baseline", "condition", "control"):
+            chosen = conditions if kind == "condition" else [p for p in mine if _kind(p[1]) == kind]
+            places += [place for place, _ in chosen]
+            rows += [row for _, row in chosen]
+    return rows, places
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return row["kind"] if row["kind"] in ("baseline", "condition") else "control"
+
+
+def _is_compressor(row: Mapping[str, Any]) -> bool:
+    return bool(json.loads(row["parameters"] or "{}").get("compressor"))
+
+
+def _assemble(run: Run, staged: Run) -> None:
+    """Write every part of the grown run, and its manifest, into RUN/.adding/whole, then the mark that all is there."""
+    whole = run.folder / ADDING / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    configuration = grown(run.configuration, staged.configuration)
+    manifest = {**run.manifest, "configuration": configuration}
+    manifest["configuration_hash"] = configuration_hash(configuration)
+    manifest["remarks"] = list(dict.fromkeys([*run.manifest.get("remarks", []), *staged.manifest.get("remarks", [])]))
+    for document in run.documents:
+        stem = document["part"]
+        old, new = run.part(stem), staged.part(stem)
+        assert old is not None and new is not None
+        rows, places = merged_rows(old.rows, new.rows)
+        selections = _merged_selections(run.selections_path(stem), staged.selections_path(stem), places)
+        Run(whole, manifest).write_part(stem, rows, {}, selections)
+        (whole / "timings" / f"{stem}.json").unlink()  # the run keeps its own
+    write_whole(whole / MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
+    write_whole(run.folder / ADDING / READY, b"")
+
+
+def _merged_selections(old: Path, new: Path, places: Sequence[tuple[str, int]]) -> bytes | None:
+    """Selections and scores under the numbers that their rows have in the grown part; None where none were saved."""
+    if not old.exists():
+        return None
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    numbers = {place: i for i, place in enumerate(places)}
+    for where, path in (("old", old), ("new", new)):
+        with safe_open(path, "pt") as file:
+            metadata = {**(file.metadata() or {}), **metadata}
+            for name in file.keys():  # noqa: SIM118
+                match = re.fullmatch(r"(selection|scores)/(\d+)", name)
+                if match is None:
+                    tensors.setdefault(name, file.get_tensor(name))
+                elif (where, int(match[2])) in numbers:
+                    tensors[f"{match[1]}/{numbers[where, int(match[2])]}"] = file.get_tensor(name)
+    return save({name: tensor.clone() for name, tensor in tensors.items()}, metadata=metadata)

@@ -1,0 +1,71 @@
+"""What a manifest must look like to be used, and in what two configurations differ."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_LONGEST_VALUE = 120  # characters of a value in a message
+_MOST_THREADS = 1024
+
+
+def wrong_in(manifest: Any) -> str | None:
+    """What keeps a manifest from being used; None where nothing does. Part names must not lead out of the folder."""
+    if not isinstance(manifest, dict):
+        return "no object"
+    for name, kind in (("configuration", dict), ("configuration_hash", str), ("documents", list)):
+        if not isinstance(manifest.get(name), kind):
+            return f"no {name.replace('_', ' ')}"
+    for name, kind in (("model", dict), ("skipped", list), ("remarks", list), ("versions", dict), ("command", str)):
+        if name in manifest and not isinstance(manifest[name], kind):
+            return f"its {name} is no {kind.__name__}"
+    for key, kind in (("selectors", list), ("budgets", list), ("context", int), ("continuation", int)):
+        value = manifest["configuration"].get(key)
+        if value is not None and not isinstance(value, kind):
+            return f"its configuration's {key} is no {kind.__name__}"
+    return _wrong_documents(manifest["documents"]) or _wrong_execution(manifest.get("execution"))
+
+
+def _wrong_documents(documents: list[Any]) -> str | None:
+    for document in documents:
+        if not isinstance(document, dict) or not isinstance(document.get("name"), str):
+            return "a document without a name"
+        if not isinstance(part := document.get("part"), str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,120}", part):
+            return f"the part of document {document['name'][:40]!r} is no file name"
+        if not isinstance(document.get("fingerprint"), str):
+            return f"document {document['name'][:40]!r} has no fingerprint"
+    return None
+
+
+def _wrong_execution(execution: Any) -> str | None:
+    """Chunks and threads are handed to torch as they are, which some numbers bring down."""
+    if execution is None:
+        return None
+    if not isinstance(execution, dict):
+        return "its execution is no object"
+    for name, most in (("chunk", 1 << 30), ("threads", _MOST_THREADS)):
+        value = execution.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            return f"its execution has no usable {name}"
+    return None if isinstance(execution.get("device"), str) else "its execution names no device"
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Sentences naming the fields in which two configurations differ, long values in short."""
+    differing = [
+        key
+        for key in sorted({*old, *new})
+        if json.dumps(old.get(key), sort_keys=True) != json.dumps(new.get(key), sort_keys=True)
+    ]
+    if {"max_documents", "sample", "seed", "documents"} & {*differing}:  # then other documents go without saying
+        differing = [key for key in differing if key != "document_fingerprints"]
+    return [f"{key}: {_in_short(old.get(key))} there, {_in_short(new.get(key))} now" for key in differing]
+
+
+def _in_short(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    return f"{len(value)} of them" if isinstance(value, list | dict) else text[:_LONGEST_VALUE] + "..."

@@ -1,0 +1,70 @@
+"""What is measured as rows of a part, keys as in `parts.SCHEMA`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import Tensor
+
+from forward_influence.choosing import Choice
+from forward_influence.conditions import CompressorCondition, Condition
+from forward_influence.fidelity import CompressedRun
+from forward_influence.influence import Influence
+from forward_influence.parts import SCHEMA
+from forward_influence.request import Request
+from forward_influence.trace import Trace
+
+
+def row_of(base: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
+    """A row with every column: what is not given is None."""
+    return {**dict.fromkeys(SCHEMA.names), **base, "kind": kind, **values}
+
+
+def described(condition: Condition, choice: Choice, request: Request, positions: Tensor | None) -> dict[str, Any]:
+    """What a row says about a rule's condition."""
+    part, grain = choice.part, choice.whole.grain
+    parameters = {**condition.rule.parameters, **choice.notes, "grain": grain}
+    return {
+        "selector": condition.rule.spec,
+        # with the grain that came out: a comparison has to name it, and `per` does not tell that entropy is coherent
+        "parameters": json.dumps(parameters, sort_keys=True, default=str),
+        "budget": condition.budget.text,
+        "selected": part.selection.counts.flatten().tolist(),
+        "mode": request.mode,
+        "effect": condition.effect,
+        "seed": condition.draw,
+        "layers": list(part.layers),
+        "heads": list(part.heads),
+        "distance": None if positions is None else positions.tolist(),
+    }
+
+
+def described_compressor(
+    condition: CompressorCondition, run: CompressedRun, trace: Trace, positions: Tensor | None
+) -> dict[str, Any]:
+    """What a row says about a compressor's condition."""
+    assert run.held is not None
+    compressor = condition.contender.compressor
+    made = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
+    return {
+        "selector": condition.contender.name,
+        "parameters": json.dumps({**compressor.rule.parameters, **made}, sort_keys=True, default=str),
+        "budget": condition.contender.budget,
+        "selected": run.held.flatten().tolist(),
+        "mode": "keep",
+        "effect": "total",
+        "seed": condition.draw,
+        "layers": list(trace.layers),
+        "heads": list(range(trace.kv_heads)),
+        "distance": None if positions is None else positions.tolist(),
+    }
+
+
+def arrays(influence: Influence) -> dict[str, Any]:
+    """What was measured, as columns."""
+    return {
+        "kl": influence.kl.float().numpy(),
+        "nll_delta": influence.nll_delta.float().numpy(),
+        "top1_changed": influence.top1_changed.numpy(),
+    }

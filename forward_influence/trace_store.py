@@ -1,0 +1,249 @@
+"""What one pass over a context recorded, and the full cache's run after it, kept on disk for later runs.
+
+Adding a rule to a run then costs one pass over the continuation per document: neither the context nor the baseline is
+run again. An entry belongs to a model (fingerprint and dtype), a device, tokens, chunk size, threads and library
+versions: what it gives is what would be computed, bit for bit. Entries that do not read back are no entries; the
+folder is kept below a size, the least recently used go first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from forward_influence.attention import Geometry
+from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.files import WRITING
+from forward_influence.recording import ready_rotation
+from forward_influence.signals import Needs
+from forward_influence.trace import Moments, Trace
+
+if TYPE_CHECKING:
+    from forward_influence.models import Model
+
+DEFAULT_LIMIT = 4 * 10**9
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Named tensors and a few plain values, as one entry holds them."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class TraceStore:
+    """A folder of entries.
+
+    Args:
+        folder: made when the first entry is written.
+        limit: bytes that it may hold.
+    """
+
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+
+    def get(self, key: str, device: torch.device) -> Tensors | None:
+        """An entry, or None where there is none that reads back."""
+        path = self._path(key)
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values = json.loads(header["values"])
+            if header["digest"] != _digest(tensors):
+                raise ValueError("its content differs from its digest")
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return Tensors(tensors, values)
+
+    def put(self, key: str, entry: Tensors) -> None:
+        """Write an entry, unless it alone is beyond the limit; older ones make room. A disk that is full is no error:
+        what is kept here can be computed again."""
+        tensors = {name: _whole(tensor) for name, tensor in entry.tensors.items()}
+        header = {"values": json.dumps(entry.values), "digest": _digest(tensors)}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > self.limit:
+            return
+        path, writing = self._path(key), self.folder / f"{WRITING}{key}-{os.getpid()}"
+        with contextlib.suppress(SafetensorError, OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock"):
+                self._make_room(size, path)
+                try:
+                    save_file(tensors, writing, metadata=header)
+                    os.replace(writing, path)
+                finally:
+                    writing.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _make_room(self, size: int, replaced: Path) -> None:
+        """Remove the least recently used entries until `size` more bytes fit."""
+        entries = [(p, p.stat()) for p in self.folder.glob("*.safetensors") if p != replaced]
+        total = sum(status.st_size for _, status in entries)
+        for path, status in sorted(entries, key=lambda entry: entry[1].st_mtime):
+            if total + size <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= status.st_size
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor by itself on the processor: copied where it is part of a larger one."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def trace_key(model: Model, tokens: Tensor, span: int, chunk: int) -> str:
+    """The key of a context's trace: everything that decides its bits, the candidates apart."""
+    import transformers
+
+    threads = torch.get_num_threads() if model.device.type == "cpu" else 0
+    parts = (_FORMAT, model.fingerprint, model.dtype, model.device.type, span, chunk, threads)
+    versions = (torch.__version__, transformers.__version__)
+    return _hashed("trace", *parts, *versions, tokens.tolist())
+
+
+def baseline_key(trace: str, continuation: Tensor) -> str:
+    """The key of the full cache's run over a continuation, after the trace with that key."""
+    return _hashed("baseline", trace, continuation.tolist())
+
+
+def written_key(trace: str, count: int, temperature: float, seed: int) -> str:
+    """The key of what the model writes after the context of a trace."""
+    return _hashed("written", trace, count, temperature, seed)
+
+
+def _hashed(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:40]
+
+
+def packed(trace: Trace) -> Tensors:
+    """A trace as tensors and values; what looks ahead and what is remembered between rules is left out."""
+    tensors: dict[str, Tensor] = {"tokens": trace.tokens}
+    layers: list[dict[str, Any]] = []
+    for i, layer in enumerate(trace.cache.layers):
+        assert layer.keys is not None and layer.values is not None
+        tensors |= {f"keys/{i}": layer.keys, f"values/{i}": layer.values}
+        layers.append({k: v for k, v in vars(layer).items() if isinstance(v, bool | int) and not k.startswith("_")})
+    tensors |= {f"queries/{i}": queries for i, queries in enumerate(trace.window_queries)}
+    tensors |= {f"sinks/{i}": g.sinks for i, g in enumerate(trace.geometry) if g.sinks is not None}
+    tensors |= {f"entropy/{top_k}": entropy for top_k, entropy in trace._entropy.items()}
+    named = {
+        "surprisal": trace._surprisal,
+        "representation_change": trace._representation_change,
+        "accumulated_attention": trace._accumulated_attention,
+        "last_hidden": trace.last_hidden,
+    }
+    tensors |= {name: tensor for name, tensor in named.items() if tensor is not None}
+    for i, moments in enumerate(trace._query_moments or ()):
+        tensors |= {f"mean/{i}": moments.mean, f"covariance/{i}": moments.covariance}
+    values = {
+        "layers": layers,
+        "ablatable": list(trace.layers),
+        "geometry": [[g.scaling, g.softcap] for g in trace.geometry],
+        "biased": trace.position_biased,
+        "span": trace.span,
+        "kv_heads": trace.kv_heads,
+        "query_heads": trace.query_heads,
+    }
+    return Tensors(tensors, values)
+
+
+def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, rotation: bool) -> Trace | None:
+    """The trace of an entry, or None where it lacks a signal that is needed.
+
+    Args:
+        first, last: the candidates.
+        rotation: whether the model's rotary embedding is needed.
+    """
+    tensors, values = entry.tensors, entry.values
+    layers = tuple(values["ablatable"])
+    found = range(len(layers))
+    window = tensors["queries/0"].shape[1] if "queries/0" in tensors else 0
+    n = int(tensors["tokens"].shape[0])
+    lacking = [
+        min(needs.window, n) > window,
+        any(f"entropy/{top_k}" not in tensors for top_k in needs.entropy),
+        needs.surprisal and "surprisal" not in tensors,
+        needs.representation_change and "representation_change" not in tensors,
+        needs.accumulated_attention and "accumulated_attention" not in tensors,
+        needs.query_moments and "mean/0" not in tensors,
+    ]
+    if any(lacking):
+        return None
+    rotary = None
+    if needs.query_moments or rotation:
+        rotary = ready_rotation(model.model, model.anatomy, tensors["tokens"][:1], layers)
+    prefix = "entropy/"
+    return Trace(
+        tokens=tensors["tokens"],
+        layers=layers,
+        model_layers=model.anatomy.layers,
+        query_heads=values["query_heads"],
+        kv_heads=values["kv_heads"],
+        first=first,
+        last=last,
+        cache=_cache(entry, model),
+        last_hidden=tensors.get("last_hidden"),
+        window_queries=[tensors[f"queries/{i}"] for i in found] if window else [],
+        geometry=[
+            Geometry(scaling, softcap, tensors.get(f"sinks/{i}"))
+            for i, (scaling, softcap) in enumerate(values["geometry"])
+        ],
+        position_biased=values["biased"],
+        _entropy={int(k.removeprefix(prefix)): t for k, t in tensors.items() if k.startswith(prefix)},
+        _surprisal=tensors.get("surprisal"),
+        _representation_change=tensors.get("representation_change"),
+        _accumulated_attention=tensors.get("accumulated_attention"),
+        _query_moments=[Moments(tensors[f"mean/{i}"], tensors[f"covariance/{i}"]) for i in found]
+        if "mean/0" in tensors
+        else None,
+        rotation=rotary,
+        _model=model.model if needs.model else None,
+        span=values["span"],
+    )
+
+
+def _cache(entry: Tensors, model: Model) -> SelectiveCache:
+    """The cache as it was: our layers, and transformers' own sliding ones."""
+    fresh = DynamicCache(config=text_config(model.model.config)).layers
+    layers: list[Any] = []
+    for i, scalars in enumerate(entry.values["layers"]):
+        keys, values = entry.tensors[f"keys/{i}"], entry.tensors[f"values/{i}"]
+        layer = SelectiveLayer() if i in entry.values["ablatable"] else fresh[i]
+        if isinstance(layer, SelectiveLayer):
+            layer.update(keys, values)
+        else:
+            layer.lazy_initialization(keys, values)
+            vars(layer).update(scalars)
+            layer.keys, layer.values = keys, values
+        layers.append(layer)
+    return SelectiveCache.of_layers(layers)
