@@ -36,5 +36,21 @@ def told_apart(
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second = (one.kl[:, -1] / one.kl[:, 0] for one in both)
     groups = both[0].clusters if clustered else None
+    return surely_below(first, second, groups, comparisons=comparisons, method=method)
+
+
+def surely_below(
+    first: np.ndarray,
+    second: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    comparisons: int = 1,
+    method: Method = "t",
+) -> bool:
+    """Whether one positive quantity lies below another over documents (n,), its ratio's interval all below 1.
+
+    Args:
+        comparisons: pairs that these two were chosen from (Bonferroni).
+    """
     confidence = 1 - (1 - CONFIDENCE) / comparisons
-    return bool(paired(first, second, groups, confidence=confidence, method=method, test=False).high < 1)
+    return bool(paired(first, second, clusters, confidence=confidence, method=method, test=False).high < 1)

@@ -17,6 +17,7 @@ from simulated import Decay, effects_of_documents
 from forward_influence.analysis.crossover import crossing
 from forward_influence.analysis.curves import bins
 from forward_influence.analysis.decay import bin_law, fit
+from forward_influence.analysis.fading import surely_below
 from forward_influence.analysis.statistics import bootstrap_interval, holm, paired, t_interval
 
 SIZES = (6, 8, 12, 24)
@@ -100,6 +101,25 @@ def curves(runs: int, seed: int) -> None:
         print(f"| {n} | {' | '.join(cells)} |")
 
 
+def fading(runs: int, seed: int) -> None:
+    """How often "fades faster" is said of the extremes of k rules that all fade alike."""
+    print("\n| documents | 2 rules | 4 rules | 8 rules |")
+    print("| --- | --- | --- | --- |")
+    for n in SIZES:
+        rng = np.random.default_rng([seed, n])
+        cells = []
+        for rules in (2, 4, 8):
+            logs = rng.normal(0, 0.3, (runs, 1, n)) + rng.normal(0, 0.3, (runs, rules, n))
+            means = logs.mean(axis=-1)
+            ends = [
+                np.take_along_axis(logs, pick[:, None, None], 1)[:, 0] for pick in (means.argmin(1), means.argmax(1))
+            ]
+            pairs = rules * (rules - 1) // 2
+            said = [surely_below(np.exp(a), np.exp(b), comparisons=pairs) for a, b in zip(*ends, strict=True)]
+            cells.append(f"{100 * np.mean(said):.1f}")
+        print(f"| {n} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20_000, help="simulated runs per line of the first table")
@@ -108,6 +128,7 @@ def main() -> None:
     means(options.runs, options.seed)
     alarms(max(options.runs // 5, 1), options.seed)
     curves(max(options.runs // 5, 250), options.seed)
+    fading(max(options.runs // 5, 1), options.seed)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def test_overlap_shows_the_shares_of_each_layer(runs: Runs) -> None:
     assert f"{100 * pair['shared'].mean():.0f}" in [t.get_text() for t in upper.texts]
     assert not any(np.any(mesh.get_linewidths()) for mesh in upper.collections)  # they would frame what is masked
     other = plots.draw("overlap", PlotData((runs.many, runs.other)))
-    assert len(other.axes[1].texts) == 1  # one pair there: nothing is said of rules it did not measure
+    assert len(other.axes[2].texts) == 1  # one pair there: nothing is said of rules it did not measure
 
 
 def test_layers_are_drawn_as_vectors(runs: Runs, tmp_path: Path) -> None:

@@ -46,16 +46,13 @@ def draw(data: PlotData) -> Figure:
     rows = math.ceil(len(parts) / columns)
     height = rows * (cells + _LAYERS) + common.legend_height(entries, columns * style.COLUMN_WIDTH)
     figure = style.new_figure(columns * style.COLUMN_WIDTH, height)
-    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[cells, _LAYERS] * rows)
-    for place in range(rows * columns):
-        upper, lower = grid[2 * (place // columns), place % columns], grid[2 * (place // columns) + 1, place % columns]
-        if place >= len(parts):
-            upper.set_visible(False)
-            lower.set_visible(False)
-            continue
-        title, part = parts[place]
-        _pairs(upper, title, part, cell)
-        _layers(lower, part, against if against in _rules(part) else _rules(part)[0], data)
+    # figures of their own: long names beside the map would narrow the panel under it
+    places = figure.subfigures(2 * rows, columns, squeeze=False, height_ratios=[cells, _LAYERS] * rows)
+    for place, (title, part) in enumerate(parts):
+        row, column = 2 * (place // columns), place % columns
+        _pairs(places[row, column].subplots(), title, part, cell)
+        reference_here = against if against in _rules(part) else _rules(part)[0]
+        _layers(places[row + 1, column].subplots(), part, reference_here, data)
     common.legend_above(figure, entries)
     return figure
 

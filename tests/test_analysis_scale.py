@@ -1,0 +1,19 @@
+"""Analysis at the scale that it promises: 100 documents, 12 conditions, 14,000 positions, with selections."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "analysis_scale.py"
+
+
+@pytest.mark.slow
+def test_a_large_run_is_compared_and_reported_in_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARK), "--selections", "--limits", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
