@@ -302,7 +302,21 @@ class _Segment:
     def _look_ahead(self, trace: Trace, continuation: Tensor) -> dict[str, Tensor]:
         """Gradients of the continuation's zones, for rules that need them."""
         seed = derived_seed(self.request.seed, self.document.fingerprint, self.number, "labels")
-        return look_ahead(self.model, trace, continuation, self.request.needs, seed, progress=self.progress)
+        try:
+            found = look_ahead(self.model, trace, continuation, self.request.needs, seed, progress=self.progress)
+            finite = all(bool(torch.isfinite(values).all()) for values in found.values())
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # what drawing labels from NaN says
+                raise
+            finite = False
+        if not finite:
+            whole = torch.cat([self.context, continuation.to(self.context.device)])
+            bad = first_not_finite(self.model, whole) - trace.n
+            raise ForwardInfluenceError(
+                f"{self.document.name}: NaN or infinite logits at distance {bad} of the continuation; try --dtype "
+                "float32, or leave this document out"
+            )
+        return found
 
     def _save_tokens(self, trace: Trace, continuation: Tensor, measured: Measured) -> None:
         ids, candidates = trace.tokens.cpu(), self.request.candidates
