@@ -57,7 +57,7 @@ def test_sampled_positions_and_direct_effects_are_cheaper_and_oracles_dearer():
     sampled = {"positions_per_bin": 4, "bin_width": 20}
     assert cost(effect="direct", **sampled) < cost(**sampled) < cost()
     assert cost(effect="both") > 1.5 * cost()
-    assert cost(selectors=("oracle:far",)) > 3 * cost()
+    assert cost(selectors=("oracle:far,by=fisher",)) > 3 * cost() > cost(selectors=("oracle:far",)) > cost()
     passes = [cost(selectors=("recent", "first", "knorm")[:count]) for count in (1, 2, 3)]
     one = forward_operations(SIZES, 60, 40) + compared_operations(SIZES, 40)
     assert passes[2] - passes[1] == pytest.approx(passes[1] - passes[0]) == pytest.approx(one)
