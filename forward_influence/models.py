@@ -175,7 +175,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
-    device_map: str | None = None,
+    device_map: str | dict[str, int | str] | None = None,
     max_memory: dict[int | str, int | str] | None = None,
 ) -> Model:
     """Load a causal language model.
@@ -186,7 +186,8 @@ def load_model(
         dtype: "auto" (float32), float32, float64, bfloat16 or float16.
         trust_remote_code: let transformers run code that comes with the model.
         revision: a branch, tag or commit of a hub model.
-        device_map: "auto" spreads a model over several devices (accelerate); None keeps it on one.
+        device_map: "auto" spreads a model over several devices (accelerate), a dictionary says which part lies where;
+            None keeps it on one.
         max_memory: with a device map, what each device may hold, as accelerate takes it.
 
     Raises:

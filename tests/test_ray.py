@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +23,6 @@ from forward_influence.models import load_model
 from forward_influence.request import Request
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 from forward_influence.ray_executor import RayExecutor, Recipe  # noqa: E402
@@ -171,6 +172,114 @@ def test_what_concerns_the_request_ends_the_run_with_one_line(cluster, model, fo
     executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=1)
     with pytest.raises(UsageError, match="rule 'broken' returned scores of shape"):
         measure(model, tiny_data.documents(2, 100), request, tmp_path / "run", executor=executor)
+
+
+def test_the_driver_needs_no_model(cluster, folder, model, tmp_path):
+    """Only workers load it; what the manifest says of it is what they say."""
+    documents = tiny_data.documents(2, 100)
+    request = Request(selectors=("attention:window=8",), **SMALL)
+    executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=2)
+    spread = measure(None, documents, request, tmp_path / "ray", executor=executor)
+    local = measure(model, documents, request, tmp_path / "local")
+    assert contents(spread) == contents(local)
+    assert spread.manifest["model"] == local.manifest["model"]
+
+
+def test_more_workers_than_fit_are_said_and_more_than_a_node_has_are_refused(cluster, folder, model, tmp_path):
+    documents = tiny_data.documents(2, 100)
+    request = Request(selectors=("recent",), **SMALL)
+    heard = Heard()
+    executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=50)
+    run = measure(model, documents, request, tmp_path / "run", executor=executor, progress=heard)
+    assert len(run.measured()) == 2
+    assert any("of 50 workers fit the cluster (1 processors each)" in message for message in heard.messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpus_per_worker": 1}, "no node of the cluster has 1 processors and 1 GPUs for a worker"),
+        ({"threads": 512}, "no node of the cluster has 512 processors for a worker"),
+        ({"address": "127.0.0.1:1"}, "a Ray cluster at 127.0.0.1:1 cannot be reached"),
+        ({"address": "ray://127.0.0.1:1"}, "cannot be reached"),
+    ],
+)
+def test_what_no_cluster_can_give_is_one_line_at_once(folder, tmp_path, options, words):
+    """In a process of its own, whose Ray is not connected yet."""
+    script = (
+        "import sys, tiny_data\n"
+        "from forward_influence.errors import UsageError\n"
+        "from forward_influence.measurement import measure\n"
+        "from forward_influence.ray_executor import RayExecutor, Recipe\n"
+        "from forward_influence.request import Request\n"
+        f"request = Request(selectors=('recent',), **{SMALL!r})\n"
+        f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), **{options!r})\n"
+        "try:\n"
+        f"    measure(None, tiny_data.documents(1, 100), request, {str(tmp_path / 'run')!r}, executor=executor)\n"
+        "except UsageError as error:\n"
+        "    print('said:', error)\n"
+    )
+    begun = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert words in done.stdout, done.stderr[-2000:]
+    assert done.stdout.startswith("said:") and done.stdout.count("\n") == 1
+    assert time.monotonic() - begun < 90
+
+
+def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
+    """SIGKILL for the process that drives; the same command measures what is missing, and nothing twice."""
+    rule, _ = slow_rule(tmp_path, 0.7)
+    script = (
+        "import ray, sys, tiny_data, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from forward_influence.measurement import measure\n"
+        "from forward_influence.ray_executor import RayExecutor, Recipe\n"
+        "from forward_influence.request import Request\n"
+        f"request = Request(selectors=({rule!r},), **{SMALL!r})\n"
+        f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), address={cluster.address!r}, workers=2)\n"
+        f"measure(None, tiny_data.documents(6, 100), request, {str(tmp_path / 'run')!r}, executor=executor)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "run" / "parts"
+    deadline = time.monotonic() + 120
+    while (not parts.is_dir() or len(list(parts.glob("*.parquet"))) < 2) and time.monotonic() < deadline:
+        assert driver.poll() is None, driver.stderr.read()[-2000:]
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    there = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+    assert 2 <= len(there) < 6
+    request = Request(selectors=(rule,), **SMALL)
+    documents = tiny_data.documents(6, 100)
+    executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=2)
+    run = measure(None, documents, request, tmp_path / "run", executor=executor)
+    assert len(run.measured()) == 6
+    assert all(path.stat().st_mtime_ns == changed for path, changed in there.items())
+    assert contents(run) == contents(measure(model, documents, request, tmp_path / "local"))
+
+
+def test_a_run_that_is_enough_ends_and_lets_its_workers_go(cluster, folder, tmp_path):
+    class After:
+        count = 0
+
+        def add(self, rows):
+            self.count += 1
+            return {"half_widths": {"r": 0.1}, "level": 0.97} if self.count == 2 else None
+
+    executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=2)
+    request = Request(selectors=("recent",), **SMALL)
+    documents = tiny_data.documents(8, 100)
+    run = measure(None, documents, request, tmp_path / "run", executor=executor, stop=After())
+    assert [d["name"] for d in run.documents] == [d["name"] for d in run.measured()] == ["doc 0/../x", "doc 1/../x"]
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources().get("CPU", 0) >= 2
 
 
 def test_other_weights_on_a_node_are_refused(cluster, model, folder, tmp_path):
