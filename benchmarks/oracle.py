@@ -1,4 +1,4 @@
-"""Oracle and screening on a real model: does the far oracle win, and how well do estimates rank rules?
+"""Oracles and screening on a real model: does the far oracle win, and how well do estimates rank rules?
 
     python benchmarks/oracle.py --out oracle-out --device cuda --context 1024 --continuation 3072 --documents 12
     python benchmarks/oracle.py --out oracle-out --context 256 --continuation 512 --documents 8
@@ -23,21 +23,21 @@ from forward_influence.analysis.statistics import paired
 from forward_influence.cli.screen import as_frame
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents
-from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import measure_ablations, removal
 from forward_influence.models import load_model, load_tokenizer, resolve_spec
 from forward_influence.recording import record
 from forward_influence.request import Request
-from forward_influence.screening import leave_one_out_masks, screen_document, token_leave_one_out
+from forward_influence.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.selection import Selection
 from forward_influence.zones import zones
 
 RULES = [
-    "attention", "attention:per=token", "h2o", "tova", "knorm", "keydiff", "expected-attention",
-    "entropy", "low-entropy", "entropy:shift=1", "surprisal", "infokv", "recent", "first", "random",
-    "random:per=token", "product:attention*entropy",
+    "attention", "attention:per=token", "h2o", "h2o:per=token", "tova", "knorm", "knorm:per=token", "keydiff",
+    "expected-attention", "expected-attention:per=token", "entropy", "low-entropy", "entropy:shift=1", "surprisal",
+    "infokv", "recent", "first", "random", "random:per=token", "product:attention*entropy",
 ]  # fmt: skip
 ORACLES = [f"oracle:{zone},per={per}" for zone in ("near", "far", "all") for per in ("entry", "token")]
+FISHER = [f"oracle:{zone},by=fisher,per={per}" for zone in ("near", "far") for per in ("entry", "token")]
 
 
 def main() -> None:
@@ -45,7 +45,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     spec = resolve_spec(options.model)
     model = load_model(spec, device=options.device)
-    oracles = [f"{rule},samples={options.oracle_samples}" for rule in ORACLES]
+    oracles = ORACLES + [f"{rule},samples={options.oracle_samples}" for rule in FISHER]
+    ways = ways_of(options)
     request = Request(
         selectors=tuple(RULES + oracles), budgets=(options.budget,), context=options.context,
         continuation=options.continuation, draws=2,
@@ -58,13 +59,19 @@ def main() -> None:
         if path.exists() or time.monotonic() - begun > options.seconds:
             continue
         started = time.perf_counter()
-        found, seconds = screen_document(model, document, request, options.samples, exact=True)
-        frame = as_frame(found).assign(gradient_seconds=seconds["gradients"], context_seconds=seconds["context"])
+        found, seconds = screen_document(model, document, request, ways, exact=True)
+        frame = as_frame(found)
+        frame["gradient_seconds"] = frame["by"].map(seconds)
         if i < options.leave_one_out:
             calibration(model, document, request, options).to_parquet(options.out / f"calibration-{i:02d}.parquet")
         frame.to_parquet(path)
         print(f"{document.document.name}: {time.perf_counter() - started:.1f} s", flush=True)
     report(options)
+
+
+def ways_of(options: argparse.Namespace) -> list[Way]:
+    """Closing with each number of gates, and fisher."""
+    return [*(Way("closing", count) for count in options.gates), Way("fisher", options.samples)]
 
 
 def parsed() -> argparse.Namespace:
@@ -76,7 +83,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--continuation", type=int, default=512)
     parser.add_argument("--budget", default="0.2")
-    parser.add_argument("--samples", type=int, default=16, help="label samples of the estimates")
+    parser.add_argument("--gates", type=int, nargs="+", default=[1, 4], help="gate values of the closing estimates")
+    parser.add_argument("--samples", type=int, default=16, help="label samples of the fisher estimates")
     parser.add_argument("--oracle-samples", type=int, default=8)
     parser.add_argument("--leave-one-out", type=int, default=0, help="calibrate on so many documents")
     parser.add_argument("--tokens", type=int, default=64, help="removed one by one, on each of these")
@@ -90,24 +98,27 @@ def calibration(model: object, document: object, request: Request, options: argp
     tokens = document.segments[0][: n + m]
     trace = record(model, tokens[:n], span=n + m)
     ends = zones(m)
-    gradients = continuation_gradients(model, trace, tokens[n:], ends, options.samples, 0)
     some = range(4, min(n, 4 + options.tokens))
     masks = leave_one_out_masks(trace.shape, some)
     ablations = [removal(trace, Selection(mask.to(model.device), trace.layers), "drop", m) for mask in masks]
     _, found = measure_ablations(model, trace, tokens[n:], ablations)
     rows = []
-    for name, (low, high) in ends.items():
-        estimates = token_leave_one_out(gradients[name], high - low).cpu()
-        for token, influence in zip(some, found, strict=True):
-            exact = float(influence.kl[low:high].double().mean())
-            rows.append({"bin": name, "token": token, "estimate": float(estimates[token]), "exact": exact})
+    for way in ways_of(options):
+        gradients = way.gradients(model, trace, tokens[n:], ends, 0)
+        for name, (low, high) in ends.items():
+            estimates = way.leave_one_out(gradients[name], high - low).cpu()
+            for token, influence in zip(some, found, strict=True):
+                exact = float(influence.kl[low:high].double().mean())
+                about = {"way": f"{way.by}, {way.count} {way.counts}", "bin": name, "token": token}
+                rows.append({**about, "estimate": float(estimates[token]), "exact": exact})
     return pd.DataFrame(rows)
 
 
 def report(options: argparse.Namespace) -> None:
     """Tables of everything measured so far."""
     frame = pd.concat([pd.read_parquet(p) for p in sorted(options.out.glob("document-*.parquet"))])
-    fixed = frame[~frame["selector"].str.startswith("oracle")]
+    frame["way"] = frame["by"] + ", " + frame["estimates"].map(len).astype(str)
+    rules = frame[~frame["selector"].str.startswith("oracle")]
     mean = frame.groupby(["document", "selector", "bin"])["exact"].mean().unstack("bin")
     lines = [f"{frame['document'].nunique()} documents, {options.context} + {options.continuation} tokens, "]
     lines[0] += f"budget {options.budget}, torch {torch.__version__}\n"
@@ -121,18 +132,32 @@ def report(options: argparse.Namespace) -> None:
             comparisons[f"{oracle} / {rule}"] = [float(out.ratio), float(out.low), float(out.high)]
     rows = pd.DataFrame(comparisons, index=["ratio", "low", "high"]).T
     lines.append("Far influence, far oracle over each rule (95% intervals):\n\n" + rows.to_string() + "\n")
-    ranks = agreement(fixed, (1, 2, 4, 8, 16, 32, 64))
+    ranks = pd.concat(
+        [
+            agreement(part, (1, 2, 4, 8, 16, 32, 64) if way.startswith("fisher") else (len(part["estimates"].iloc[0]),))
+            .assign(way=way.split(",")[0])
+            .rename(columns={"samples": "count"})
+            for way, part in rules.groupby("way", sort=False)
+        ]
+    )
     lines.append("Rank correlation of estimates with exact values:\n\n" + ranks.to_string(index=False) + "\n")
+    sizes = rules.assign(size=np.log(rules["estimate"].clip(lower=1e-12) / rules["exact"]))
+    sizes = np.exp(sizes.groupby(["way", "bin"], sort=False)["size"].median())
+    lines.append("Estimate over exact value, median:\n\n" + sizes.unstack("bin").to_string() + "\n")
     each, more = frame["exact_seconds"].mean(), frame["seconds"].mean()
-    spent = frame.groupby("document")["gradient_seconds"].first().mean()
-    lines.append(f"Gradients {spent:.1f} s a document; one more rule {more * 1e3:.2f} ms, measured {each:.2f} s.\n")
+    spent = frame.groupby(["document", "by"])["gradient_seconds"].first().groupby(level="by").mean()
+    for by, seconds in spent.items():
+        lines.append(f"Gradients {by}, all counts: {seconds:.1f} s a document.")
+    lines.append(f"One more rule: {more * 1e3:.2f} ms estimated, {each:.2f} s measured ({each / more:,.0f} times).\n")
     parts = sorted(options.out.glob("calibration-*.parquet"))
     if parts:
         loo = pd.concat([pd.read_parquet(p).assign(document=p.stem) for p in parts])
-        for name, part in loo.groupby("bin", sort=False):
+        for (way, name), part in loo.groupby(["way", "bin"], sort=False):
             rank = spearmanr(part["estimate"], part["exact"]).statistic
-            ratio = float(np.exp(np.median(np.log(part["estimate"] / part["exact"]))))
-            lines.append(f"Leave-one-out, {name}: rank correlation {rank:.3f}, median estimate/exact {ratio:.3f}")
+            ratio = float(np.median(part["estimate"] / part["exact"]))
+            lines.append(
+                f"Leave-one-out, {way}, {name}: rank correlation {rank:.3f}, median estimate/exact {ratio:.3f}"
+            )
     text = "\n".join(lines)
     (options.out / "report.md").write_text(text + "\n")
     content = {"comparisons": comparisons, "agreement": ranks.to_dict("records"), "exact": values.to_dict()}

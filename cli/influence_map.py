@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from forward_influence.influence_map import MapControls
 
 
 def influence_map_command(
@@ -29,7 +34,7 @@ def influence_map_command(
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
-    from forward_influence.influence_map import MapRequest, influence_map
+    from forward_influence.influence_map import MapRequest, influence_map, read_controls
     from forward_influence.models import load_model, resolve_spec
     from forward_influence.request import Request
 
@@ -55,17 +60,17 @@ def influence_map_command(
         style.save(draw_map(frame, f"{name}: each token removed by itself, {effect} effect"), picture)
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another --out") from error
-    _show(frame)
+    _show(frame, read_controls(out))
     typer.echo(f"map: {out}\npicture: {picture}")
 
 
-def _show(frame: object) -> None:
-    """The ten strongest tokens."""
+def _show(frame: pd.DataFrame, controls: MapControls) -> None:
+    """The ten strongest tokens, and what to read them against."""
     import pandas as pd
 
     from forward_influence.cli import tables
+    from forward_influence.influence_map import FLAG_FACTOR
 
-    assert isinstance(frame, pd.DataFrame)
     weighted = frame.assign(total=frame["kl"] * (frame["high"] - frame["low"]))
     each = weighted.groupby(["first", "last", "text"], sort=False)["total"].sum() / frame["high"].max()
     top = each.sort_values(ascending=False).head(10).reset_index()
@@ -78,3 +83,8 @@ def _show(frame: object) -> None:
     )
     out = tables.console()
     out.print(tables.rich_table(shown, "the strongest tokens, mean KL in nats over the continuation", out.width))
+    weak = int((each < FLAG_FACTOR * controls.noise_floor).sum())
+    typer.echo(
+        f"noise floor: {controls.noise_floor:.1e} nats; {weak} of {len(each)} lie below {FLAG_FACTOR} times that\n"
+        f"positive control: {tables.number(controls.positive)} nats with all tokens but the first removed"
+    )

@@ -80,9 +80,7 @@ def _show(found: Inspected, layer: int | None, head: int | None) -> None:
     width = max(20, (out.width - 2) // len(views))
     panels = [Panel(_shaded(found, view), title=_title(view), width=width) for view in views]
     out.print(panels[0] if len(panels) == 1 else Columns(panels, padding=(0, 0)))
-    out.print(
-        f"{found.name}: {found.caption(layer, head)}; darker is a higher rank, underlined is selected", markup=False
-    )
+    out.print(f"{found.name}: {found.caption(layer, head)}\n{found.legend(layer, head)}", markup=False, highlight=False)
 
 
 def _title(view: View) -> Text:

@@ -5,11 +5,14 @@ The ground truth for estimates, and a picture: influence by token and by distanc
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +20,20 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence import Ablation, measure_ablations, removal
+from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.runs import write_whole
 from forward_influence.selection import Selection
+from forward_influence.trace import Trace
 
+#: Raised where a map's columns change, so that maps of two kinds do not mix in one file.
+_FORMAT = 2
+#: A value below so many times the noise floor is flagged, as in the analysis of runs.
+FLAG_FACTOR = 3
+#: Fields of a map's identity whose values say nothing to people.
+_DIGESTS = ("model", "tokens")
 #: Blocks measured between two writes: what a stopped map loses at most.
 _AT_ONCE = 16
 
@@ -53,9 +63,22 @@ class MapRequest:
             raise UsageError(f"--effect {self.effect} is unknown; it is total or direct")
 
     @property
-    def edges(self) -> list[int]:
-        """Edges of the distance bins."""
-        return [*range(0, self.continuation, self.bin_width), self.continuation]
+    def bins(self) -> list[tuple[int, int]]:
+        """(first, behind the last) distance of each bin."""
+        return list(pairwise([*range(0, self.continuation, self.bin_width), self.continuation]))
+
+
+@dataclass(frozen=True)
+class MapControls:
+    """What a map is to be read against, mean KL in nats over the whole continuation.
+
+    Attributes:
+        noise_floor: of an empty selection whose entries are stored in another order.
+        positive: of removing all tokens but the first; NaN where there is one only.
+    """
+
+    noise_floor: float = float("nan")
+    positive: float = float("nan")
 
 
 def influence_map(
@@ -78,11 +101,12 @@ def influence_map(
 
     Returns:
         One row per block and distance bin: `block`, `first`, `last` (tokens first <= i < last), `text`, `low`, `high`
-        (distances), `kl` (mean over the bin, nats), `nll_delta`.
+        (distances), `kl` (mean over the bin, nats), `nll_delta`; `floor`, the bin's mean KL of an empty selection whose
+        entries are stored in another order (rounding alone), and `flagged`, whether `kl` is below 3 times that.
 
     Raises:
-        UsageError: too few tokens, or `out` holds another map.
-        ForwardInfluenceError: `out` does not read back.
+        UsageError: too few tokens, or `out` holds another map; the fields that differ are named.
+        ForwardInfluenceError: `out` does not read back, or removing all tokens but the first changes nothing.
     """
     progress = progress or Silent()
     n, m = request.context, request.continuation
@@ -96,39 +120,60 @@ def influence_map(
     if not missing:
         return done
     trace = record(model, tokens[:n], span=n + m, chunk=chunk)
-    progress.begin(len(missing) * m + m * -(-len(missing) // _AT_ONCE), "leave-one-out")
+    progress.begin(len(missing) * m + m * (3 + -(-len(missing) // _AT_ONCE)), "leave-one-out")
     try:
+        floors, controls = _controls(model, trace, tokens[n : n + m], request, chunk, progress)
         for start in range(0, len(missing), _AT_ONCE):
             some = missing[start : start + _AT_ONCE]
             ablations = []
             for first, last in some:
-                mask = torch.zeros(trace.shape, dtype=torch.bool, device=model.device)
-                mask[..., first:last] = True
-                one = removal(trace, Selection(mask, trace.layers), "drop", m, direct=request.effect == "direct")
-                ablations.append(Ablation(f"tokens {first} to {last - 1}", one.branch, m, True, None, one.direct))
+                one = _without(trace, first, last, f"tokens {first} to {last - 1}", request)
+                ablations.append(dataclasses.replace(one, empty=True))  # a token may well change nothing
             _, found = measure_ablations(model, trace, tokens[n : n + m], ablations, chunk=chunk, progress=progress)
             rows = []
             for (first, last), influence in zip(some, found, strict=True):
                 text = "".join(_piece(model, int(token)) for token in tokens[first:last])
-                for low, high in zip(request.edges[:-1], request.edges[1:], strict=True):
+                for (low, high), floor in zip(request.bins, floors, strict=True):
                     kl = float(influence.kl[low:high].double().mean())
                     delta = float(influence.nll_delta[low:high].double().nanmean())
-                    rows.append((first // request.block, first, last, text, low, high, kl, delta))
+                    flagged = kl < FLAG_FACTOR * floor
+                    rows.append((first // request.block, first, last, text, low, high, kl, delta, floor, flagged))
             new = pd.DataFrame(rows, columns=_COLUMNS)
             done = new if done.empty else pd.concat([done, new], ignore_index=True)
-            _write(path, done, identity)
+            _write(path, done, identity, controls)
     finally:
         progress.end()
     return done
 
 
-_COLUMNS = ["block", "first", "last", "text", "low", "high", "kl", "nll_delta"]
+_COLUMNS = ["block", "first", "last", "text", "low", "high", "kl", "nll_delta", "floor", "flagged"]
 
 
-def _identity(model: Model, tokens: Tensor, request: MapRequest) -> str:
+def _without(trace: Trace, first: int, last: int, label: str, request: MapRequest) -> Ablation:
+    """The removal of tokens first <= i < last from every layer and head."""
+    mask = torch.zeros(trace.shape, dtype=torch.bool, device=trace.tokens.device)
+    mask[..., first:last] = True
+    selection = Selection(mask, trace.layers)
+    return removal(trace, selection, "drop", request.continuation, label, direct=request.effect == "direct")
+
+
+def _controls(
+    model: Model, trace: Trace, continuation: Tensor, request: MapRequest, chunk: int, progress: Progress
+) -> tuple[list[float], MapControls]:
+    """The noise floor of each bin, and what the whole map's controls are."""
+    ablations = [shuffled(trace, request.continuation, direct=request.effect == "direct")]
+    if trace.n > 1:  # the first stays: with no context at all there is nothing to attend to
+        ablations.append(_without(trace, 1, trace.n, "dropping all tokens but the first", request))
+    _, (noise, *positive) = measure_ablations(model, trace, continuation, ablations, chunk=chunk, progress=progress)
+    floors = [float(noise.kl[low:high].double().mean()) for low, high in request.bins]
+    everything = float(positive[0].kl.double().mean()) if positive else float("nan")
+    return floors, MapControls(float(noise.kl.double().mean()), everything)
+
+
+def _identity(model: Model, tokens: Tensor, request: MapRequest) -> dict[str, Any]:
     """What a map is a map of; another in the same file is refused."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes()).hexdigest()
-    return json.dumps({"model": model.fingerprint, "tokens": digest, **vars(request)}, sort_keys=True)
+    return {"format": _FORMAT, "model": model.fingerprint, "tokens": digest, **vars(request)}
 
 
 def _piece(model: Model, token: int) -> str:
@@ -136,7 +181,7 @@ def _piece(model: Model, token: int) -> str:
     return decode([token]) if decode else str(token)
 
 
-def _read(path: Path, identity: str) -> pd.DataFrame:
+def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -148,17 +193,30 @@ def _read(path: Path, identity: str) -> pd.DataFrame:
         raise ForwardInfluenceError(
             f"{path} does not read back ({type(error).__name__}); choose another --out"
         ) from error
-    known = (table.schema.metadata or {}).get(b"influence_map", b"").decode()
-    if known != identity:
-        raise UsageError(f"{path} holds another map (or none); choose another --out")
+    known = _metadata(table, b"influence_map")
+    if known is None:
+        raise UsageError(f"{path} exists and is no influence map; choose another --out")
+    if differing := [name for name in {**identity, **known} if known.get(name) != identity.get(name)]:
+        shown = [n if n in _DIGESTS else f"{n} {known.get(n)} there, {identity.get(n)} here" for n in differing]
+        raise UsageError(f"{path} holds another map (different: {'; '.join(shown)}); choose another --out")
     return table.to_pandas()
 
 
-def _write(path: Path, frame: pd.DataFrame, identity: str) -> None:
+def _metadata(table: Any, key: bytes) -> dict[str, Any] | None:
+    """A dictionary that a table carries; None where it does not."""
+    try:
+        found = json.loads((table.schema.metadata or {}).get(key, b""))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, frame: pd.DataFrame, identity: dict[str, Any], controls: MapControls) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata({"influence_map": identity})
+    metadata = {"influence_map": json.dumps(identity), "controls": json.dumps(vars(controls))}
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +229,19 @@ def read_map(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         UsageError: the file is no map.
     """
+    return _table(path).to_pandas()
+
+
+def read_controls(path: str | os.PathLike[str]) -> MapControls:
+    """The controls of a map.
+
+    Raises:
+        UsageError: the file is no map.
+    """
+    return MapControls(**(_metadata(_table(path), b"controls") or {}))
+
+
+def _table(path: str | os.PathLike[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,6 +249,6 @@ def read_map(path: str | os.PathLike[str]) -> pd.DataFrame:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} is no influence map ({type(error).__name__})") from error
-    if b"influence_map" not in (table.schema.metadata or {}):
+    if _metadata(table, b"influence_map") is None:
         raise UsageError(f"{path} is no influence map; `forward-influence influence-map` writes one")
-    return table.to_pandas()
+    return table

@@ -14,6 +14,7 @@ from forward_influence.errors import UsageError
 from forward_influence.models import Model
 from forward_influence.recording import record
 from forward_influence.request import Request
+from forward_influence.selection import ranges
 from forward_influence.selectors import chosen, final_scores
 
 
@@ -43,6 +44,8 @@ class Inspected:
         scores: per rule (L, H, n); `masks`: per rule (L, H, n) bool.
         layers: model layers of the axis L.
         first, last: candidates are first <= i < last.
+        budget: as typed; `number`: candidates that it selects per layer and head (on average, for rules that divide
+            it); `mode`: "drop" or "keep".
     """
 
     name: str
@@ -54,6 +57,9 @@ class Inspected:
     layers: tuple[int, ...]
     first: int
     last: int
+    budget: str
+    number: int
+    mode: str
 
     def view(self, rule: int, layer: int | None, head: int | None) -> View:
         """A rule in a model layer and kv head; None averages over all.
@@ -62,7 +68,9 @@ class Inspected:
             UsageError: a layer or head that there is not.
         """
         if layer is not None and layer not in self.layers:
-            raise UsageError(f"--layer {layer} cannot be looked at; the full-attention layers are {list(self.layers)}")
+            raise UsageError(
+                f"--layer {layer} cannot be looked at; the full-attention layers are {ranges(self.layers)}"
+            )
         heads = self.masks[rule].shape[1]
         if head is not None and not 0 <= head < heads:
             raise UsageError(f"--head {head} does not exist; the model has kv heads 0 to {heads - 1}")
@@ -75,10 +83,21 @@ class Inspected:
         return View(self.rules[rule], ranks, self.masks[rule][rows, columns].double().mean((0, 1)).cpu())
 
     def caption(self, layer: int | None, head: int | None) -> str:
-        """What is looked at, in words."""
-        return (
-            f"{'all layers' if layer is None else f'layer {layer}'}, {'all heads' if head is None else f'head {head}'}"
+        """What is looked at and how much is selected in it, in words."""
+        n, candidates = len(self.tokens), self.last - self.first
+        where = "all layers" if layer is None else f"layer {layer}"
+        heads = "all heads" if head is None else f"head {head}"
+        selected = (
+            f"{self.number} of {candidates} candidates per layer and head ({n} tokens, {n - candidates} protected)"
         )
+        would = "would leave the cache" if self.mode == "drop" else "would stay in the cache, with the protected ones"
+        return f"{where}, {heads}; budget {self.budget} selects {selected}, which {would}"
+
+    def legend(self, layer: int | None, head: int | None) -> str:
+        """What shading and underlining mean."""
+        one = layer is not None and head is not None
+        by = "" if one else " by at least half of the layers and heads looked at"
+        return f"darker is a higher rank among the candidates; bold and underlined is selected{by}"
 
 
 def inspect_document(model: Model, document: CutDocument, request: Request) -> Inspected:
@@ -103,6 +122,9 @@ def inspect_document(model: Model, document: CutDocument, request: Request) -> I
         layers=trace.layers,
         first=candidates.first,
         last=candidates.last,
+        budget=request.parsed_budgets[0].text,
+        number=number,
+        mode=request.mode,
     )
 
 
@@ -152,10 +174,11 @@ def html_page(found: Inspected, layer: int | None, head: int | None) -> str:
             spans.append(f'<span{mark} style="{colour}" title="{tip}">{html.escape(piece)}</span>')
         columns.append(f"<section><h2>{html.escape(view.rule)}</h2><div class=text>{''.join(spans)}</div></section>")
     name = html.escape(found.name)
-    note = "Darker is a higher rank among the candidates; underlined is selected by at least half of what is looked at."
+    caption, legend = found.caption(layer, head), found.legend(layer, head)
+    note = html.escape(f"{caption[0].upper()}{caption[1:]}. {legend[0].upper()}{legend[1:]}.")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style><h1>{name}</h1><p>{html.escape(found.caption(layer, head))}. {note}</p>"
+        f"<style>{_STYLE}</style><h1>{name}</h1><p>{note}</p>"
         f"<main>{''.join(columns)}</main></html>\n"
     )

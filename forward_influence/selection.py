@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -161,14 +162,25 @@ class Selection:
         if layers is not None:
             if strange := sorted(layers - set(self.layers)):
                 raise UsageError(
-                    f"layers {strange} cannot be ablated; the full-attention layers are {list(self.layers)}"
+                    f"layers {ranges(strange)} cannot be ablated; the full-attention layers are {ranges(self.layers)}"
                 )
             mask[[i for i, layer in enumerate(self.layers) if layer not in layers]] = False
         if heads is not None:
             if strange := sorted(heads - set(range(mask.shape[1]))):
-                raise UsageError(f"kv heads {strange} do not exist; the model has {mask.shape[1]}")
+                raise UsageError(f"kv heads {ranges(strange)} do not exist; the model has {mask.shape[1]}")
             mask[:, [h for h in range(mask.shape[1]) if h not in heads]] = False
         return Selection(mask, self.layers)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as one types them, 0-9,12."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def top(scores: Tensor, candidates: Candidates, counts: int | Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pandas as pd
 import pytest
 import tiny_data
 import torch
 
 from forward_influence import influence_map as module
 from forward_influence.analysis.plots.influence_map import draw_map
+from forward_influence.cli import influence_map as command
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import forward_influence
-from forward_influence.influence_map import MapRequest, influence_map, read_map
+from forward_influence.influence_map import MapRequest, influence_map, read_controls, read_map
 from forward_influence.recording import record
 from forward_influence.selection import Selection
 
@@ -50,7 +54,7 @@ def test_a_stopped_map_goes_on(model, tokens, tmp_path, monkeypatch):
 
     def interrupted(*args, **kwargs):
         calls.append(len(args[3]))
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return honest(*args, **kwargs)
 
@@ -59,17 +63,51 @@ def test_a_stopped_map_goes_on(model, tokens, tmp_path, monkeypatch):
         influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
     assert read_map(tmp_path / "map.parquet")["block"].max() == 3
     again = influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
-    assert calls == [4, 4, 4, 3]
+    assert calls == [2, 4, 4, 2, 4, 3], "controls first, also when it goes on"
     assert again["kl"].tolist() == pytest.approx(whole["kl"].tolist(), abs=1e-7)
     calls.clear()
     influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
     assert calls == []
 
 
+@pytest.mark.parametrize("effect", ["total", "direct"])
+def test_controls(model, tokens, tmp_path, effect, capsys):
+    request = dataclasses.replace(SMALL, effect=effect)
+    frame = influence_map(model, tokens, request, tmp_path / "map.parquet")
+    controls = read_controls(tmp_path / "map.parquet")
+    assert 0 <= controls.noise_floor < 1e-6 < float(frame["kl"].mean()) < controls.positive
+    assert frame.groupby("low")["floor"].nunique().tolist() == [1, 1, 1]
+    weights = frame["high"] - frame["low"]
+    floor = float((frame["floor"] * weights).sum() / weights.sum())
+    assert floor == pytest.approx(controls.noise_floor)
+    assert (frame["flagged"] == (frame["kl"] < 3 * frame["floor"])).all()
+    command._show(frame, controls)
+    shown = capsys.readouterr().out
+    assert "0 of 11 lie below 3 times that" in shown and "with all tokens but the first removed" in shown
+
+
+def test_an_ablation_that_does_nothing_is_an_error(model, tokens, tmp_path, monkeypatch):
+    honest = module.removal
+
+    def without(trace, *others, **named):
+        return dataclasses.replace(honest(trace, *others, **named), branch=lambda room: trace.cache.branch(None, room))
+
+    monkeypatch.setattr(module, "removal", without)
+    with pytest.raises(ForwardInfluenceError, match="dropping all tokens but the first: the ablation left every logit"):
+        influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
+
+
 def test_refusals(model, tokens, tmp_path):
     influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
-    with pytest.raises(UsageError, match="holds another map"):
+    with pytest.raises(UsageError, match=r"holds another map \(different: tokens\); choose another --out"):
         influence_map(model, tokens.flip(0), SMALL, tmp_path / "map.parquet")
+    other = dataclasses.replace(SMALL, block=3, effect="direct")
+    wanted = r"\(different: block 2 there, 3 here; effect total there, direct here\)"
+    with pytest.raises(UsageError, match=wanted):
+        influence_map(model, tokens, other, tmp_path / "map.parquet")
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(UsageError, match="exists and is no influence map"):
+        influence_map(model, tokens, SMALL, tmp_path / "table.parquet")
     with pytest.raises(UsageError, match="fewer than 21"):
         influence_map(model, tokens[:20], SMALL, tmp_path / "other.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"no")

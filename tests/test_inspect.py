@@ -57,7 +57,19 @@ def test_terminal(found, capsys):
     nasty = dataclasses.replace(found, pieces=["[red]x\x1b[2J"] * 60)
     command._show(nasty, 1, None)
     shown = capsys.readouterr().out
-    assert "layer 1, all heads" in shown and "[red]x" in shown and "\x1b[2J" not in shown and "recent" in shown
+    assert "[red]x" in shown and "\x1b[2J" not in shown and "recent" in shown
+    words = " ".join(shown.split())
+    assert "layer 1, all heads; budget 0.2 selects 12 of 48 candidates per layer and head (60 tokens, 12" in words
+    assert "would leave the cache" in words and "bold and underlined is selected by at least half of" in words
+
+
+def test_captions_say_what_the_budget_means(found):
+    kept = dataclasses.replace(found, mode="keep", budget="44", number=32)
+    assert kept.caption(None, 1).startswith("all layers, head 1; budget 44 selects 32 of 48 candidates")
+    assert kept.caption(None, 1).endswith("would stay in the cache, with the protected ones")
+    assert kept.legend(2, 1).endswith("underlined is selected")
+    page = html_page(kept, None, None)
+    assert "budget 44 selects 32 of 48 candidates" in page and "Darker is a higher rank" in page
 
 
 def test_refusals():

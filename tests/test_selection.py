@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forward_influence.errors import UsageError
-from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection, protected_mask, top
+from forward_influence.request import whole_numbers
+from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection, protected_mask, ranges, top
 from forward_influence.shares import adaptive_head_counts, apportion
 
 settings.register_profile("quick", max_examples=60, deadline=None)
@@ -188,7 +189,20 @@ def test_kept_in_both_modes_and_restrictions(case):
     assert torch.equal(selection.kept("drop"), ~selection.kept("keep"))
     one = selection.restricted({5}, {0})
     assert int(one.mask.sum()) == number == int(one.mask[0, 0].sum())
-    with pytest.raises(UsageError, match="cannot be ablated"):
+    with pytest.raises(UsageError, match="layers 4 cannot be ablated"):
         selection.restricted({4}, None)
+    with pytest.raises(
+        UsageError, match=r"^layers 0-4,8-90 cannot be ablated; the full-attention layers are 5(-[67])?$"
+    ):
+        selection.restricted(set(range(5)) | {5} | set(range(8, 91)), None)
     with pytest.raises(UsageError, match="kv heads"):
         selection.restricted(None, {9})
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranges_read_back(numbers):
+    assert set(whole_numbers(ranges(numbers) or None, "--layers") or ()) == numbers
+
+
+def test_ranges_by_hand():
+    assert ranges([3, 1, 2, 7, 9, 8, 20]) == "1-3,7-9,20"
