@@ -26,6 +26,7 @@ class Loading:
         executor: measures elsewhere, with models of its own; None for this process.
         memory_limit: above the model, as typed.
         chunk: tokens per forward pass, at most.
+        compile: whether to compile the divergence.
         trace_cache: bytes of disk for traces.
     """
 
@@ -33,6 +34,7 @@ class Loading:
     executor: Executor | None
     memory_limit: str | None
     chunk: int
+    compile: bool
     trace_cache: int
 
     def of_model(self, spec: str, dtype: str) -> Loading:

@@ -85,6 +85,10 @@ def measure_command(
         bool, typer.Option("--save-selections", help="Keep what was selected, for the token views.")
     ] = False,
     chunk: Annotated[int, typer.Option(help="Tokens per forward pass, at most.", min=1)] = 512,
+    compile_: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the divergence: a minute at first, faster for many documents."),
+    ] = False,
     memory_limit: Annotated[
         str | None, typer.Option(help="Memory above the model, 8GB.", show_default="80% of what is free")
     ] = None,
@@ -121,6 +125,7 @@ def measure_command(
         executor=chosen_executor(executor, recipe, address, workers, gpus_per_worker, threads_per_worker),
         memory_limit=memory_limit,
         chunk=chunk,
+        compile=compile_,
         trace_cache=cache_bytes(trace_cache),
     )
     if memory_limit is not None:

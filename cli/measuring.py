@@ -63,6 +63,7 @@ def measure_documents(
         executor=loading.executor,
         progress=TerminalProgress(),
         stop=stop,
+        compile=loading.compile,
         trace_cache=loading.trace_cache,
     )
     _show(run)

@@ -104,6 +104,7 @@ def add(
             executor=executor,
             progress=progress,
             controls=False,
+            compile=bool(run.manifest["execution"].get("compile")),
             trace_cache=trace_cache,
         )
         if staged.configuration["model_fingerprint"] != run.configuration["model_fingerprint"]:

@@ -12,7 +12,11 @@ p alone is computed once per block for all the q that are compared with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -58,10 +62,12 @@ class Reference:
     def __init__(self, logits: Tensor, targets: Tensor, p: Tensor | None = None) -> None:
         self.log_p, self.targets = logits, targets
         self.p = torch.empty_like(logits) if p is None else p[: len(logits)]
-        self._step = rows_in_cache(logits)
-        self._work = torch.empty_like(logits[: self._step])
+        self._compiled = _compiled_sums() if _compiling.get() else None
+        # compiled, each number is read once, so that rows need not stay in the cache
+        self._step = rows_in_cache(logits) if self._compiled is None else max(1, len(logits))
+        self._work = torch.empty_like(logits[: rows_in_cache(logits)])
         tops, sums, least = [], [], []
-        for rows in _slices(len(logits), self._step):
+        for rows in _slices(len(logits), rows_in_cache(logits)):
             part, p_part = logits[rows], self.p[rows]
             work = self._work[: len(part)]
             torch.softmax(part, -1, out=p_part)
@@ -89,27 +95,38 @@ class Reference:
 
     def _compare(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """KL and NLL shift in float64, and top-1 change, of a few rows."""
-        log_p, p, targets = self.log_p[rows], self.p[rows], self.targets[rows]
-        work = self._work[: len(logits)]
-        top_of_q = logits.amax(-1, keepdim=True)
-        top1_changed = (top_of_q > logits.gather(-1, self.top1[rows]))[:, 0]
+        log_p, targets = self.log_p[rows], self.targets[rows]
+        at_targets = _at_targets(logits, targets)
         original = logits.clone() if self._any_lossy else None
-        centre = self._negative_entropy[rows] - torch.mul(p, logits, out=work).sum(-1)
-        w = logits.sub_(log_p).add_(centre[:, None])
-        excess = torch.expm1(w, out=work).sub_(w)
-        g = excess.mul_(p).sum(-1).double()
-        r = -torch.mul(p, w, out=work).sum(-1).double()
-        log_normaliser = torch.log1p(g - r)
-        kl = (r + log_normaliser).clamp_min(0)
-        nll_delta = log_normaliser - _at_targets(w, targets).double()
+        if self._compiled is None:
+            top_of_q, at_top_of_p, centre, g, r = self._sums(rows, logits)
+        else:
+            given = (logits, log_p, self.p[rows], self._negative_entropy[rows], self.top1[rows])
+            top_of_q, at_top_of_p, centre, g, r = self._compiled(*given)
+        log_normaliser = torch.log1p(g.double() - r.double())
+        kl = (r.double() + log_normaliser).clamp_min(0)
+        w_at_targets = at_targets - _at_targets(log_p, targets) + centre
+        nll_delta = log_normaliser - w_at_targets.double()
         redo = ~torch.isfinite(kl)
         if original is not None and self._lossy is not None:
             redo |= self._lossy[rows]
         if bool(redo.any()):
             again = redo.nonzero()[:, 0]
-            z = original[again] if original is not None else w[again] + log_p[again] - centre[again, None]
-            kl[again], nll_delta[again] = self._compare_in_float64(again + rows.start, z)
-        return kl, nll_delta, top1_changed
+            z = original if original is not None else logits
+            if original is None and self._compiled is None:  # w stands where the logits were
+                z = logits + log_p - centre[:, None]
+            kl[again], nll_delta[again] = self._compare_in_float64(again + rows.start, z[again])
+        return kl, nll_delta, top_of_q > at_top_of_p
+
+    def _sums(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`_sums_of` in memory that is taken once; `logits` become w."""
+        log_p, p = self.log_p[rows], self.p[rows]
+        work = self._work[: len(logits)]
+        top_of_q, at_top_of_p = logits.amax(-1), logits.gather(-1, self.top1[rows])[:, 0]
+        centre = self._negative_entropy[rows] - torch.mul(p, logits, out=work).sum(-1)
+        w = logits.sub_(log_p).add_(centre[:, None])
+        g = torch.expm1(w, out=work).sub_(w).mul_(p).sum(-1)
+        return top_of_q, at_top_of_p, centre, g, -torch.mul(p, w, out=work).sum(-1)
 
     def _compare_in_float64(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The same for rows whose probabilities leave float32's range: plain, in float64."""
@@ -121,6 +138,37 @@ class Reference:
         targets = self.targets[rows]
         nll_delta = delta.gather(-1, targets.clamp_min(0)[:, None])[:, 0]
         return terms.sum(-1).clamp_min(0), nll_delta.masked_fill(targets < 0, float("nan"))
+
+
+def _sums_of(
+    logits: Tensor, log_p: Tensor, p: Tensor, negative_entropy: Tensor, top1: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Per row: the largest logit, the one at p's choice, c, g and r."""
+    centre = negative_entropy - (p * logits).sum(-1)
+    w = logits - log_p + centre[:, None]
+    g = ((torch.expm1(w) - w) * p).sum(-1)
+    return logits.amax(-1), logits.gather(-1, top1)[:, 0], centre, g, -(p * w).sum(-1)
+
+
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+
+
+@contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """Whether the divergence runs compiled inside: once it is, each block of logits is read once instead of six times.
+
+    Compiling takes most of a minute, once per process. Results differ by rounding.
+    """
+    token = _compiling.set(wanted)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
+
+
+@cache
+def _compiled_sums() -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compile(_sums_of, dynamic=True)
 
 
 def rows_in_cache(logits: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from forward_influence.cards import Card
+from forward_influence.divergence import compiling
 from forward_influence.document import CutDocument, Measured, measure_document
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.models import Model
@@ -28,26 +29,29 @@ class Task:
         request: what is asked.
         chunk: tokens per forward pass.
         controls: whether the noise floor and the positive control are measured.
+        compile: whether the divergence is compiled.
         trace_cache: bytes of traces and baselines kept on disk between runs; 0 for none.
     """
 
     request: Request
     chunk: int
     controls: bool = True
+    compile: bool = False
     trace_cache: int = 0
 
     def measure(self, model: Model, document: CutDocument, progress: Progress) -> Measured:
         """One document."""
         store = TraceStore(cache_folder() / "traces", self.trace_cache) if self.trace_cache else None
-        return measure_document(
-            model,
-            document,
-            self.request,
-            chunk=self.chunk,
-            progress=progress,
-            store=store,
-            controls=self.controls,
-        )
+        with compiling(self.compile):
+            return measure_document(
+                model,
+                document,
+                self.request,
+                chunk=self.chunk,
+                progress=progress,
+                store=store,
+                controls=self.controls,
+            )
 
 
 class Executor(Protocol):

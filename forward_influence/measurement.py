@@ -176,6 +176,7 @@ def measure(
     progress: Progress | None = None,
     stop: Stop | None = None,
     controls: bool = True,
+    compile: bool = False,
     trace_cache: int = 0,
     threads: int | None = None,
 ) -> Run:
@@ -191,6 +192,8 @@ def measure(
         executor: where documents are measured; default this process.
         stop: ends the run when it has seen enough documents; default: all are measured.
         controls: whether every document's noise floor and positive control are measured.
+        compile: compile the divergence: worth it for many documents or large vocabularies; results differ by rounding,
+            so that a continued run does as it did when it was begun.
         trace_cache: bytes of traces and baselines to keep on disk between runs; 0 for none.
         threads: of torch; default: as the executor has them, or as torch has them here.
 
@@ -212,6 +215,7 @@ def measure(
     check_slices(request, layers, card.kv_heads)
     threads = threads or getattr(executor, "threads", None) or torch.get_num_threads()
     manifest = build_manifest(card, documents, request, source or Source(), chunk, threads)
+    manifest["execution"]["compile"] = compile
     by_stem = {part_stem(d.document.name, d.document.fingerprint): d for d in documents}
     with held_for_writing(out):
         run = create_or_continue(out, manifest)
@@ -226,7 +230,7 @@ def measure(
         progress.begin(len(pending) * document_tokens(request, layers), f"measuring {len(pending)} documents")
         for remark in request.remarks:
             progress.message(remark)
-        task = Task(request, execution["chunk"], controls, trace_cache)
+        task = Task(request, execution["chunk"], controls, bool(execution.get("compile")), trace_cache)
         failures: dict[str, str] = {}
         with _threads(execution["threads"]):
             work = executor.run(run, pending, task, progress)
