@@ -55,7 +55,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     for other in runs[1:]:
         if fields := differences(runs[0], other):
             raise UsageError(
-                f"{runs[0].folder} and {other.folder} cannot be compared: they differ in {'; '.join(fields)}; "
+                f"{runs[0].where} and {other.where} cannot be compared: they differ in {'; '.join(fields)}; "
                 "`report` and `plot` set them side by side, or measure again with equal settings"
             )
 

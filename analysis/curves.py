@@ -198,7 +198,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 def named(runs: Sequence[Run]) -> dict[str, Run]:
     """Runs by the names that `labels` gives them, in order; the column `run` of every frame holds these."""
-    return dict(zip(labels([run.folder for run in runs]), runs, strict=True))
+    return dict(zip(labels([Path(run.where) for run in runs]), runs, strict=True))
 
 
 def group_of(document: Mapping[str, Any], cluster: str | None) -> str:
@@ -258,7 +258,7 @@ def nothing_measured(run: Run) -> str:
     """The line that says what an empty run holds and how to go on with it."""
     command = run.manifest.get("command")
     how = f"continue it with: {command}" if command else "run its `measure` command again"
-    return f"{run.folder} holds no measured condition yet (0 of {len(run.documents)} documents); {how}"
+    return f"{run.where} holds no measured condition yet (0 of {len(run.documents)} documents); {how}"
 
 
 def _assemble(pieces: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

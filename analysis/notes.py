@@ -78,7 +78,7 @@ def comparison_notes(
     if twice:
         notes.append(Note("rules that several of the runs measured on a document are averaged over these runs"))
     for run, count in measured:
-        notes.append(Note((f"{run.folder}: " if len(measured) > 1 else "") + documents_text(run, count)))
+        notes.append(Note((f"{run.where}: " if len(measured) > 1 else "") + documents_text(run, count)))
     units = zones["cluster"].nunique()
     if cluster is not None:
         notes.append(

@@ -129,8 +129,10 @@ def unfinished(runs: Mapping[str, Run], frame: pd.DataFrame) -> list[str]:
 
 
 def documents_text(run: Run, measured: int) -> str:
-    """How many documents are measured, and how to go on if not all are; which were skipped."""
+    """How many documents are measured, and how to go on if not all are; why no more are wanted; which were skipped."""
     text = f"documents: {measured} of {len(run.documents)} measured"
+    if run.stopped is not None:  # looking until a width is reached finds widths that came out small by chance
+        text += " (ended by --until, whose 95% intervals cover 92 to 95%: docs/statistics.md)"
     if measured < len(run.documents) and run.manifest.get("command"):
         text += f" (continue with: {run.manifest['command']})"
     skipped: Sequence[dict[str, Any]] = run.manifest.get("skipped") or []

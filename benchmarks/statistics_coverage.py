@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from simulated import Decay, effects_of_documents
@@ -18,7 +19,14 @@ from forward_influence.analysis.crossover import crossing
 from forward_influence.analysis.curves import bins
 from forward_influence.analysis.decay import bin_law, fit
 from forward_influence.analysis.fading import surely_below
-from forward_influence.analysis.statistics import bootstrap_interval, holm, paired, t_interval
+from forward_influence.analysis.statistics import (
+    MINIMUM_DOCUMENTS,
+    bootstrap_interval,
+    holm,
+    paired,
+    t_interval,
+)
+from forward_influence.analysis.stopping import LEVEL
 
 SIZES = (6, 8, 12, 24)
 SPREADS = ((False, 0.4), (True, 0.2), (True, 0.3))
@@ -120,6 +128,25 @@ def fading(runs: int, seed: int) -> None:
         print(f"| {n} | {' | '.join(cells)} |")
 
 
+def stopped(runs: int, seed: int) -> None:
+    """Coverage of intervals of runs ended by `--until`, which looks at `LEVEL` after each document; sd of logs 0.4."""
+    print(f"\n| until | rules | documents, mean | 95% intervals | {LEVEL:.0%} intervals |")
+    print("| --- | --- | --- | --- | --- |")
+    for width, most in ((0.1, 300), (0.2, 100), (0.3, 60)):
+        for rules in (1, 4):
+            logs = np.random.default_rng([seed, most, rules]).normal(0, 0.4, (runs, rules, most))
+            n = np.arange(1, most + 1)
+            mean = np.cumsum(logs, axis=-1) / n
+            spread = np.sqrt(np.maximum(np.cumsum(logs**2, axis=-1) / n - mean**2, 0) / np.maximum(n - 1, 1))
+            half = {level: stats.t.ppf((1 + level) / 2, np.maximum(n - 1, 1)) * spread for level in (0.95, LEVEL)}
+            enough = (np.expm1(half[LEVEL]) <= width).all(axis=1) & (n >= MINIMUM_DOCUMENTS)
+            at = np.where(enough.any(axis=1), enough.argmax(axis=1), most - 1)
+            covered = [
+                100 * np.mean([abs(mean[i, :, k]) <= h[i, :, k] for i, k in enumerate(at)]) for h in half.values()
+            ]
+            print(f"| {width} | {rules} | {at.mean() + 1:.0f} | {covered[0]:.1f} | {covered[1]:.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20_000, help="simulated runs per line of the first table")
@@ -129,6 +156,7 @@ def main() -> None:
     alarms(max(options.runs // 5, 1), options.seed)
     curves(max(options.runs // 5, 250), options.seed)
     fading(max(options.runs // 5, 1), options.seed)
+    stopped(max(options.runs // 5, 1), options.seed)
 
 
 if __name__ == "__main__":

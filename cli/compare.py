@@ -8,7 +8,6 @@ import typer
 
 from forward_influence.cli import tables
 from forward_influence.cli.compare_tables import TITLES, Part, readable
-from forward_influence.cli.opening import open_runs
 from forward_influence.cli.tables import Format
 from forward_influence.errors import UsageError
 
@@ -47,11 +46,12 @@ def compare_command(
     from forward_influence.analysis.compare import compare, measured_budget
     from forward_influence.analysis.curves import named
     from forward_influence.analysis.selected import selection_tables
+    from forward_influence.runs import open_run
 
     chosen = list(dict.fromkeys(show or ([Part.comparison] if form is Format.csv else DEFAULT_PARTS)))
     if form is Format.csv and len(chosen) > 1:
         raise UsageError("csv holds one table; give --show once, or take --format json")
-    opened = open_runs(runs)
+    opened = [open_run(folder) for folder in runs]
     inference: dict[str, Any] = {"cluster": cluster, "method": "bootstrap" if bootstrap else "t"}
     pairs = None if not crossover else [_pair(text) for text in crossover]
     found = compare(opened, baseline, budgets=budget or (), pairs=pairs, **inference)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from forward_influence.cli.opening import named, open_runs
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 
 
@@ -34,25 +33,29 @@ def plot_command(
         bool, typer.Option("--bootstrap", help="Bootstrap intervals over documents rather than t-intervals on logs.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="File to write: .png, .svg or .pdf.  [default: RUN/plots/KIND.png]")
+        Path | None,
+        typer.Option(help="File to write: .png, .svg or .pdf.  [default: RUN/plots/KIND.png; of an address KIND.png]"),
     ] = None,
 ) -> None:
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
     from forward_influence.analysis import plots, style
     from forward_influence.evaluation_store import open_evaluation
+    from forward_influence.remote import is_address
+    from forward_influence.runs import open_run
 
     chosen = plots.kind(kind)
-    path = Path(runs[0], "plots", f"{chosen.name}.png") if out is None else out
+    beside = Path() if is_address(runs[0]) else Path(runs[0], "plots")
+    path = beside / f"{chosen.name}.png" if out is None else out
     ending = path.suffix.lower().lstrip(".")
     if ending not in style.FORMATS:
         known = ", ".join(f".{e}" for e in style.FORMATS)
         raise UsageError(f"cannot write '{path.name}'{did_you_mean(ending, style.FORMATS)}; --out must end in {known}")
     remarks: list[str] = []
     if chosen.reads == "evaluation":
-        figure = plots.draw(chosen.name, [open_evaluation(named(folder)) for folder in runs])
+        figure = plots.draw(chosen.name, [open_evaluation(folder) for folder in runs])
     else:
         data = plots.PlotData(
-            open_runs(runs),
+            [open_run(folder) for folder in runs],
             width=bin_width,
             log=log_bins,
             selectors=tuple(selector or ()),

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from forward_influence.cli.opening import open_runs
 from forward_influence.errors import ForwardInfluenceError
 
 
@@ -29,10 +28,10 @@ def report_command(
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
     from forward_influence.analysis.report import report
-    from forward_influence.runs import write_whole
+    from forward_influence.runs import open_run, write_whole
 
     made = report(
-        open_runs(runs),
+        [open_run(folder) for folder in runs],
         baseline=baseline,
         budgets=budget or (),
         cluster=cluster,

@@ -53,6 +53,16 @@ def test_a_run_called_by_a_dot_has_its_name(
     assert typed("plot", "..", "--out", tmp_path / "p.png") == 0
 
 
+def test_the_picture_of_an_address_is_written_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert typed("plot", run.folder.as_uri()) == 0
+    assert (tmp_path / "decay.png").exists()
+    assert typed("report", run.folder.as_uri()) == 0
+    assert "<title>Forward Influence: run</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_rules_and_budgets_may_be_typed_at_length(run: Run, tmp_path: Path) -> None:
     more = ("--selector", "attention:window=64", "--selector", "random:per=entry", "--budget", "0.20")
     assert typed("plot", run.folder, *more, "--kind", "crossover", "--out", tmp_path / "p.png") == 0

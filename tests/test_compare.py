@@ -259,6 +259,16 @@ def test_a_half_finished_run_is_compared_and_says_how_to_continue(tmp_path: Path
     assert compare(part).table["n"].eq(7).all()
 
 
+def test_a_run_ended_by_its_own_intervals_says_what_they_cover(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", documents=9, measured=7)
+    run.write_stopped({"documents": 7, "until": 0.2, "level": 0.97, "half_widths": {}})
+    out = invoke(run.folder)
+    assert (
+        "documents: 7 of 7 measured (ended by --until, whose 95% intervals cover 92 to 95%: docs/statistics.md)" in out
+    )
+    assert "not finished" not in out
+
+
 def test_one_document_gives_values_and_no_inference(tmp_path: Path) -> None:
     one = simulate(tmp_path / "one", documents=1)
     table = compare(one).table

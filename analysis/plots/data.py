@@ -159,7 +159,7 @@ class PlotData:
 
     def _some(self, frame: pd.DataFrame) -> pd.DataFrame:
         if frame.empty:
-            where = ", ".join(str(run.folder) for run in self.selecting.values())
+            where = ", ".join(run.where for run in self.selecting.values())
             raise UsageError(f"{where}: no selections of what was asked for; choose another rule or budget")
         return frame
 

@@ -41,7 +41,7 @@ def draw(data: PlotData) -> Figure:
         return _influence(data.sweep)
     if not data.selecting:
         raise UsageError(
-            f"{data.runs[0].folder} has neither selections nor layers ablated one by one; "
+            f"{data.runs[0].where} has neither selections nor layers ablated one by one; "
             "measure with --save-selections or --per-layer into a new --out"
         )
     return _selections(data)
