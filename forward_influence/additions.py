@@ -46,11 +46,12 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
     """
     configuration = run.configuration
     names = Request.choices()
-    choices = {name: value for name, value in configuration.items() if name in names}
+    choices: dict[str, Any] = {name: value for name, value in configuration.items() if name in names}
     choices |= {"selectors": tuple(selectors), "compressors": tuple(compressors)}
     if not compressors:
         choices.pop("every", None)
-    request = Request(**{name: tuple(v) if isinstance(v, list) else v for name, v in choices.items()})
+    choices = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
+    request = Request(**choices)
     if request.protected_last != configuration["protect_last"]:
         raise UsageError(
             f"{run.where} protects the last {configuration['protect_last']} tokens, and a new rule observes from "

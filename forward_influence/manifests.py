@@ -15,16 +15,20 @@ def wrong_in(manifest: Any) -> str | None:
     """What keeps a manifest from being used; None where nothing does. Part names must not lead out of the folder."""
     if not isinstance(manifest, dict):
         return "no object"
-    for name, kind in (("configuration", dict), ("configuration_hash", str), ("documents", list)):
+    kinds: tuple[tuple[str, type], ...]
+    kinds = (("configuration", dict), ("configuration_hash", str), ("documents", list))
+    for name, kind in kinds:
         if not isinstance(manifest.get(name), kind):
             return f"no {name.replace('_', ' ')}"
-    for name, kind in (("model", dict), ("skipped", list), ("remarks", list), ("versions", dict), ("command", str)):
+    kinds = (("model", dict), ("skipped", list), ("remarks", list), ("versions", dict), ("command", str))
+    for name, kind in kinds:
         if name in manifest and not isinstance(manifest[name], kind):
             return f"its {name} is no {kind.__name__}"
-    for key, kind in (("selectors", list), ("budgets", list), ("context", int), ("continuation", int)):
+    kinds = (("selectors", list), ("budgets", list), ("context", int), ("continuation", int))
+    for key, wanted in kinds:
         value = manifest["configuration"].get(key)
-        if value is not None and not isinstance(value, kind):
-            return f"its configuration's {key} is no {kind.__name__}"
+        if value is not None and not isinstance(value, wanted):
+            return f"its configuration's {key} is no {wanted.__name__}"
     return _wrong_documents(manifest["documents"]) or _wrong_execution(manifest.get("execution"))
 
 

@@ -194,7 +194,9 @@ class Run:
 
     def push(self, *paths: Path) -> None:
         """Bring files of the folder to the address that it mirrors, if it does; those that are not there are left."""
-        for path in paths if self.mirror is not None else ():
+        if self.mirror is None:
+            return
+        for path in paths:
             if path.exists():
                 self.mirror.push(path)
 
