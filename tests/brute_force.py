@@ -27,7 +27,8 @@ def _naive(
     group = query.shape[1] // key.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril()
     if attention_mask is not None:
-        allowed = allowed & attention_mask[0, 0]
+        given = attention_mask[0, 0, :, :length]  # before 5.2 some models make it a column too wide, and in numbers
+        allowed = allowed & (given if given.dtype is torch.bool else given == 0)
     outputs = torch.zeros(*query.shape[:3], value.shape[-1], dtype=query.dtype)
     removed = _state["removed"]
     for head in range(query.shape[1]):
