@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import kvpress
 import pytest
+import tiny_data
 import torch
 from tiny import tiny_model
 from transformers import DynamicCache
 
+from forward_influence.document import measure_document
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import forward_influence
 from forward_influence.kvpress_press import InfoKVPress
+from forward_influence.measurement import measure
 from forward_influence.models import load_model, wrap_model
+from forward_influence.progress import Silent
 from forward_influence.recording import record
+from forward_influence.request import Request
 from forward_influence.selectors import explained, final_scores, parse_selector, select
 from forward_influence.signals import Needs
 
@@ -83,6 +90,39 @@ def test_what_a_press_raises_is_reported_with_its_name():
     _, _, trace = setup("kvpress:SnapKVPress:window_size=300")
     with pytest.raises(ForwardInfluenceError, match="rule 'kvpress:SnapKVPress' failed: AssertionError: Query length"):
         final_scores(parse_selector("kvpress:SnapKVPress:window_size=300"), trace)
+
+
+def test_a_press_is_measured_from_end_to_end(tmp_path):
+    """Rows of a run: the press's own, those of our rule that selects the same, and its matched control."""
+    model = tiny_data.model()
+    theirs, nested = "kvpress:SnapKVPress:window_size=8", "kvpress:SnapKVPress(window_size=8)"
+    request = Request(
+        selectors=(theirs, "attention:window=8", f"position-matched:of={nested}"),
+        context=60, continuation=40, protect_last=8, budgets=("0.2",), draws=2, verify=True,
+    )  # fmt: skip
+    run = measure(model, tiny_data.documents(2, 100), request, tmp_path / "run")
+    rows = [row for row in run.rows() if row["kind"] == "condition"]
+    assert len(rows) == 2 * (1 + 1 + 2)
+    for document in {row["document"] for row in rows}:
+        mine = {row["selector"]: row for row in rows if row["document"] == document}
+        assert mine[theirs]["kl"] == pytest.approx(mine["attention:window=8"]["kl"], abs=1e-6)
+        assert list(mine[theirs]["selected"]) == [12] * 6
+        control = next(row for name, row in mine.items() if name.startswith("position-matched"))
+        assert json.loads(control["parameters"])["of_spec"] == theirs
+
+
+def test_presses_whose_scores_tie_are_named(tmp_path):
+    """StreamingLLMPress scores ones and zeros: which of the ones are removed is left to their order."""
+    spec = "kvpress:StreamingLLMPress"
+    request = Request(selectors=(spec,), context=60, continuation=40, protect_last=8, budgets=("0.2",))
+    said = []
+
+    class Watching(Silent):
+        def message(self, text):
+            said.append(text)
+
+    measure_document(tiny_data.model(), tiny_data.documents(1, 100)[0], request, progress=Watching())
+    assert said == [f"rule {spec!r} left 100% of what it selected to ties, which go to the earlier token"]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.9, 0.0])
