@@ -251,7 +251,7 @@ def test_position_matched_says_what_it_matches_and_how_much_is_the_same(mode, tm
     )
     specs = (f"{tmp_path}/late.py:Late:power=2", f"position-matched:of={tmp_path}/late.py:Late(power=2),stratum=16")
     budget = "0.2" if mode == "drop" else "52"
-    request = Request(specs, (budget,), context=N, continuation=9, protect_last=8, draws=3, mode=mode)
+    request = Request(specs, (budget,), context=N, continuation=9, protect_last=8, draws=12, mode=mode)
     try:
         trace = traced("llama")
         mine, *matched = choose_all(trace, expand(request, "x", 0), request, Candidates(N, FIRST, LAST), 1).found
