@@ -8,8 +8,12 @@ import brute_force
 import pytest
 import torch
 import transformers
-from families import names, tiny_family
-from family_table import PROVEN, TOLERANCE, UNBUILT, N, read_table, verdict
+from families import names, tiny_config, tiny_family
+from family_table import PROVEN, REFUSED, TOLERANCE, UNBUILT, N, read_table, verdict
+from family_table import TABLE as TABLE_FILE
+from packaging.version import Version
+from test_cli import call
+from tiny_files import VOCABULARY, tiny_tokenizer
 
 from forward_influence.influence import forward_influence
 from forward_influence.models import wrap_model
@@ -47,8 +51,15 @@ def test_at_least_eighty_families_are_proven_and_every_other_has_its_reason():
         assert sorted(TABLE) == names()
 
 
+def test_the_page_is_of_the_locked_version_and_not_older_than_the_installed_one():
+    """Older ones are what `make test-matrix` installs; a newer one needs `make models-table` and `make lock`."""
+    lock = (TABLE_FILE.parents[1] / "constraints.txt").read_text("utf-8")
+    assert f"transformers=={VERSION}" in lock.splitlines(), "run `make models-table`"
+    assert Version(transformers.__version__) <= Version(VERSION), "run `make models-table`"
+
+
 @pytest.mark.parametrize("dtype", list(NARROW), ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_oss", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_oss", "gpt_neox", "olmo2", "gemma2", "mixtral"])
 def test_sixteen_bits_stay_near_float32(name, dtype):
     narrow = tiny_family(name, dtype)
     wide = tiny_family(name, dtype).float()  # the same rounded weights
@@ -75,3 +86,25 @@ def test_brute_force_is_not_blind_to_a_wrong_layer():
     [found] = forward_influence(model, trace, tokens[N:], Selection(mask, trace.layers))
     elsewhere, _, _ = brute_force.influence(model.model, tokens, N, {1: mask[0]})
     assert float((found.kl - elsewhere).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bloom", "deepseek_v3", "gemma3n_text", "mamba"])
+def test_the_command_line_repeats_why_a_family_is_refused(capsys, tmp_path, name):
+    """No attention interface, latent attention, shared caches, no tokens in the state."""
+    raw = tiny_family(name, torch.float32)
+    raw.resize_token_embeddings(VOCABULARY)
+    raw.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("some words " * 40)
+    sizes = ["--context", "60", "--continuation", "40", "--protect-last", "8"]
+    where = ["--model", tmp_path / "model", "--documents", tmp_path / "text.txt", "--out", tmp_path / "run"]
+    code, _, err = call(capsys, "measure", *where, *sizes, "--selector", "recent")
+    assert code == 2
+    assert TABLE[name][0] == REFUSED
+    assert _words(TABLE[name][1]) in _words(err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_logit_scaling_is_not_one_where_it_is_tested():
+    assert tiny_config("granite").logits_scaling == 8
+    assert tiny_config("cohere").logit_scale == 0.0625
