@@ -27,7 +27,8 @@ from forward_influence.analysis.pairing import (
     variants,
     without_controls,
 )
-from forward_influence.analysis.statistics import Method, estimate, holm, paired
+from forward_influence.analysis.statistics import STUDENT, Kind, Method, estimate, holm, paired
+from forward_influence.analysis.stopping import method_for
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.runs import Run
 
@@ -57,7 +58,7 @@ class Comparison:
     curves: pd.DataFrame
     zones: pd.DataFrame
     clustered: bool = False
-    method: Method = "t"
+    method: Method = STUDENT
 
     @property
     def notes(self) -> list[str]:
@@ -79,7 +80,7 @@ def compare(
     *,
     budgets: Sequence[str] = (),
     cluster: str | None = None,
-    method: Method = "t",
+    method: Kind = "t",
     pairs: Sequence[tuple[str, str]] | None = None,
     near: float = NEAR,
     middle: float = MIDDLE,
@@ -121,13 +122,14 @@ def compare(
             "choose one with --baseline"
         )
     clustered = cluster is not None
-    options: dict[str, Any] = {"clustered": clustered, "method": method}
+    how = method_for(several, method)
+    options: dict[str, Any] = {"clustered": clustered, "method": how}
     if pairs is not None:
         pairs = [(measured_rule(a, known), measured_rule(b, known)) for a, b in pairs]
     plain = log if pairs is not None else without_controls(log)
     decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
-    crossed = crossovers(plain, pairs, clustered=clustered)
+    crossed = crossovers(plain, pairs, clustered=clustered, level=how.level)
     measured = list(zip(several, counts.tolist(), strict=True))
     return Comparison(
         table=_table(zones, baseline, **options),
@@ -135,7 +137,7 @@ def compare(
         crossovers=crossed,
         controls=controls(even, baseline, **options),
         effects=effects(even, **options),
-        remarks=comparison_notes(measured, zones, decay, crossed, twice=twice, cluster=cluster, method=method),
+        remarks=comparison_notes(measured, zones, decay, crossed, twice=twice, cluster=cluster, method=how),
         curves=log,
         zones=zones,
         **options,
@@ -153,7 +155,7 @@ def _merge(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if not frame.duplicated(keys).any():
         return frame
     values = {column: "first" for column in frame.columns if column not in keys}
-    values |= dict.fromkeys(("kl", "nll_delta", "top1_changed", "floor"), "mean")
+    values |= dict.fromkeys(("kl", "nll_delta", "top1_changed", "floor", "overlap"), "mean")
     return frame.groupby(keys, sort=False, as_index=False).agg(values)
 
 

@@ -17,7 +17,7 @@ from forward_influence.analysis.pairing import (
     baseline_for,
     position_control_for,
 )
-from forward_influence.analysis.statistics import Estimate, Method, estimate, paired
+from forward_influence.analysis.statistics import STUDENT, Estimate, Method, estimate, paired
 
 _RATIO = ["ratio", "ratio_low", "ratio_high", "n", "flagged", "reason"]
 
@@ -27,7 +27,7 @@ UNDER_FLOOR = f"under {FLAG_FACTOR:g}x the noise floor"
 
 
 def controls(
-    curves: pd.DataFrame, baseline: str = RANDOM, *, clustered: bool = False, method: Method = "t"
+    curves: pd.DataFrame, baseline: str = RANDOM, *, clustered: bool = False, method: Method = STUDENT
 ) -> pd.DataFrame:
     """Each rule as a multiple of random and of its position-matched control, per bin.
 
@@ -65,7 +65,7 @@ def ratios(
     b: pd.DataFrame,
     *,
     clustered: bool = False,
-    method: Method = "t",
+    method: Method = STUDENT,
 ) -> list[dict[str, Any]]:
     """One rule as a multiple of another, per bin: the columns of `controls` from `bin` on, as dictionaries.
 
@@ -105,7 +105,22 @@ def floor_text(curves: pd.DataFrame, mark: str = "") -> str:
     return f"noise floor: {floor:.1e} nats; means below {FLAG_FACTOR:g} times that are flagged{mark}"
 
 
-def effects(curves: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
+def matched_text(curves: pd.DataFrame) -> list[str]:
+    """A line on each position-matched control: how much of its rule's choice it holds, which the multiple of it hides.
+
+    Moving a choice about within short stretches leaves much of it in place where it was dense, and what both remove
+    cannot tell them apart.
+    """
+    known = curves[curves["overlap"].notna()]
+    per_document = known.groupby(["selector", "document"], sort=False)["overlap"].mean()
+    means = per_document.groupby("selector", sort=False).mean()
+    return [
+        f"{control} holds {share:.0%} of what its rule chose, which pulls the multiple of it towards 1"
+        for control, share in means.items()
+    ]
+
+
+def effects(curves: pd.DataFrame, *, clustered: bool = False, method: Method = STUDENT) -> pd.DataFrame:
     """Direct and indirect influence by distance, for rules measured with both effects; empty without such.
 
     Returns:

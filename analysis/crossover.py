@@ -134,7 +134,12 @@ def crossing(
 
 
 def crossovers(
-    curves: pd.DataFrame, pairs: list[tuple[str, str]] | None = None, *, clustered: bool = False, seed: int = 0
+    curves: pd.DataFrame,
+    pairs: list[tuple[str, str]] | None = None,
+    *,
+    clustered: bool = False,
+    level: float = CONFIDENCE,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Crossovers of pairs of rules measured alike (same run, budget, mode, effect, layers), one row per pair.
 
@@ -142,6 +147,7 @@ def crossovers(
         curves: a tidy frame in log-spaced bins.
         pairs: (A, B) selector specs: from where A exceeds B. By default every pair of rules, the rule with the larger
             far-to-near ratio as A.
+        level: nominal confidence of the intervals.
 
     Returns:
         Columns run, budget, mode, effect, layers, `rule` (A), `over` (B), `distance`, `low`, `high`, `within`, `n`,
@@ -156,7 +162,8 @@ def crossovers(
                 continue
             a, b = both
             groups = a.clusters if clustered else None
-            out = crossing(a.kl, b.kl, a.low, a.high, groups, flagged=a.below_floor & b.below_floor, seed=seed)
+            options = {"flagged": a.below_floor & b.below_floor, "confidence": level, "seed": seed}
+            out = crossing(a.kl, b.kl, a.low, a.high, groups, **options)
             values = {"distance": out.distance, "low": out.low, "high": out.high, "within": out.within, "n": out.n}
             values |= {"first": out.range[0], "last": out.range[1] - 1}
             named = dict(zip(CONDITIONS, key, strict=True))

@@ -155,6 +155,7 @@ def _document_pieces(
         parameters = found[0]["parameters"]
         known = json.loads(parameters or "{}")
         floor = _floor(rows, effect)
+        same = [json.loads(row["parameters"] or "{}").get("overlap") for row in found]
         for index, binning in enumerate(binnings):
             edges = binning(found[0]["continuation"])
             yield (
@@ -173,6 +174,7 @@ def _document_pieces(
                     "high": edges[1:],
                     **_average(found, edges),
                     "floor": floor,
+                    "overlap": float("nan") if None in same else float(np.mean(same)),
                     "draws": len({r["seed"] for r in found}),
                     "context": found[0]["context"],
                     "continuation": found[0]["continuation"],
@@ -224,8 +226,9 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
     Each frame has a row per (run, document, selector, budget, mode, effect, layers, bin): `kl`, `nll_delta` and
     `top1_changed` are means over the bin's positions [low, high), or over the sampled ones where positions were
     sampled: `positions` says how many, bins without any are left out. `distance` is the bin's middle, `floor` the
-    document's noise floor in nats, `layers` "all" (or the ablated ones, where layers were ablated one by one), `per`
-    the grain of what was selected, `draws` the seeds averaged, `cluster` the document's group (or its own name).
+    document's noise floor in nats, `overlap` what a position-matched control shares with its rule (0..1; NaN of other
+    rules), `layers` "all" (or the ablated ones, where layers were ablated one by one), `per` the grain of what was
+    selected, `draws` the seeds averaged, `cluster` the document's group (or its own name).
 
     Args:
         cluster: a field of the manifest's documents, such as "author".

@@ -16,7 +16,7 @@ import pandas as pd
 
 from forward_influence.analysis.curves import RULE, ZONES
 from forward_influence.analysis.matrix import Matrix, by_rule, matrix
-from forward_influence.analysis.statistics import CONFIDENCE, Estimate, Method, estimate
+from forward_influence.analysis.statistics import STUDENT, Estimate, Method, estimate
 
 #: The half-distance is counted from here (tokens): the middle of the paper's first bin of 128.
 HALF_FROM = 64
@@ -104,9 +104,7 @@ def aic(error: float, count: int, parameters: int = 3) -> float:
     return count * np.log(max(error / count, 1e-300)) + 2 * parameters
 
 
-def fit_rule(
-    curve: Matrix, clusters: np.ndarray | None = None, confidence: float = CONFIDENCE, method: Method = "t"
-) -> dict[str, Any]:
+def fit_rule(curve: Matrix, clusters: np.ndarray | None = None, method: Method = STUDENT) -> dict[str, Any]:
     """Both laws for one rule; keys as the columns of `fit_decay` after the rule's own."""
     nan = float("nan")
     used = ~curve.below_floor
@@ -120,7 +118,7 @@ def fit_rule(
     for law in LAWS:
         rates = fit(law, logs, low, high)[0] if used.any() else np.full(len(curve.kl), nan)
         _, level, error = fit(law, mean, low, high) if used.any() else (None, [nan], [nan])
-        of_documents = estimate(rates, clusters, scale="arithmetic", confidence=confidence, method=method)
+        of_documents = estimate(rates, clusters, scale="arithmetic", method=method)
         laws[law] = (of_documents, float(level[0]))
         out[f"aic_{law}"] = aic(float(error[0]), out["bins"]) if np.isfinite(error[0]) else nan
         reasons.add(of_documents.reason)
@@ -148,7 +146,7 @@ def _inverse(rate: Estimate) -> tuple[float, float, float]:
     return length(rate.value), length(rate.high), length(rate.low)
 
 
-def fit_decay(curves: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
+def fit_decay(curves: pd.DataFrame, *, clustered: bool = False, method: Method = STUDENT) -> pd.DataFrame:
     """Decay of every rule of a tidy frame (log-spaced bins serve best), one row per rule.
 
     Columns after those of `RULE`: `model` ("power", "exponential" or None), `bins` used and `flagged_bins` left out,
@@ -166,7 +164,7 @@ def fit_decay(curves: pd.DataFrame, *, clustered: bool = False, method: Method =
     return pd.DataFrame(rows)
 
 
-def shares(zones: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
+def shares(zones: pd.DataFrame, *, clustered: bool = False, method: Method = STUDENT) -> pd.DataFrame:
     """Near share and far share of each rule: the part of all its influence (KL summed over positions) in that zone.
 
     Args:

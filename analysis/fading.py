@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.pairing import align
-from forward_influence.analysis.statistics import CONFIDENCE, Method, paired
+from forward_influence.analysis.statistics import STUDENT, Method, paired
 
 
 def told_apart(
@@ -15,7 +17,7 @@ def told_apart(
     *,
     comparisons: int = 1,
     clustered: bool = False,
-    method: Method = "t",
+    method: Method = STUDENT,
 ) -> bool:
     """Whether the first rule's far-to-near ratio is surely below the second's, over the documents that have both.
 
@@ -45,12 +47,12 @@ def surely_below(
     clusters: np.ndarray | None = None,
     *,
     comparisons: int = 1,
-    method: Method = "t",
+    method: Method = STUDENT,
 ) -> bool:
     """Whether one positive quantity lies below another over documents (n,), its ratio's interval all below 1.
 
     Args:
         comparisons: pairs that these two were chosen from (Bonferroni).
     """
-    confidence = 1 - (1 - CONFIDENCE) / comparisons
-    return bool(paired(first, second, clusters, confidence=confidence, method=method, test=False).high < 1)
+    strict = replace(method, level=1 - (1 - method.level) / comparisons)
+    return bool(paired(first, second, clusters, method=strict, test=False).high < 1)

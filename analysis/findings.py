@@ -159,7 +159,8 @@ def _crossing(condition: _Condition) -> list[str]:
     if REFERENCE not in rules:
         return []
     others = [r for r in rules if r != REFERENCE and not is_control(r)]
-    rows = crossovers(curves, [(rule, REFERENCE) for rule in others], clustered=condition.found.clustered)
+    pairs, found = [(rule, REFERENCE) for rule in others], condition.found
+    rows = crossovers(curves, pairs, clustered=found.clustered, level=found.method.level)
     made, rest = [], []
     for row in rows.to_dict("records"):
         zones = condition.zone_ratios(row["rule"], REFERENCE)

@@ -11,7 +11,7 @@ from forward_influence.analysis.controls import floor_text
 from forward_influence.analysis.curves import ZONES
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method
-from forward_influence.analysis.summary import documents_text
+from forward_influence.analysis.summary import control_lines, documents_text
 from forward_influence.analysis.wording import many
 from forward_influence.runs import Run
 
@@ -71,9 +71,10 @@ def comparison_notes(
         *(Note(text, ("crossovers",)) for text in _reasons(crossovers, "")),
         Note(ratios, ("controls",)),
         Note(shares, ("effects",)),
-        Note(BOOTSTRAP_NOTE if method == "bootstrap" else T_NOTE, _BY_RULE),
+        Note(BOOTSTRAP_NOTE if method.kind == "bootstrap" else T_NOTE, _BY_RULE),
         Note("intervals of crossovers: 95%, bootstrap over documents (expanded percentiles)", ("crossovers",)),
         Note(floor_text(zones, " (*)")),
+        *(Note(text, ("table", "controls")) for text in control_lines(zones)),
     ]
     if twice:
         notes.append(Note("rules that several of the runs measured on a document are averaged over these runs"))

@@ -20,7 +20,7 @@ from forward_influence.analysis.selections import (
     read_selections,
     require_selections,
 )
-from forward_influence.analysis.statistics import Method, estimate
+from forward_influence.analysis.statistics import STUDENT, Method, estimate
 from forward_influence.runs import Run
 
 #: What is compared, in the order of the columns.
@@ -199,7 +199,7 @@ def overlap_matrix(frame: pd.DataFrame, measure: str = "shared", rules: Sequence
 
 
 def overlap_summary(
-    frame: pd.DataFrame, *, by_layer: bool = False, clustered: bool = False, method: Method = "t"
+    frame: pd.DataFrame, *, by_layer: bool = False, clustered: bool = False, method: Method = STUDENT
 ) -> pd.DataFrame:
     """Agreement of every pair of rules over documents.
 

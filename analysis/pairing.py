@@ -104,30 +104,13 @@ def baseline_for(frame: pd.DataFrame, selector: str, name: str = RANDOM) -> str 
 
 
 def position_control_for(frame: pd.DataFrame, selector: str) -> str | None:
-    """The position-matched rule made from `selector` (its parameter `of`), or None."""
+    """The position-matched rule made from `selector`, or None."""
     found = []
     for control, parameters in frame.groupby("selector", sort=False)["parameters"].first().items():
-        if is_called(str(control), POSITION_MATCHED):
-            of = _spec(json.loads(parameters or "{}").get("of", ""))
-            if selector in (of, _registered(of)):
-                found.append(str(control))
+        if is_called(str(control), POSITION_MATCHED) and json.loads(parameters or "{}").get("of_spec") == selector:
+            found.append(str(control))
     per = grains(frame)
     return next(iter([s for s in found if per[s] == per.get(selector)] or found), None)
-
-
-def _spec(nested: str) -> str:
-    """A rule inside a parameter as one types it outside: attention(window=32) is attention:window=32."""
-    name, parenthesis, rest = nested.partition("(")
-    return f"{name}:{rest.removesuffix(')')}" if parenthesis and rest != ")" else name
-
-
-def _registered(spec: str) -> str:
-    """As `canonical`, for rules of this package alone: what a run folder names must not make its reader load a file."""
-    if ":" not in spec:
-        return spec
-    from forward_influence.selectors import discover
-
-    return canonical(spec) if spec.split(":")[0] in discover() else spec
 
 
 def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:

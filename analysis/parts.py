@@ -5,6 +5,8 @@ Checking a part means reading all of it, so it is done once per part and process
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,28 @@ from typing import Any
 import numpy as np
 
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.runs import Run, read_part
+from forward_influence.parts import load_part
+from forward_influence.runs import Run
 
 #: The columns that say what a row is about.
 COLUMNS = ("segment", "kind", "selector", "budget", "mode", "effect", "seed", "layers", "heads")
 
 
-def outline(run: Run, document: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
-    """The columns `COLUMNS` of every row of a document's part, in order; None where no part reads back whole."""
+@dataclass(frozen=True)
+class Outline:
+    """A part without its arrays.
+
+    Attributes:
+        rows: the columns `COLUMNS` of every row, in order.
+        selections: SHA-256 (hex) of the selections file that belongs to it; empty where there is none.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    selections: str
+
+
+def outline(run: Run, document: dict[str, Any]) -> Outline | None:
+    """The part of a document without its arrays; None where no part reads back whole."""
     path = run.part_path(document["part"])
     try:
         state = path.stat()
@@ -29,12 +45,13 @@ def outline(run: Run, document: dict[str, Any]) -> tuple[dict[str, Any], ...] | 
 
 
 @lru_cache(maxsize=10_000)
-def _outline(path: Path, configuration: str, changed: int, size: int) -> tuple[dict[str, Any], ...] | None:
+def _outline(path: Path, configuration: str, changed: int, size: int) -> Outline | None:
     try:
-        rows = read_part(path, configuration)
+        part = load_part(path, configuration)
     except ForwardInfluenceError:
         return None
-    return tuple({name: _plain(row[name]) for name in COLUMNS} for row in rows)
+    rows = tuple({name: _plain(row[name]) for name in COLUMNS} for row in part.rows)
+    return Outline(rows, part.selections)
 
 
 def _plain(value: Any) -> Any:
@@ -43,5 +60,21 @@ def _plain(value: Any) -> Any:
 
 
 def measured(run: Run) -> list[dict[str, Any]]:
-    """The documents of the run whose parts are there and whole, as `Run.measured` gives them."""
+    """The documents of the run whose parts are there and whole; selections are checked where they are read."""
     return [document for document in run.documents if outline(run, document) is not None]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    state = path.stat()
+    return _digest(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=10_000)
+def _digest(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from forward_influence.analysis.curves import named
 from forward_influence.analysis.findings import Evidence, Findings, findings
 from forward_influence.analysis.overlap import overlap_summary
 from forward_influence.analysis.pairing import RANDOM, variants
-from forward_influence.analysis.statistics import Method
+from forward_influence.analysis.statistics import Kind
 from forward_influence.analysis.summary import unfinished
 from forward_influence.analysis.token_view import TokenView, token_view
 from forward_influence.errors import UsageError
@@ -84,7 +84,7 @@ def report(
     baseline: str = RANDOM,
     budgets: Sequence[str] = (),
     cluster: str | None = None,
-    method: Method = "t",
+    method: Kind = "t",
     limit: int = LIMIT,
     title: str | None = None,
 ) -> Report:

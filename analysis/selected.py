@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from forward_influence.analysis.overlap import overlap_summary, overlaps
-from forward_influence.analysis.statistics import Method
+from forward_influence.analysis.statistics import Kind
+from forward_influence.analysis.stopping import method_for
 from forward_influence.analysis.tokens import shares_of, token_profile
 from forward_influence.runs import Run
 
@@ -26,7 +27,7 @@ def selection_tables(
     *,
     budgets: Sequence[str] | None = None,
     cluster: str | None = None,
-    method: Method = "t",
+    method: Kind = "t",
 ) -> dict[str, pd.DataFrame]:
     """Those of the tables `NOTES` that are asked for, each run by itself (column `run`).
 
@@ -38,7 +39,7 @@ def selection_tables(
     Raises:
         UsageError: a run holds no selections.
     """
-    inference: dict[str, Any] = {"clustered": cluster is not None, "method": method}
+    inference: dict[str, Any] = {"clustered": cluster is not None, "method": method_for(list(runs.values()), method)}
     made: dict[str, pd.DataFrame] = {}
     if {"overlap", "overlap_layers"} & set(names):
         frame = overlaps(runs, budgets=budgets, cluster=cluster)

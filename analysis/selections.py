@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from forward_influence.analysis.parts import outline
+from forward_influence.analysis.parts import digest, outline
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.runs import Run
 
@@ -104,15 +105,15 @@ def read_selections(
         selectors, budgets: only these (as written in the rows); None means all.
 
     Raises:
-        ForwardInfluenceError: a selections file does not read back.
+        ForwardInfluenceError: a selections file does not read back, or is not the one that was measured.
     """
     layers = model_layers(run)
     for document in run.documents:
-        path, rows = run.selections_path(document["part"]), outline(run, document)
-        if rows is None or not path.is_file():
+        path, part = run.selections_path(document["part"]), outline(run, document)
+        if part is None or not path.is_file():
             continue
         groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = {}
-        for index, row in enumerate(rows):
+        for index, row in enumerate(part.rows):
             wanted = (
                 row["kind"] == "condition"
                 and (selectors is None or row["selector"] in selectors)
@@ -122,12 +123,19 @@ def read_selections(
                 key = (row["segment"], row["selector"], row["budget"], row["mode"], row["seed"])
                 groups.setdefault(key, []).append((index, row))
         try:
+            if digest(path) != part.selections:
+                raise ForwardInfluenceError(_damaged(run, path, "its content differs from its digest"))
             with safe_open(path, framework="numpy") as file:
                 yield _read_document(file, document, groups, layers)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ForwardInfluenceError(
-                f"{path} does not read back ({type(error).__name__}: {error}); delete it and its part and measure again"
-            ) from error
+            raise ForwardInfluenceError(_damaged(run, path, f"{type(error).__name__}: {error}")) from error
+
+
+def _damaged(run: Run, path: Path, why: str) -> str:
+    """What is wrong with a file of selections, and that continuing the run measures its document anew."""
+    command = run.manifest.get("command")
+    how = f"measure the document anew with: {command}" if command else "run its `measure` command again"
+    return f"{path} does not read back ({why}); {how}"
 
 
 def _read_document(

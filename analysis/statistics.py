@@ -23,7 +23,26 @@ from scipy import stats
 MINIMUM_DOCUMENTS = 6
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-Method = Literal["t", "bootstrap"]
+
+
+#: Student t on logs, or documents resampled.
+Kind = Literal["t", "bootstrap"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How intervals are made.
+
+    Attributes:
+        kind: "t" or "bootstrap".
+        level: nominal confidence, 0..1.
+    """
+
+    kind: Kind = "t"
+    level: float = CONFIDENCE
+
+
+STUDENT = Method()
 
 
 @dataclass(frozen=True)
@@ -121,11 +140,11 @@ def too_few(n: int) -> str:
     return f"intervals need {MINIMUM_DOCUMENTS} documents (or clusters of them), there are {n}"
 
 
-def _interval(x: np.ndarray, confidence: float, method: Method) -> tuple[float, float, float]:
+def _interval(x: np.ndarray, method: Method) -> tuple[float, float, float]:
     if len(x) < MINIMUM_DOCUMENTS:
         return float(x.mean()), float("nan"), float("nan")
-    function = t_interval if method == "t" else bootstrap_interval
-    mean, low, high = function(x, confidence)
+    function = t_interval if method.kind == "t" else bootstrap_interval
+    mean, low, high = function(x, method.level)
     return float(mean), float(low), float(high)
 
 
@@ -134,8 +153,7 @@ def estimate(
     clusters: Sequence[Any] | np.ndarray | None = None,
     *,
     scale: Literal["auto", "arithmetic"] = "auto",
-    confidence: float = CONFIDENCE,
-    method: Method = "t",
+    method: Method = STUDENT,
 ) -> Estimate:
     """Mean of one value per document, with an interval over documents.
 
@@ -152,7 +170,7 @@ def estimate(
     not_positive = int((x <= 0).sum())
     geometric = scale == "auto" and not not_positive
     x = units(np.log(x) if geometric else x, groups)
-    mean, low, high = _interval(x, confidence, method)
+    mean, low, high = _interval(x, method)
     reasons = []
     if scale == "auto" and not_positive:
         reasons.append(f"arithmetic mean: {not_positive} of {int(finite.sum())} documents have a value of 0 or below")
@@ -185,8 +203,7 @@ def paired(
     b: Sequence[float] | np.ndarray,
     clusters: Sequence[Any] | np.ndarray | None = None,
     *,
-    confidence: float = CONFIDENCE,
-    method: Method = "t",
+    method: Method = STUDENT,
     test: bool = True,
 ) -> Paired:
     """Compare two rules on the same documents; a[i] and b[i] belong to document i. Pairs with a NaN are left out.
@@ -209,7 +226,7 @@ def paired(
         reasons.append(f"no ratio: {not_positive} of {len(x)} documents have a value of 0 or below")
     else:
         d = units(np.log(x) - np.log(y), groups)
-        ratio, low, high = np.exp(_interval(d, confidence, method)).tolist()
+        ratio, low, high = np.exp(_interval(d, method)).tolist()
     p = nan
     if len(d) < MINIMUM_DOCUMENTS:
         reasons.append(too_few(len(d)))

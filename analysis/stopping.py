@@ -15,12 +15,19 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS
+from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
 from forward_influence.errors import UsageError
+from forward_influence.runs import Run
 from forward_influence.zones import zones
 
 #: Confidence of an interval that is looked at after every document.
 LEVEL = 0.97
+
+
+def method_for(runs: Sequence[Run], kind: Kind = "t") -> Method:
+    """How intervals over runs are made: 95% ones, and where `--until` ended a run, of the level that it looked at."""
+    ended = [run.stopped.get("level", LEVEL) for run in runs if run.stopped is not None]
+    return Method(kind, max([CONFIDENCE, *ended]))
 
 
 class Until:

@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.controls import UNDER_FLOOR, floor_text, spread
+from forward_influence.analysis.controls import UNDER_FLOOR, floor_text, matched_text, spread
 from forward_influence.analysis.curves import ZONES, load_zones, zone_edges
 from forward_influence.analysis.matrix import Matrix, by_rule, matrix
-from forward_influence.analysis.pairing import CONDITIONS, RANDOM, align, baseline_for, grain_remark, grains, is_called
-from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, estimate, paired
+from forward_influence.analysis.pairing import (
+    CONDITIONS,
+    RANDOM,
+    align,
+    baseline_for,
+    grain_remark,
+    grains,
+    is_called,
+    is_control,
+    position_control_for,
+)
+from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method, estimate, paired
+from forward_influence.analysis.stopping import method_for
 from forward_influence.runs import Run
 
 
@@ -22,7 +33,8 @@ def summarise(run: Run) -> pd.DataFrame:
     Returns:
         Columns of `curves.RULE`, `per`, `documents`; `near`, `middle`, `far`: geometric means over documents of each
         document's mean KL, nats; `far_near`: far / near within documents; `random_near`, `random_far`: as a multiple of
-        random on the same documents (NaN without a random rule). Each of these with `_low` and `_high`, 95% bounds, NaN
+        random on the same documents; `matched_near`, `matched_far`: of the rule's position-matched control (NaN where
+        there is none). Each of these with `_low` and `_high`, 95% bounds, NaN
         below 6 documents. `nll_near`, `nll_far`: mean NLL shift, nats; `same_near`, `same_far`: share of positions
         whose most likely token is the full cache's; means over documents. `flags`: what to know before reading a row.
         `.attrs["notes"]` holds `notes(run)`.
@@ -34,41 +46,42 @@ def summarise(run: Run) -> pd.DataFrame:
     rows = []
     for key, group in by_rule(frame):
         same = frame[np.logical_and.reduce([frame[name] == key[name] for name in CONDITIONS])]
-        rows.append(_row(key, group, same))
+        rows.append(_row(key, group, same, method_for([run])))
     table = pd.DataFrame(rows)
     table.attrs["notes"] = notes(run, frame)
     return table
 
 
-def _row(key: dict[str, str], group: pd.DataFrame, same: pd.DataFrame) -> dict[str, Any]:
+def _row(key: dict[str, str], group: pd.DataFrame, same: pd.DataFrame, method: Method) -> dict[str, Any]:
     curve = matrix(group)
     row: dict[str, Any] = {**key, "per": group["per"].iloc[0], "documents": len(curve.documents)}
     remarks = []
     for index, zone in enumerate(ZONES):
-        out = estimate(curve.kl[:, index])
+        out = estimate(curve.kl[:, index], method=method)
         row |= spread(zone, out)
         if out.scale == "arithmetic":
             remarks.append(f"{zone}: {out.reason}")
-    row |= _pair("far_near", curve.kl[:, 2], curve.kl[:, 0])
+    row |= _pair("far_near", curve.kl[:, 2], curve.kl[:, 0], method)
     zones = group.groupby("zone")[["nll_delta", "top1_changed"]].mean()
     for zone in ("near", "far"):
         row[f"nll_{zone}"], changed = zones.loc[zone]
         row[f"same_{zone}"] = 1 - changed
     remarks += flagged(curve)
     random = None if is_called(key["selector"], RANDOM) else baseline_for(same, key["selector"])
-    both = None if random is None else align(group, same[same["selector"] == random])
-    for index, zone in ((0, "near"), (2, "far")):
-        if both is None:
-            row |= dict.fromkeys((f"random_{zone}", f"random_{zone}_low", f"random_{zone}_high"), float("nan"))
-        else:
-            row |= _pair(f"random_{zone}", both[0].kl[:, index], both[1].kl[:, index])
-    if random is not None:
-        remarks += grain_remark(grains(same), key["selector"], random)
+    for name, control in (("random", random), ("matched", position_control_for(same, key["selector"]))):
+        both = None if control is None else align(group, same[same["selector"] == control])
+        for index, zone in ((0, "near"), (2, "far")):
+            if both is None:
+                row |= dict.fromkeys((f"{name}_{zone}", f"{name}_{zone}_low", f"{name}_{zone}_high"), float("nan"))
+            else:
+                row |= _pair(f"{name}_{zone}", both[0].kl[:, index], both[1].kl[:, index], method)
+        if control is not None:
+            remarks += grain_remark(grains(same), key["selector"], control)
     return {**row, "flags": "; ".join(remarks)}
 
 
-def _pair(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    out = paired(a, b)
+def _pair(name: str, a: np.ndarray, b: np.ndarray, method: Method) -> dict[str, float]:
+    out = paired(a, b, method=method, test=False)
     return {name: out.ratio, f"{name}_low": out.low, f"{name}_high": out.high}
 
 
@@ -100,6 +113,7 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
         f"candidates: {candidates} of {context} context tokens; the first {first} and the last {last} are protected",
         "grain: " + "; ".join(f"{', '.join(names)} per {per}" for per, names in by_grain.items()),
         floor_text(frame),
+        *control_lines(frame),
         documents_text(run, frame["document"].nunique()),
     ]
     if c.get("positions_per_bin"):
@@ -112,6 +126,13 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     if frame["document"].nunique() < MINIMUM_DOCUMENTS:
         lines.append(f"intervals need {MINIMUM_DOCUMENTS} documents; there are {frame['document'].nunique()}")
     return lines
+
+
+def control_lines(frame: pd.DataFrame) -> list[str]:
+    """What position-matched controls share with their rules; where no control was measured, that none was."""
+    if not any(is_control(selector) for selector in grains(frame)):
+        return ["no control was measured (random, say): what any choice of as many entries would do is not known"]
+    return matched_text(frame)
 
 
 def unfinished(runs: Mapping[str, Run], frame: pd.DataFrame) -> list[str]:
@@ -132,7 +153,8 @@ def documents_text(run: Run, measured: int) -> str:
     """How many documents are measured, and how to go on if not all are; why no more are wanted; which were skipped."""
     text = f"documents: {measured} of {len(run.documents)} measured"
     if run.stopped is not None:  # looking until a width is reached finds widths that came out small by chance
-        text += " (ended by --until, whose 95% intervals cover 92 to 95%: docs/statistics.md)"
+        level = f"{method_for([run]).level:.0%}"
+        text += f" (ended by --until: intervals are of nominal {level}, to cover 95% after many looks)"
     if measured < len(run.documents) and run.manifest.get("command"):
         text += f" (continue with: {run.manifest['command']})"
     skipped: Sequence[dict[str, Any]] = run.manifest.get("skipped") or []

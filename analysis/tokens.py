@@ -20,7 +20,7 @@ from forward_influence.analysis.selections import (
     read_selections,
     require_selections,
 )
-from forward_influence.analysis.statistics import Method, estimate
+from forward_influence.analysis.statistics import STUDENT, Method, estimate
 from forward_influence.runs import Run
 
 #: The ways in which tokens are divided, and the groups of each in order.
@@ -149,7 +149,7 @@ def selection_weight(choice: Choice, context: Context, layer: int | None = None)
     return entries.sum((0, 1), dtype=np.int64)
 
 
-def token_profile(shares: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
+def token_profile(shares: pd.DataFrame, *, clustered: bool = False, method: Method = STUDENT) -> pd.DataFrame:
     """What each rule prefers, over documents.
 
     Args:

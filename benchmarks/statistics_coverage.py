@@ -25,6 +25,7 @@ from forward_influence.analysis.statistics import (
     holm,
     paired,
     t_interval,
+    wilcoxon,
 )
 from forward_influence.analysis.stopping import LEVEL
 
@@ -129,9 +130,9 @@ def fading(runs: int, seed: int) -> None:
 
 
 def stopped(runs: int, seed: int) -> None:
-    """Coverage of intervals of runs ended by `--until`, which looks at `LEVEL` after each document; sd of logs 0.4."""
-    print(f"\n| until | rules | documents, mean | 95% intervals | {LEVEL:.0%} intervals |")
-    print("| --- | --- | --- | --- | --- |")
+    """Coverage of intervals, and false alarms between two rules, of runs ended by `--until`; sd of logs 0.4."""
+    print(f"\n| until | rules | documents, mean | 95% intervals | {LEVEL:.0%} intervals | two alike, p < 0.05 |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for width, most in ((0.1, 300), (0.2, 100), (0.3, 60)):
         for rules in (1, 4):
             logs = np.random.default_rng([seed, most, rules]).normal(0, 0.4, (runs, rules, most))
@@ -144,7 +145,11 @@ def stopped(runs: int, seed: int) -> None:
             covered = [
                 100 * np.mean([abs(mean[i, :, k]) <= h[i, :, k] for i, k in enumerate(at)]) for h in half.values()
             ]
-            print(f"| {width} | {rules} | {at.mean() + 1:.0f} | {covered[0]:.1f} | {covered[1]:.1f} |")
+            alarms = "–"
+            if rules > 1:
+                p = [wilcoxon(logs[i, 0, : k + 1] - logs[i, 1, : k + 1]) for i, k in enumerate(at)]
+                alarms = f"{100 * np.mean(np.array(p) < 0.05):.1f}"
+            print(f"| {width} | {rules} | {at.mean() + 1:.0f} | {covered[0]:.1f} | {covered[1]:.1f} | {alarms} |")
 
 
 def main() -> None:

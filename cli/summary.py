@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.cli import tables
@@ -13,21 +14,32 @@ if TYPE_CHECKING:
 
 #: Columns shown only where they tell rows apart.
 VARYING = ("budget", "mode", "effect", "layers")
+MEANS = {"near": "near", "middle": "middle", "far": "far", "far_near": "far / near"}
+#: Multiples of controls, shown where there are any.
+CONTROLS = {
+    "random_near": "x random, near",
+    "random_far": "x random, far",
+    "matched_near": "x matched, near",
+    "matched_far": "x matched, far",
+}
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`analysis.summary.summarise`'s table as strings: values with intervals, columns that say nothing left out."""
+    """`analysis.summary.summarise`'s means as strings with their intervals."""
+    return _rows(table, lambda row: _intervals(row, MEANS))
 
-    def cells(row: dict[str, Any]) -> dict[str, str]:
-        shown = {"near": "near", "middle": "middle", "far": "far", "far_near": "far / near"}
-        shown |= {"random_near": "x random, near", "random_far": "x random, far"}
-        return {
-            title: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
-            for name, title in shown.items()
-        }
 
-    out = _rows(table, cells)
-    return out if table["random_near"].notna().any() else out.drop(columns=["x random, near", "x random, far"])
+def multiples(table: pd.DataFrame) -> pd.DataFrame:
+    """The same of the multiples of controls; without rules and controls that have none."""
+    shown = {name: title for name, title in CONTROLS.items() if table[name].notna().any()}
+    some = table[table[list(shown)].notna().any(axis=1)] if shown else table[:0]
+    return _rows(some, lambda row: _intervals(row, shown), like=table)
+
+
+def _intervals(row: dict[str, Any], shown: Mapping[str, str]) -> dict[str, str]:
+    return {
+        title: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2) for name, title in shown.items()
+    }
 
 
 def fidelity(table: pd.DataFrame) -> pd.DataFrame:
@@ -43,11 +55,13 @@ def fidelity(table: pd.DataFrame) -> pd.DataFrame:
     return _rows(table[table["mode"] == "keep"], cells)
 
 
-def _rows(table: pd.DataFrame, cells: Any) -> pd.DataFrame:
-    """A frame of strings: the rule, what tells its rows apart, and the cells of each row."""
+def _rows(
+    table: pd.DataFrame, cells: Callable[[dict[str, Any]], dict[str, str]], like: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """A frame of strings: the rule, what tells its rows (those of `like`) apart, and the cells of each row."""
     import pandas as pd
 
-    varying = [name for name in VARYING if table[name].nunique() > 1]
+    varying = [name for name in VARYING if (table if like is None else like)[name].nunique() > 1]
     rows = [
         {"rule": row["selector"], **{name: row[name] for name in varying}, **cells(row)}
         for row in table.to_dict("records")
@@ -63,7 +77,15 @@ def show_summary(run: Run) -> None:
     table = summarise(run)
     out = tables.console()
     title = f"{run.name}: mean KL in nats [95% interval over documents]"
-    out.print(tables.rich_table(readable(table), title, out.width))
+    means, compared = readable(table), multiples(table)
+    whole = means.merge(compared, how="left").fillna(tables.ABSENT) if len(compared) else means
+    if tables.fits(whole, out.width):
+        out.print(tables.rich_table(whole, title, out.width))
+    else:
+        out.print(tables.rich_table(means, title, out.width))
+        if len(compared):
+            title = "as a multiple of controls on the same documents"
+            out.print(tables.rich_table(compared, title, out.width))
     kept = fidelity(table)
     if len(kept):
         title = "what stays: mean shift of the text's NLL in nats, and how often the most likely token is the same"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from forward_influence.runs import SCHEMA, Run, create_or_continue
 
@@ -129,9 +129,8 @@ def simulate(
     for i, document in enumerate(documents[: scenario.measured]):
         rng = np.random.default_rng([scenario.seed, i])
         rows = _rows(rng, scenario, document["name"])
-        if scenario.save_selections:
-            _save_selections(rng, run.selections_path(document["part"]), scenario, rows)
-        run.write_part(document["part"], rows, {"seconds": 1.0})
+        selections = _selections(rng, scenario, rows) if scenario.save_selections else None
+        run.write_part(document["part"], rows, {"seconds": 1.0}, selections)
     return run
 
 
@@ -202,7 +201,7 @@ def _row(s: Scenario, document: str, segment: int, **values: Any) -> dict[str, A
 def _parameters(selector: str) -> dict[str, Any]:
     given = dict(part.split("=", 1) for part in selector.partition(":")[2].split(",") if "=" in part)
     grain = "token" if selector.partition(":")[0] in ("entropy", "surprisal", "recent", "first") else "entry"
-    extra = {"of": "attention"} if selector.startswith("position-matched") else {}
+    extra = {"of": "attention", "of_spec": "attention"} if selector.startswith("position-matched") else {}
     return {"per": "entry", **extra, **given, "grain": given.get("per", grain)}
 
 
@@ -273,7 +272,7 @@ def _condition(
                 segment,
                 kind="condition",
                 selector=rule,
-                parameters=json.dumps(_parameters(rule)),
+                parameters=json.dumps({**_parameters(rule), **({"overlap": 0.3} if "matched" in rule else {})}),
                 budget=budget,
                 selected=np.full(s.layers * s.heads, int(fraction * s.context), dtype=np.int32),
                 mode=s.mode,
@@ -296,8 +295,8 @@ def _with_gap(values: np.ndarray, distance: np.ndarray, continuation: int) -> np
     return out
 
 
-def _save_selections(rng: np.random.Generator, path: Path, s: Scenario, rows: list[dict[str, Any]]) -> None:
-    """Selections whose tokens are random words; entropy leans to late positions, attention to the first half."""
+def _selections(rng: np.random.Generator, s: Scenario, rows: list[dict[str, Any]]) -> bytes:
+    """A selections file whose tokens are random words; entropy leans to late positions, attention to the first half."""
     tensors: dict[str, np.ndarray] = {}
     metadata: dict[str, str] = {}
     n, last = s.context, s.context - 64
@@ -317,5 +316,4 @@ def _save_selections(rng: np.random.Generator, path: Path, s: Scenario, rows: li
         np.put_along_axis(selection, np.broadcast_to(best, (s.layers, s.heads, best.shape[-1])), True, axis=-1)
         tensors[f"selection/{index}"] = selection
         tensors[f"scores/{index}"] = scores
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
+    return save(tensors, metadata=metadata)

@@ -176,7 +176,7 @@ def test_the_table_that_ends_a_measurement(
     summary.show_summary(simulate(tmp_path / "[bold]odd", {"attention": Decay()}, documents=1))
     out = stream.getvalue()
     assert "[bold]odd: mean KL" in out
-    assert "random" not in out
+    assert "x random" not in out
     assert "intervals need 6 documents; there are 1" in out
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from scipy import stats
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from forward_influence.analysis.compare import Comparison, _table, compare
 from forward_influence.analysis.controls import controls, effects
 from forward_influence.analysis.curves import load, load_zones, read_curves
 from forward_influence.analysis.pairing import grain_remark, position_control_for
-from forward_influence.analysis.statistics import estimate, paired
+from forward_influence.analysis.statistics import STUDENT, estimate, paired
 from forward_influence.analysis.summary import notes, summarise
 from forward_influence.cli.compare import compare_command
 from forward_influence.errors import ForwardInfluenceError, UsageError
@@ -133,7 +134,7 @@ def test_no_effect_raises_about_5_percent_false_alarms(tmp_path: Path) -> None:
 
 
 def _compare_frame(zones: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    return _table(zones, baseline, clustered=False, method="t").query("baseline != ''")
+    return _table(zones, baseline, clustered=False, method=STUDENT).query("baseline != ''")
 
 
 def test_two_runs_are_read_as_one(tmp_path: Path) -> None:
@@ -238,19 +239,6 @@ def test_rules_are_found_as_they_were_typed(tmp_path: Path) -> None:
     assert "entropy:per=token" in invoke(run.folder, "--crossover", "entropy:per=token,attention:window=64")
 
 
-def test_a_position_control_is_found_for_a_rule_written_at_length(tmp_path: Path) -> None:
-    run = simulate(tmp_path / "run", {n: Decay() for n in ("attention", "position-matched", "random")}, documents=1)
-    frame = load_zones(run)
-    matched = frame["selector"] == "position-matched"
-    frame.loc[matched, "parameters"] = json.dumps({"of": "attention(window=64)", "per": "entry"})
-    assert position_control_for(frame, "attention") == "position-matched"
-    # what a run folder names must not make its reader run code
-    trap = tmp_path / "trap.py"
-    trap.write_text("raise SystemExit('loaded')")
-    frame.loc[matched, "parameters"] = json.dumps({"of": f"{trap}:Rule(window=64)", "per": "entry"})
-    assert position_control_for(frame, "attention") is None
-
-
 def test_a_half_finished_run_is_compared_and_says_how_to_continue(tmp_path: Path) -> None:
     part = simulate(tmp_path / "part", documents=9, measured=7)
     out = invoke(part.folder)
@@ -261,11 +249,23 @@ def test_a_half_finished_run_is_compared_and_says_how_to_continue(tmp_path: Path
 
 def test_a_run_ended_by_its_own_intervals_says_what_they_cover(tmp_path: Path) -> None:
     run = simulate(tmp_path / "run", documents=9, measured=7)
+    before = compare(run)
     run.write_stopped({"documents": 7, "until": 0.2, "level": 0.97, "half_widths": {}})
-    out = invoke(run.folder)
+    after = compare(run)
+    wider = stats.t.ppf(0.985, 6) / stats.t.ppf(0.975, 6)
+    for table, column in (("table", "kl"), ("table", "ratio"), ("controls", "ratio")):
+        one, other = (
+            np.log(getattr(found, table)[f"{column}_high"] / getattr(found, table)[f"{column}_low"]).to_numpy()
+            for found in (before, after)
+        )
+        np.testing.assert_allclose(other, wider * one, equal_nan=True)
     assert (
-        "documents: 7 of 7 measured (ended by --until, whose 95% intervals cover 92 to 95%: docs/statistics.md)" in out
-    )
+        after.crossovers["high"] - after.crossovers["low"] > before.crossovers["high"] - before.crossovers["low"]
+    ).all()
+    far = summarise(run).set_index("selector").loc["entropy"]
+    assert far["far_high"] == after.table.query("selector == 'entropy' and zone == 'far'")["kl_high"].item()
+    out = invoke(run.folder)
+    assert "7 of 7 measured (ended by --until: intervals are of nominal 97%, to cover 95% after many looks)" in out
     assert "not finished" not in out
 
 
@@ -311,7 +311,7 @@ def test_a_position_control_finds_its_rule_by_parameters(tmp_path: Path) -> None
     frame = load_zones(run)
     # the simulated parameters split at commas, as the real ones do not
     matched = frame["selector"] == "position-matched:of=attention(window=64,kernel=7)"
-    frame.loc[matched, "parameters"] = json.dumps({"of": "attention(window=64,kernel=7)", "per": "entry"})
+    frame.loc[matched, "parameters"] = json.dumps({"of_spec": wide, "per": "entry"})
     assert position_control_for(frame, wide) == "position-matched:of=attention(window=64,kernel=7)"
     assert position_control_for(frame, narrow) == "position-matched"
     assert position_control_for(frame, "random") is None
@@ -364,11 +364,23 @@ def test_summary(run: Run, tmp_path: Path) -> None:
     assert row["near_low"] < row["near"] < row["near_high"]
     assert row["flags"].startswith("whole tokens against random's entries, so that the multiple is too high")
     assert table.loc[table["selector"] == "random", "random_near"].isna().all()
+    attention = table[(table["selector"] == "attention") & (table["effect"] == "total")].iloc[0]
+    matched = RULES["position-matched:of=attention"].mean(0, 128)
+    assert attention["matched_near"] == pytest.approx(RULES["attention"].mean(0, 128) / matched, rel=0.2)
+    assert attention["matched_near_low"] < attention["matched_near"] < attention["matched_near_high"]
+    assert table.loc[table["selector"] != "attention", "matched_near"].isna().all()
     lines = table.attrs["notes"]
     assert lines == notes(run)
+    assert (
+        "position-matched:of=attention holds 30% of what its rule chose, which pulls the multiple of it towards 1"
+        in lines
+    )
+    assert not any("no control" in line for line in lines)
     assert "candidates: 188 of 256 context tokens; the first 4 and the last 64 are protected" in lines
     assert any("noise floor: 1.0e-06 nats" in line for line in lines)
     few = summarise(simulate(tmp_path / "few", documents=2))
     assert "intervals need 6 documents; there are 2" in few.attrs["notes"]
     assert few["far_low"].isna().all()
     assert few["far"].notna().all()
+    alone = summarise(simulate(tmp_path / "alone", {"attention": Decay()}, documents=1))
+    assert any(line.startswith("no control was measured (random, say)") for line in alone.attrs["notes"])

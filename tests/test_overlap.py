@@ -192,3 +192,15 @@ def test_a_broken_selections_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ForwardInfluenceError, match=r"speech-000\.safetensors does not read back"):
         list(read_selections(run))
+
+
+def test_a_flipped_bit_in_selections_is_found(tmp_path: Path) -> None:
+    run = simulate(tmp_path / "run", RULES, documents=2, save_selections=True)
+    path = run.selections_path("speech-001")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # a tensor's last value: the file is as well-formed as before
+    path.write_bytes(content)
+    found = read_selections(run)
+    assert next(found).document["part"] == "speech-000"
+    with pytest.raises(ForwardInfluenceError, match=r"speech-001.*differs from its digest.*anew with: forward-inf"):
+        next(found)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 from simulated import Decay, simulate
 
 from forward_influence.analysis.report import report
@@ -57,15 +58,16 @@ class View:
 
 def _with_hostile_text(run: Run) -> None:
     """Put markup into the tokens of the first document's context."""
-    path = run.selections_path(run.documents[0]["part"])
-    from safetensors import safe_open
+    stem = run.documents[0]["part"]
+    path, part = run.selections_path(stem), run.part(stem)
 
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
     pieces = json.loads(metadata["pieces/0"])
     pieces[10] = HOSTILE
     pieces[11] = "<b>bold</b> &amp; \u2028 &lt;"
-    save_file(load_file(path), path, metadata={**metadata, "pieces/0": json.dumps(pieces)})
+    assert part is not None
+    run.write_part(stem, part.rows, {}, save(load_file(path), metadata={**metadata, "pieces/0": json.dumps(pieces)}))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from forward_influence.analysis import style
 from forward_influence.analysis.matrix import FLAG_FACTOR, matrix
-from forward_influence.analysis.statistics import Method, estimate
+from forward_influence.analysis.statistics import STUDENT, Method, estimate
 from forward_influence.errors import UsageError
 
 PANEL_COLUMNS = ["run", "budget", "mode", "effect"]
@@ -71,7 +71,7 @@ def hide_unused(axes: Sequence[Axes], count: int, columns: int) -> None:
         axes[place - columns].tick_params(labelbottom=True)
 
 
-def per_bin(frame: pd.DataFrame, *, clustered: bool = False, method: Method = "t") -> pd.DataFrame:
+def per_bin(frame: pd.DataFrame, *, clustered: bool = False, method: Method = STUDENT) -> pd.DataFrame:
     """Mean KL over documents of each bin of one rule, with its interval.
 
     Returns:

@@ -52,7 +52,8 @@ def draw(data: PlotData) -> Figure:
     against = reference(data)
     others = sorted((r for r in data.wanted_rules if r != against), key=is_control)
     rules = others[:MOST]
-    found = crossovers(frame, [(rule, against) for rule in rules], clustered=data.cluster is not None)
+    pairs, level = [(rule, against) for rule in rules], data.inference["method"].level
+    found = crossovers(frame, pairs, clustered=data.cluster is not None, level=level)
     parts = common.panels(frame)
     ratios = [{rule: _table(part, rule, against, data) for rule in rules} for _, part in parts]
     entries = common.handles(rules, data.styles)

@@ -13,7 +13,8 @@ from forward_influence.analysis import curves, overlap, tokens
 from forward_influence.analysis.compare import measured_budget
 from forward_influence.analysis.pairing import measured_rule
 from forward_influence.analysis.selections import has_selections, require_selections
-from forward_influence.analysis.statistics import Method
+from forward_influence.analysis.statistics import Kind
+from forward_influence.analysis.stopping import method_for
 from forward_influence.analysis.style import RuleStyle, rule_styles
 from forward_influence.analysis.summary import unfinished
 from forward_influence.errors import UsageError
@@ -43,13 +44,13 @@ class PlotData:
     budgets: tuple[str, ...] = ()
     baseline: str = "random"
     cluster: str | None = None
-    method: Method = "t"
+    method: Kind = "t"
     read: curves.Curves | None = field(default=None, repr=False)
 
     @property
     def inference(self) -> dict[str, Any]:
         """`clustered` and `method`, as everything that makes an interval takes them."""
-        return {"clustered": self.cluster is not None, "method": self.method}
+        return {"clustered": self.cluster is not None, "method": method_for(self.runs, self.method)}
 
     @cached_property
     def frames(self) -> curves.Curves:
