@@ -78,9 +78,14 @@ def _show(found: Inspected, layer: int | None, head: int | None) -> None:
     out = tables.console()
     views = [found.view(i, layer, head) for i in range(len(found.rules))]
     width = max(20, (out.width - 2) // len(views))
-    panels = [Panel(_shaded(found, view), title=_title(view), width=width) for view in views]
+    plain = out.color_system is None  # piped, NO_COLOR: neither shade nor underlining would be seen
+    panels = [
+        Panel(_marked(found, view) if plain else _shaded(found, view), title=_title(view), width=width)
+        for view in views
+    ]
     out.print(panels[0] if len(panels) == 1 else Columns(panels, padding=(0, 0)))
-    out.print(f"{found.name}: {found.caption(layer, head)}\n{found.legend(layer, head)}", markup=False, highlight=False)
+    legend = found.legend(layer, head, "in [brackets]").partition("; ")[2] if plain else found.legend(layer, head)
+    out.print(f"{found.name}: {found.caption(layer, head)}\n{legend}", markup=False, highlight=False)
 
 
 def _title(view: View) -> Text:
@@ -97,7 +102,6 @@ def _shaded(found: Inspected, view: View) -> Text:
 
     text = Text()
     for piece, rank, share in zip(found.pieces, view.ranks, view.selected, strict=True):
-        shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in piece)
         light = int(255 - 175 * float(rank))
         dark = light < 150
         style = Style(
@@ -106,5 +110,25 @@ def _shaded(found: Inspected, view: View) -> Text:
             bold=share >= 0.5,
             underline=share >= 0.5,
         )
-        text.append(shown, style)
+        text.append(_printable(piece), style)
     return text
+
+
+def _marked(found: Inspected, view: View) -> Text:
+    """The text without styles, runs of selected tokens in brackets."""
+    from rich.text import Text
+
+    text, inside = "", False
+    for piece, share in zip(found.pieces, view.selected, strict=True):
+        selected, shown = bool(share >= 0.5), _printable(piece)
+        if selected != inside:  # brackets stand at the word, not at the space before it
+            word = shown.lstrip() or shown
+            blank = shown[: len(shown) - len(word)]
+            shown = f"{blank}[{word}" if selected else f"]{shown}"
+        text, inside = text + shown, selected
+    return Text(text + "]" * inside)
+
+
+def _printable(piece: str) -> str:
+    """A token's text without what could control a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in piece)

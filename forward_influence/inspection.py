@@ -93,11 +93,11 @@ class Inspected:
         would = "would leave the cache" if self.mode == "drop" else "would stay in the cache, with the protected ones"
         return f"{where}, {heads}; budget {self.budget} selects {selected}, which {would}"
 
-    def legend(self, layer: int | None, head: int | None) -> str:
-        """What shading and underlining mean."""
+    def legend(self, layer: int | None, head: int | None, selected: str = "bold and underlined") -> str:
+        """What shading and marks mean; `selected` says how what is selected looks."""
         one = layer is not None and head is not None
         by = "" if one else " by at least half of the layers and heads looked at"
-        return f"darker is a higher rank among the candidates; bold and underlined is selected{by}"
+        return f"the stronger the shade, the higher the rank among the candidates; {selected} is selected{by}"
 
 
 def inspect_document(model: Model, document: CutDocument, request: Request) -> Inspected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,27 @@ def test_terminal(found, capsys):
     assert "[red]x" in shown and "\x1b[2J" not in shown and "recent" in shown
     words = " ".join(shown.split())
     assert "layer 1, all heads; budget 0.2 selects 12 of 48 candidates per layer and head (60 tokens, 12" in words
-    assert "would leave the cache" in words and "bold and underlined is selected by at least half of" in words
+    assert "would leave the cache" in words and "in [brackets] is selected by at least half of" in words
+
+
+def test_without_colours_what_is_selected_is_in_brackets(found, capsys):
+    words = dataclasses.replace(found, pieces=["a"] + [" b"] * 59, rules=found.rules[1:], masks=found.masks[1:])
+    command._show(words, None, None)
+    shown = capsys.readouterr().out
+    text = " ".join(line.strip("│ ") for line in shown.splitlines() if line.startswith("│"))
+    assert text == " ".join(["a"] + ["b"] * 39 + ["[b"] + ["b"] * 10 + ["b]"] + ["b"] * 8)
+
+
+def test_with_colours_it_is_shaded_and_underlined(found, capsys, monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr("forward_influence.cli.tables.console", lambda: Console(force_terminal=True, width=100))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    command._show(found, None, None)
+    shown = capsys.readouterr().out
+    assert "\x1b[1;4;" in shown and "[" not in re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "bold and underlined is selected" in " ".join(shown.split())
 
 
 def test_captions_say_what_the_budget_means(found):
@@ -69,7 +90,7 @@ def test_captions_say_what_the_budget_means(found):
     assert kept.caption(None, 1).endswith("would stay in the cache, with the protected ones")
     assert kept.legend(2, 1).endswith("underlined is selected")
     page = html_page(kept, None, None)
-    assert "budget 44 selects 32 of 48 candidates" in page and "Darker is a higher rank" in page
+    assert "budget 44 selects 32 of 48 candidates" in page and "The stronger the shade, the higher the rank" in page
 
 
 def test_refusals():
