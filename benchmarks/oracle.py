@@ -109,7 +109,7 @@ def calibration(model: object, document: object, request: Request, options: argp
             estimates = way.leave_one_out(gradients[name], high - low).cpu()
             for token, influence in zip(some, found, strict=True):
                 exact = float(influence.kl[low:high].double().mean())
-                about = {"way": f"{way.by}, {way.count} {way.counts}", "bin": name, "token": token}
+                about = {"way": way.words, "bin": name, "token": token}
                 rows.append({**about, "estimate": float(estimates[token]), "exact": exact})
     return pd.DataFrame(rows)
 

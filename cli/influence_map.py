@@ -56,8 +56,9 @@ def influence_map_command(
     from forward_influence.analysis.plots.influence_map import draw_map
 
     picture = out.with_suffix(".png")
+    what = "each token removed by itself" if block == 1 else f"every {block} neighbouring tokens removed by themselves"
     try:
-        style.save(draw_map(frame, f"{name}: each token removed by itself, {effect} effect"), picture)
+        style.save(draw_map(frame, f"{name}: {what}, {effect} effect"), picture)
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another --out") from error
     _show(frame, read_controls(out))

@@ -130,7 +130,7 @@ def _show(frame: pd.DataFrame, form: Format, exact: bool, way: Way) -> None:
             if exact:
                 row[f"{where}, measured"] = values["exact"]
         rows.append(row)
-    _write(rows, form, f"estimated mean KL in nats, by {way.by}: {way.count} {way.counts}")
+    _write(rows, form, f"estimated mean KL in nats ({way.words})")
     if exact and frame["selector"].nunique() > 2:
         from forward_influence.analysis.agreement import agreement
 

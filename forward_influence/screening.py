@@ -60,6 +60,11 @@ class Way:
         """What `count` counts."""
         return "gates" if self.by == "closing" else "label samples"
 
+    @property
+    def words(self) -> str:
+        """How, and with how many: "closing, 1 gate"."""
+        return f"{self.by}, {self.count} {self.counts if self.count > 1 else self.counts.removesuffix('s')}"
+
     def gradients(
         self,
         model: Model,

@@ -15,6 +15,7 @@ from forward_influence.trace import Trace
 from forward_influence.zones import ZONES
 
 WAYS = ("closing", "fisher")
+MOST_SAMPLES = 10_000
 
 
 @selector("oracle", source="gradients by gates, of the continuation itself")
@@ -22,9 +23,9 @@ WAYS = ("closing", "fisher")
 class Oracle(Selector):
     """How much the predictions of the continuation that follows answer to each entry, by the gradient of its gate.
 
-    by=closing: what each entry adds to the divergence while the gates of all candidates close, half way (`closing.py`).
-    by=fisher: 1/2 mean g^2 over label samples, g the gradient of the zone's summed log p(label) with all gates open
-    (`gradients.py`), a local estimate; with per=layer and per=token, g is first summed over what goes together.
+    by=closing: what each entry adds to the divergence while the gates of all candidates close, half way.
+    by=fisher: 1/2 mean g^2 over label samples, g the gradient of the zone's summed log p(label) with all gates open,
+    a local estimate; with per=layer and per=token, g is first summed over what goes together.
 
     Attributes:
         zone: "near", "middle", "far" or "all" of the continuation.
@@ -43,8 +44,8 @@ class Oracle(Selector):
             raise UsageError(f"{self.name}: zone={self.zone} is unknown; it is one of {', '.join(ZONES)}, all")
         if self.by not in WAYS:
             raise UsageError(f"{self.name}: by={self.by} is unknown; it is one of {', '.join(WAYS)}")
-        if self.samples < 1:
-            raise UsageError(f"{self.name}: samples={self.samples} says nothing; give at least 1")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise UsageError(f"{self.name}: samples={self.samples} is a backward pass each; give 1 to {MOST_SAMPLES}")
 
     @property
     def zones(self) -> tuple[str, ...]:
