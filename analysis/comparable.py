@@ -20,6 +20,7 @@ MUST_AGREE = (
     "layers",
     "heads",
     "positions_per_bin",
+    "bin_width",
     "rerotate",
     "every",
     "dtype",

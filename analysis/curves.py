@@ -33,7 +33,8 @@ ZONES = ("near", "middle", "far")
 RULE = ["run", "selector", "budget", "mode", "effect", "layers"]
 
 Edges = np.ndarray
-Binning = Callable[[int], Edges]
+#: (continuation, stretch) -> edges; the stretch is what sampled positions are spread evenly over, 1 without sampling.
+Binning = Callable[[int, int], Edges]
 _VALUES = ("kl", "nll_delta", "top1_changed")
 
 
@@ -45,12 +46,16 @@ def bin_width(continuation: int) -> int:
     return width
 
 
-def bins(continuation: int, width: int | None = None, *, log: bool = False, count: int | None = None) -> Edges:
+def bins(
+    continuation: int, width: int | None = None, *, stretch: int = 1, log: bool = False, count: int | None = None
+) -> Edges:
     """Edges of distance bins, int64 (B + 1,), strictly increasing from 0 to `continuation`.
 
     Args:
         continuation: m, in tokens.
         width: tokens per bin, by default `bin_width(continuation)`; the last bin takes what is left over.
+        stretch: positions were sampled in every stretch of so many tokens; default and log-spaced bins hold whole
+            stretches, for in narrower ones some documents would have no position.
         log: log-spaced bins after a first one of 16 positions, so that near and far weigh alike on a log axis.
         count: this many bins instead (equal or log-spaced; fewer where whole positions do not allow as many).
 
@@ -59,12 +64,13 @@ def bins(continuation: int, width: int | None = None, *, log: bool = False, coun
     """
     if min(n for n in (continuation, width, count) if n is not None) < 1:
         raise UsageError(f"cannot bin {continuation} positions (width {width}, count {count}); all must be at least 1")
-    width = width or bin_width(continuation)
+    width = width or max(bin_width(continuation), stretch)
     if log:
         wanted = LOG_BINS if count is None else count
         first = min(FIRST_LOG_BIN, continuation)
         inner = np.geomspace(first, continuation, wanted) if wanted > 1 else np.array([continuation])
-        edges = np.concatenate([[0], np.round(inner)])
+        whole = np.round(inner / stretch) * stretch
+        edges = np.concatenate([[0], whole[whole < continuation], [continuation]])
     elif count is not None:
         edges = np.round(np.linspace(0, continuation, count + 1))
     else:
@@ -142,7 +148,7 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 
 def _document_pieces(
-    rows: Sequence[Mapping[str, Any]], binnings: Sequence[Binning], constant: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]], binnings: Sequence[Binning], stretch: int, constant: Mapping[str, Any]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(which binning, columns) for each condition of one document."""
     conditions: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -157,7 +163,7 @@ def _document_pieces(
         floor = _floor(rows, effect)
         same = [json.loads(row["parameters"] or "{}").get("overlap") for row in found]
         for index, binning in enumerate(binnings):
-            edges = binning(found[0]["continuation"])
+            edges = binning(found[0]["continuation"], stretch)
             yield (
                 index,
                 {
@@ -241,6 +247,8 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
     pieces: list[list[dict[str, Any]]] = [[] for _ in binnings]
     for label, run in named(several).items():
         known = {d["name"]: d for d in run.documents}
+        asked = run.configuration
+        stretch = int(asked.get("bin_width") or BIN_WIDTH) if asked.get("positions_per_bin") else 1
         found = False
         for name, rows in groupby(run.rows(), key=lambda row: row["document"]):
             constant = {
@@ -249,7 +257,7 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
                 "document": name,
                 "cluster": group_of(known.get(name, {"name": name}), cluster),
             }
-            for index, columns in _document_pieces(list(rows), binnings, constant):
+            for index, columns in _document_pieces(list(rows), binnings, stretch, constant):
                 pieces[index].append(columns)
                 found = True
         if not found:
@@ -286,14 +294,14 @@ def load(
     cluster: str | None = None,
 ) -> pd.DataFrame:
     """Tidy curves of one or several runs in bins of `width` tokens, or log-spaced; columns as in `read`."""
-    return read(runs, [lambda m: bins(m, width, log=log, count=count)], cluster)[0]
+    return read(runs, [lambda m, stretch: bins(m, width, stretch=stretch, log=log, count=count)], cluster)[0]
 
 
 def load_zones(
     runs: Run | Sequence[Run], *, near: float = NEAR, middle: float = MIDDLE, cluster: str | None = None
 ) -> pd.DataFrame:
     """As `load` with three bins, and their names in a column `zone`: near, middle, far."""
-    return name_zones(read(runs, [lambda m: zone_edges(m, near, middle)], cluster)[0])
+    return name_zones(read(runs, [lambda m, _: zone_edges(m, near, middle)], cluster)[0])
 
 
 @dataclass(frozen=True)
@@ -317,7 +325,7 @@ class Curves:
 
 def read_curves(
     runs: Run | Sequence[Run],
-    even: Binning = bins,
+    even: Binning = lambda m, stretch: bins(m, stretch=stretch),
     *,
     near: float = NEAR,
     middle: float = MIDDLE,
@@ -328,7 +336,9 @@ def read_curves(
     Args:
         even: the bins of `Curves.even`.
     """
-    frames = read(runs, [even, lambda m: zone_edges(m, near, middle), lambda m: bins(m, log=True)], cluster)
+    zones: Binning = lambda m, _: zone_edges(m, near, middle)  # noqa: E731
+    log: Binning = lambda m, stretch: bins(m, stretch=stretch, log=True)  # noqa: E731
+    frames = read(runs, [even, zones, log], cluster)
     return Curves(frames[0], name_zones(frames[1]), frames[2])
 
 

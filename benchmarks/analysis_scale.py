@@ -43,11 +43,9 @@ def make(folder: Path, documents: int, positions: int, selections: bool) -> None
 
 
 def steps(folder: Path, out: Path) -> dict[str, list[str]]:
-    """Commands to time, by name; the report only where it is there."""
-    found = {"compare": ["compare", str(folder), "--show", "comparison", "--show", "decay", "--show", "crossovers"]}
-    if (HERE.parent / "cli" / "report.py").exists():
-        found["report"] = ["report", str(folder), "--out", str(out)]
-    return found
+    """Commands to time, by name."""
+    tables = ["--show", "comparison", "--show", "decay", "--show", "crossovers"]
+    return {"compare": ["compare", str(folder), *tables], "report": ["report", str(folder), "--out", str(out)]}
 
 
 def run_step(arguments: list[str]) -> None:

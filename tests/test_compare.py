@@ -269,6 +269,16 @@ def test_a_run_ended_by_its_own_intervals_says_what_they_cover(tmp_path: Path) -
     assert "not finished" not in out
 
 
+def test_sampled_positions_leave_no_document_out_of_crossovers_and_fits(tmp_path: Path) -> None:
+    """Few positions of each 128: in narrow bins some documents would have none."""
+    run = simulate(tmp_path / "run", documents=8, draws=1, positions_per_bin=4, noise=0.2)
+    found = compare(run)
+    assert set(found.crossovers["n"]) == {8}
+    assert found.crossovers["low"].notna().all()
+    assert found.decay["bins"].min() >= 4
+    assert not any("left out" in line for line in found.notes)
+
+
 def test_one_document_gives_values_and_no_inference(tmp_path: Path) -> None:
     one = simulate(tmp_path / "one", documents=1)
     table = compare(one).table

@@ -41,6 +41,16 @@ def test_log_bins_grow_by_a_constant_factor() -> None:
     assert ratios.max() / ratios.min() < 1.1
 
 
+@pytest.mark.parametrize("continuation", [1000, 1024, 100, 128, 3072])
+def test_bins_of_sampled_positions_hold_whole_stretches(continuation: int) -> None:
+    for edges in (bins(continuation, stretch=128, log=True), bins(continuation, stretch=128)):
+        assert edges[0] == 0
+        assert edges[-1] == continuation
+        assert (np.diff(edges) > 0).all()
+        assert (edges[:-1] % 128 == 0).all()
+    assert bins(continuation, 32, stretch=128).tolist() == bins(continuation, 32).tolist()  # as asked for
+
+
 def test_zones_are_an_eighth_and_a_half() -> None:
     assert zone_edges(1024).tolist() == [0, 128, 512, 1024]
     assert zone_edges(100, near=0.2, middle=0.4).tolist() == [0, 20, 40, 100]

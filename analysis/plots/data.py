@@ -57,7 +57,11 @@ class PlotData:
         """Unfiltered curves."""
         if self.read is not None:
             return self.read
-        return curves.read_curves(self.runs, lambda m: curves.bins(m, self.width, log=self.log), cluster=self.cluster)
+
+        def bins(continuation: int, stretch: int) -> curves.Edges:
+            return curves.bins(continuation, self.width, stretch=stretch, log=self.log)
+
+        return curves.read_curves(self.runs, bins, cluster=self.cluster)
 
     @cached_property
     def rules(self) -> list[str]:
