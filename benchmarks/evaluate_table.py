@@ -21,16 +21,14 @@ COMPRESSORS = (
     "attention",
     "infokv",
     "pyramidkv:window=8",
-    "adakv",
     "expected-attention",
     "h2o",
-    "tova",
     "streamingllm",
     "random",
 )
 BUDGETS = ("0.4", "0.2", "0.1")
-TASKS = ("needle", "needle-multikey:keys=2", "facts", "variables")
-LENGTH = 1000
+TASKS = ("facts", "variables", "needle")
+LENGTH = 500
 
 
 def arguments() -> argparse.Namespace:

@@ -64,11 +64,11 @@ def documents_command(
 def _lengths(documents: list[Document], model: str | None) -> tuple[list[int], str]:
     if model is None:
         return [len(document.text) for document in documents], "characters"
-    from forward_influence.data.cutting import encode
     from forward_influence.models import load_tokenizer, resolve_spec
+    from forward_influence.tokenizing import encode
 
     tokenizer = load_tokenizer(resolve_spec(model))
-    return [len(encode(document.text, tokenizer)) for document in documents], "tokens"
+    return [len(encode(tokenizer, document.text)) for document in documents], "tokens"
 
 
 def _row(document: Document, length: int, unit: str) -> dict[str, Any]:

@@ -55,11 +55,13 @@ def generate_command(
     from forward_influence.compression import make_compressor
     from forward_influence.compression.generation import generate
     from forward_influence.models import load_model, resolve_spec
+    from forward_influence.request import check_temperature
 
     text = _prompt(prompt, file)
     made = make_compressor(compressor, budget, every=every, prefill=prefill, scheme=scheme, keep_prompt=keep_prompt)
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise UsageError("--temperature is 0 or more, --top-p above 0 and at most 1")
+    check_temperature(temperature)
+    if not 0 < top_p <= 1:
+        raise UsageError(f"--top-p {top_p} is no share; give more than 0 and at most 1")
     loaded = load_model(resolve_spec(model), device=device, dtype=dtype)
     found = generate(
         loaded,

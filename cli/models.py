@@ -133,7 +133,7 @@ def show_command(
 
 def made_of(loaded: Model) -> dict[str, Any]:
     """What a model is made of, by name; plain values, fit for JSON."""
-    from forward_influence.data.cutting import leading_tokens
+    from forward_influence.tokenizing import leading_tokens
 
     anatomy, config = loaded.anatomy, loaded.model.config
     windows = {i: window for i, window in enumerate(anatomy.windows) if window is not None}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from forward_influence.data.documents import Document
 from forward_influence.errors import UsageError
+from forward_influence.tokenizing import encode, leading_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,21 +47,6 @@ class Prepared:
     unseen: int
 
 
-def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a text, without special tokens around it."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer puts before a text."""
-    plain = encode("a", tokenizer)
-    dressed = list(tokenizer("a")["input_ids"])
-    for start in range(len(dressed) - len(plain) + 1):
-        if dressed[start : start + len(plain)] == plain:
-            return dressed[:start]
-    return []
-
-
 def cut(
     document: Document, tokenizer: PreTrainedTokenizerBase, context: int, continuation: int, segments: int = 1
 ) -> Cut | Skipped:
@@ -76,7 +62,7 @@ def cut(
         raise UsageError(
             f"context {context} + continuation {continuation} in {segments} segments leaves no text to cut"
         )
-    tokens = encode(document.text, tokenizer)
+    tokens = encode(tokenizer, document.text)
     needed = segments * body
     if len(tokens) < needed:
         pieces = f" in {segments} segments" if segments > 1 else ""

@@ -18,6 +18,9 @@ from forward_influence.errors import UsageError
 from forward_influence.signals import Needs
 from forward_influence.trace import Trace
 
+#: Chance belongs in every table; while decoding it spares the prompt (arXiv:2609.03430).
+CONTROL, CONTROL_WHILE_DECODING = "random", "random-protected"
+
 
 @dataclass(frozen=True)
 class Contender:

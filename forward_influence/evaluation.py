@@ -22,7 +22,8 @@ from torch import Tensor
 
 from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing
 from forward_influence.cards import Card
-from forward_influence.contenders import Contender, contenders, needs_of
+from forward_influence.compression.compressor import FULL
+from forward_influence.contenders import CONTROL, CONTROL_WHILE_DECODING, Contender, contenders, needs_of
 from forward_influence.errors import UsageError
 from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
 from forward_influence.measurement import versions
@@ -71,7 +72,8 @@ class Plan:
 
     Attributes:
         tasks: from `forward_influence.data.tasks.parse_task`.
-        compressors: as typed; the full cache is always among them, everything is paired with it.
+        compressors: as typed; the full cache, with which everything is paired, and a random control are always among
+            them: `random`, or with `every` `random-protected`, which keeps the prompt whole.
         budgets: fractions of the context kept (with a point) or counts of tokens.
         lengths: tokens of context and question.
         items: problems per task and length.
@@ -107,6 +109,9 @@ class Plan:
         for spec in specs:
             if specs.count(spec) > 1:
                 raise UsageError(f"task {spec} is given twice; give it once")
+        control = CONTROL if self.every is None else CONTROL_WHILE_DECODING
+        if any(name != FULL for name in self.compressors) and control not in self.compressors:
+            object.__setattr__(self, "compressors", (*self.compressors, control))
         object.__setattr__(self, "contenders", tuple(contenders(self.compressors, self.budgets, self.every)))
 
     def configuration(self) -> dict[str, Any]:

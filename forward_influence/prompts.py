@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
+from forward_influence.tokenizing import encode, leading_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,21 +52,9 @@ def wants_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> bool:
     return there if chat is None else chat
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, no special tokens around it."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def counter(tokenizer: PreTrainedTokenizerBase) -> Any:
     """text -> tokens, which tasks measure their length with."""
     return lambda text: len(encode(tokenizer, text))
-
-
-def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer puts before a text."""
-    dressed, plain = list(tokenizer("a")["input_ids"]), encode(tokenizer, "a")
-    starts = [i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain]
-    return dressed[: starts[0]] if starts else []
 
 
 def make_prompt(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,11 @@ EFFECTS = ("total", "direct", "both")
 BIN_WIDTH = 128
 CONTINUATIONS = ("text", "generate")
 FEWEST_DRAWS = 5  # of random rules within a document
+MOST_DRAWS = 1000
+#: Other temperatures than 0: dividing logits by less overflows, by more leaves nothing of them.
+TEMPERATURES = (0.01, 100.0)
+#: No model has a layer or a head of this number; a range up to 10^11 is a slip, and would fill the memory.
+_MOST_NUMBERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,12 @@ class Request:
         for name, least in (("context", 2), ("continuation", 3), ("segments", 1), ("draws", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} {getattr(self, name)} is too small; give at least {least}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"--temperature {self.temperature} is not a number from 0")
+        for name in ("protect_first", "protect_last"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative; give 0 or more")
+        if self.draws > MOST_DRAWS:
+            raise UsageError(f"--draws {self.draws} is a pass over the continuation each; give at most {MOST_DRAWS}")
+        check_temperature(self.temperature)
         self._check_slices()
         if not self.selectors and not self.compressors:
             raise UsageError("no rule to measure; name one with --selector, `forward-influence selectors` lists them")
@@ -216,6 +224,17 @@ class Request:
         return {k: v for k, v in values.items() if not any(v is one for one in absent) and v not in ((), [], {})}
 
 
+def check_temperature(value: float) -> None:
+    """Refuse a temperature at which logits overflow or vanish; 0 is greedy.
+
+    Raises:
+        UsageError: it is neither 0 nor within `TEMPERATURES`.
+    """
+    low, high = TEMPERATURES
+    if value != 0 and not low <= value <= high:
+        raise UsageError(f"--temperature {value:g} is no temperature; give {low:g} to {high:g}, or 0 for greedy")
+
+
 def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """The numbers that "0-9" or "0,2,5-7" means; None for None.
 
@@ -227,9 +246,12 @@ def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     numbers: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()) or (dash and int(high) < int(low)):
+        ends = [low, high or low] if high or not dash else [low, ""]
+        if not all(end.isascii() and end.isdecimal() and len(end) < 10 for end in ends) or int(ends[1]) < int(ends[0]):
             raise UsageError(f"{option} {text} is not a list of numbers; write 0-9 or 0,2,5-7")
-        numbers.update(range(int(low), int(high or low) + 1))
+        if int(ends[1]) >= _MOST_NUMBERS:
+            raise UsageError(f"{option} {text} goes beyond what any model has; write 0-9 or 0,2,5-7")
+        numbers.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(numbers))
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_files import tiny_tokenizer
 
-from forward_influence.data.cutting import Cut, Skipped, cut, encode, leading_tokens, prepare
+from forward_influence.data.cutting import Cut, Skipped, cut, prepare
 from forward_influence.data.documents import (
     Document,
     load_documents,
@@ -27,6 +27,7 @@ from forward_influence.data.documents import (
     sample_documents,
 )
 from forward_influence.errors import UsageError
+from forward_influence.tokenizing import encode, leading_tokens
 
 
 def lines(path: Path, *records: Any) -> Path:
@@ -283,7 +284,7 @@ def test_a_sample_that_is_neither_count_nor_fraction(sample: Any) -> None:
 def test_segments_begin_with_what_the_tokenizer_puts_first_and_do_not_overlap() -> None:
     tokenizer = tiny_tokenizer(begin=True)
     document = make_document("d", "".join(chr(97 + i % 26) for i in range(100)))
-    text = encode(document.text, tokenizer)
+    text = encode(tokenizer, document.text)
     assert len(text) == 100
     assert leading_tokens(tokenizer) == [1]
     assert leading_tokens(tiny_tokenizer()) == []
@@ -302,7 +303,7 @@ def test_segments_lie_evenly_and_apart(length: int, context: int, continuation: 
     tokenizer = tiny_tokenizer()
     # Every position has a text of its own, so that a segment says where it was taken.
     document = make_document("d", "".join(chr(0x4E00 + i) for i in range(length)))
-    tokens, size = encode(document.text, tokenizer), context + continuation
+    tokens, size = encode(tokenizer, document.text), context + continuation
     piece = cut(document, tokenizer, context, continuation, segments)
     if len(tokens) < segments * size:
         assert piece == Skipped("d", piece.reason)  # type: ignore[union-attr]

@@ -498,3 +498,15 @@ def test_wrong_words_on_the_command_line(tmp_path: Path) -> None:
         result = CliRunner().invoke(app(), ["evaluate", *words])
         assert isinstance(result.exception, UsageError)
         assert message in str(result.exception)
+
+
+def test_a_random_control_is_in_every_table():
+    assert [c.name for c in plan(compressors=("attention",), budgets=("0.5",)).contenders] == [
+        "full",
+        "attention",
+        "random",
+    ]
+    decoding = plan(compressors=("attention", "full"), budgets=("0.5",), every=8)
+    assert [c.name for c in decoding.contenders] == ["full", "attention", "random-protected"]
+    assert decoding.configuration()["compressors"] == ["full", "attention", "random-protected"]
+    assert [c.name for c in plan(compressors=("full",), budgets=()).contenders] == ["full"]

@@ -112,7 +112,7 @@ def test_chat_and_system_messages(capsys):
         (["hi", "--scheme", "pyramids"], "did you mean 'pyramid'"),
         (["hi", "--max-new-tokens", "9000"], "exceed the 512 positions"),
         (["hi", "--max-new-tokens", "0"], "at least 1"),
-        (["hi", "--temperature", "-1"], "--temperature is 0 or more"),
+        (["hi", "--temperature", "-1"], "--temperature -1 is no temperature"),
         (["--file", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["hi", "--no-prefill"], "never compresses"),
     ],

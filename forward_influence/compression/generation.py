@@ -16,7 +16,8 @@ from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
 from forward_influence.forward import named_cache
 from forward_influence.models import Model
-from forward_influence.prompts import encode, leading_tokens, wants_chat
+from forward_influence.prompts import wants_chat
+from forward_influence.tokenizing import encode, leading_tokens
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from forward_influence.errors import UsageError
 from forward_influence.forward import continuation_hidden
 from forward_influence.instrument import Instrument
 from forward_influence.models import load_model
-from forward_influence.prompts import PROTOCOLS, encode, leading_tokens
+from forward_influence.prompts import PROTOCOLS
 from forward_influence.recording import record
+from forward_influence.tokenizing import encode, leading_tokens
 from forward_influence.trace import Trace
 
 _log = logging.getLogger(__name__)

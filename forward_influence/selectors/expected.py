@@ -13,6 +13,8 @@ from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
 from forward_influence.trace import Trace
 
+MOST_FUTURE = 1_000_000  # a rotation each
+
 
 @selector("expected-attention", source="Expected Attention, arXiv:2510.00636")
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class ExpectedAttention(Selector):
 
     def validate(self) -> None:
         """Some future, nothing negative."""
-        if self.future < 1 or self.sinks < 0 or self.epsilon < 0:
-            raise UsageError(f"{self.name}: future is at least 1, sinks and epsilon are 0 or more")
+        if not 1 <= self.future <= MOST_FUTURE or self.sinks < 0 or self.epsilon < 0:
+            raise UsageError(f"{self.name}: future is 1 to {MOST_FUTURE}, sinks and epsilon are 0 or more")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -282,7 +282,7 @@ def _as_rule(found: Any, label: str) -> Any:
     """A rule's class from what a file, module or entry point holds: a class, or a function `trace -> scores`."""
     if isinstance(found, type) and issubclass(found, Selector):
         return _completed(found)
-    if isinstance(found, type) or not callable(found):
+    if isinstance(found, type) or not callable(found) or not hasattr(found, "__qualname__"):
         raise UsageError(f"{label} is not a rule; derive it from Selector or write a function of a trace")
     return _from_function(found)
 
