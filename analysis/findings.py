@@ -15,7 +15,14 @@ from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
-from forward_influence.analysis.pairing import CONDITIONS, grain_remark, grains, is_control, without_controls
+from forward_influence.analysis.pairing import (
+    CONDITIONS,
+    grain_remark,
+    grains,
+    is_control,
+    position_control_for,
+    without_controls,
+)
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS
 from forward_influence.analysis.wording import interval, join, many, tokens
 
@@ -93,7 +100,7 @@ def findings(evidence: Evidence) -> list[Findings]:
         condition = _Condition(found, chosen, main=place == 0)
         sentences = _crossing(condition) + _strongest(condition)
         if condition.main:
-            sentences += _against_baseline(condition) + _decay(condition)
+            sentences += _against_baseline(condition) + _against_matched(condition) + _decay(condition)
         sentences += _floor(condition)
         heading = ", ".join(_NAMED[c].format(chosen[c]) for c in varied)
         made.append(Findings(heading, sentences))
@@ -202,18 +209,24 @@ def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> 
     if math.isnan(distance):
         return f"{whose} could not be set against {REFERENCE}'s ({row['reason']})."
     where = f"within the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
-    unsure = ", though that it never does is not excluded" if math.isinf(row["high"]) else ""
+    unsure = _unsure(row, zones)
     if distance == 0:
         text = f"exceeds {REFERENCE}'s throughout the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
     elif math.isinf(distance):
         text = f"does not come to exceed {REFERENCE}'s {where}"
-        far = zones.get("far")
-        excluded = far is not None and not far["flagged"] and far["ratio_high"] < 1
-        known = far is not None and not math.isnan(far["ratio_low"])
-        unsure = ", though that it does is not excluded" if known and not excluded else ""
     else:
         text = f"exceeds {REFERENCE}'s from {tokens(distance)} tokens on"
     return f"{whose} {text}{_bounds(row)}{unsure}{_apart(zones)}."
+
+
+def _unsure(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
+    """What the intervals leave open of whether a rule's influence comes to exceed the reference's."""
+    if not math.isinf(row["distance"]):
+        return ", though that it never does is not excluded" if math.isinf(row["high"]) else ""
+    far = zones.get("far")
+    if far is None or math.isnan(far["ratio_low"]) or (far["ratio_high"] < 1 and not far["flagged"]):
+        return ""
+    return ", though that it does is not excluded"
 
 
 def _crossing_clause(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
@@ -221,17 +234,18 @@ def _crossing_clause(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> s
     if math.isnan(distance):
         return f"{rule} could not be set against it ({row['reason']})"
     if distance == 0:
-        return f"{rule} exceeds {REFERENCE}'s throughout{_bounds(row)}"
+        return f"{rule} exceeds {REFERENCE}'s throughout{_bounds(row)}{_unsure(row, zones)}"
     if math.isinf(distance):
         far = f" ({_ratio(zones['far'])} far)" if "far" in zones and not zones["far"]["flagged"] else ""
-        return f"{rule}{far} does not come to exceed {REFERENCE}'s{_bounds(row)}"
-    return f"{rule} exceeds {REFERENCE}'s from {tokens(distance)} tokens on{_bounds(row)}"
+        return f"{rule}{far} does not come to exceed {REFERENCE}'s{_bounds(row)}{_unsure(row, zones)}"
+    return f"{rule} exceeds {REFERENCE}'s from {tokens(distance)} tokens on{_bounds(row)}{_unsure(row, zones)}"
 
 
 def _strongest(condition: _Condition) -> list[str]:
     """The rule with the largest influence near and far, and the rules that cannot be told from it."""
     table = without_controls(condition.of(condition.found.table))
-    sentences = []
+    sentences: list[str] = []
+    minded: set[str] = set()
     for zone, where in (("near", "near the context"), ("far", "far from the context")):
         rows = table[(table["zone"] == zone) & ~table["flagged"]].dropna(subset=["kl"])
         if len(rows) < 2:
@@ -246,7 +260,11 @@ def _strongest(condition: _Condition) -> list[str]:
             ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
                 alike.append(f"{rule} ({_ratio(ratio)})")
-        sentences.append(text + (f"; {join(alike)} cannot be told from it." if alike else "."))
+        text += f"; {join(alike)} cannot be told from it." if alike else "."
+        if top["baseline"] and top["selector"] not in minded:
+            text += condition.grain(top["selector"], top["baseline"])
+            minded.add(top["selector"])
+        sentences.append(text)
     return sentences
 
 
@@ -267,6 +285,21 @@ def _against_baseline(condition: _Condition) -> list[str]:
             remarks = [condition.grain(str(rule), str(baseline)) for rule in some["selector"].unique()]
             sentences.append(f"{verdict} {baseline}: {'; '.join(each)}.{''.join(remarks)}")
     return sentences
+
+
+def _against_matched(condition: _Condition) -> list[str]:
+    """Each rule as a multiple of its position-matched control: what the choice does beyond where it lies."""
+    zones = condition.of(condition.found.zones)
+    said = []
+    for rule in zones["selector"].unique():
+        control = position_control_for(zones, rule)
+        made = condition.zone_ratios(rule, control) if control else {}
+        each = [f"{_ratio(made[zone])} {zone}" for zone in ("near", "far") if made and not made[zone]["flagged"]]
+        if each:
+            shared = zones.loc[zones["selector"] == control, "overlap"].mean()
+            holds = "" if math.isnan(shared) else f" ({control} holds {shared:.0%} of the same entries)"
+            said.append(f"{rule} {join(each)}{holds}")
+    return [f"as a multiple of its position-matched control: {'; '.join(said)}."] if said else []
 
 
 def _decay(condition: _Condition) -> list[str]:

@@ -130,8 +130,12 @@ def test_rules_are_said_to_fade_apart_only_where_they_do(tmp_path: Path) -> None
 def test_controls_are_no_subjects(tmp_path: Path) -> None:
     strong = {**RULES, "recent": Decay("power", 5.0, 0.3), "position-matched": Decay("power", 4.0, 0.2)}
     sentences = told(simulate(tmp_path / "run", strong, documents=8))
+    matched = the(sentences, "As a multiple of its position-matched control: attention ")
+    assert re.search(
+        r"attention [\d.]+× \[[\d., ]+\] near and [\d.]+× \[[\d., ]+\] far \(position-matched holds 30%", matched
+    )
     for control in ("recent", "position-matched"):
-        assert not any(control in s for s in sentences)
+        assert not any(control in s for s in sentences if s != matched)
     assert the(sentences, "Near the context, attention has the largest influence")
 
 
@@ -148,6 +152,24 @@ def test_the_other_rules_share_a_sentence(tmp_path: Path) -> None:
     assert "infokv exceeds attention's throughout" in others
     assert re.search(r"tova exceeds attention's from \d+ tokens on \(95% interval: \d+ to \d+\)", others)
     assert len(told(run)) <= 8
+
+
+def test_of_the_other_rules_too_nothing_is_denied_that_is_not_excluded(tmp_path: Path) -> None:
+    alike = {"attention": Decay(), "entropy": Decay(level=0.1), "infokv": Decay(), "random": Decay(level=0.1)}
+    alike["h2o"] = Decay(level=0.05)
+    run = simulate(tmp_path / "run", alike, documents=8)
+    others = the(told(run), "Of the other rules, ")
+    infokv, h2o = sorted(others.split("; "), key=lambda clause: "h2o" in clause)
+    assert "is not excluded" in infokv
+    assert "h2o" in h2o and "excluded" not in h2o
+
+
+def test_the_largest_influence_minds_the_grain(tmp_path: Path) -> None:
+    rules = {"attention": Decay(level=0.2), "entropy": Decay(level=2.0), "random": Decay(level=0.1)}
+    sentences = told(simulate(tmp_path / "run", rules, documents=8))
+    near, far = (the(sentences, f"{where} the context, entropy has") for where in ("Near", "Far from"))
+    assert "entropy chooses whole tokens against random's entries, so that the multiple is too high" in near
+    assert "grain" not in far, "once is enough"
 
 
 def test_what_is_under_the_noise_floor_is_claimed_of_no_rule(tmp_path: Path) -> None:
