@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from forward_influence.attention import Geometry, probabilities
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
 from forward_influence.rotary import Rotation
-from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW
+from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW, Needs
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,23 @@ class Trace:
                 f'is known (measure, screen) and declare needs={{"gradients_{zone}:{samples}"}}'
             )
         return found[:samples]
+
+    def limited(self, needs: Needs) -> Self:
+        """The same trace with the signals of `needs` alone: what a rule declared decides what it reads.
+
+        Otherwise a rule that forgot a signal would work beside rules that read it, or with a trace kept from them, and
+        fail alone. What is remembered (`memo`) stays shared.
+        """
+        return dataclasses.replace(
+            self,
+            window_queries=[q[:, -needs.window :] for q in self.window_queries] if needs.window else [],
+            _entropy={top_k: entropy for top_k, entropy in self._entropy.items() if top_k in needs.entropy},
+            _surprisal=self._surprisal if needs.surprisal else None,
+            _representation_change=self._representation_change if needs.representation_change else None,
+            _accumulated_attention=self._accumulated_attention if needs.accumulated_attention else None,
+            _query_moments=self._query_moments if needs.query_moments else None,
+            _model=self._model if needs.model else None,
+        )
 
     def versions(self) -> tuple[int, ...]:
         """How often each recorded tensor was changed in place: a rule must leave the trace as it is."""

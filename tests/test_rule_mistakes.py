@@ -208,6 +208,34 @@ def test_scores_that_go_wrong(rules, trace, name, complaint, line):
     refused(lambda: final_scores(rule, trace), f"^rule '.*rules.py:{name}'", complaint, rf"rules.py, line {number}\)$")
 
 
+def test_a_forgotten_need_fails_beside_a_rule_that_has_it_too(rules):
+    """Company, or a trace kept on disk, must not decide whether a rule works."""
+    model, tokens = wrap_model(seen("llama").model), seen("llama").tokens
+    every = {
+        "surprisal",
+        "window:16",
+        "entropy:8",
+        "representation_change",
+        "query_moments",
+        "model",
+        "accumulated_attention",
+    }
+    trace = record(model, tokens, Needs.merge(every), first=4, last=44)
+    refused(
+        lambda: final_scores(parse_selector(f"{rules}:needy"), trace), "surprisal was not recorded",
+        rf"rules.py, line {line_of('trace.surprisal + 0')}\)$",
+    )  # fmt: skip
+    bare = trace.limited(Needs.merge({"window:8"}))
+    assert bare.attention(0, 8).shape[2] == 8
+    for read in (
+        lambda: bare.attention(0, 16), lambda: bare.entropy_of(8), lambda: bare.representation_change,
+        lambda: bare.query_moments, lambda: bare.model, lambda: bare.accumulated_attention, lambda: bare.surprisal,
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="not recorded"):
+            read()
+    assert trace.memo("x", lambda: 1) == bare.memo("x", lambda: 2) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "complaint", "line"),
     [

@@ -330,7 +330,7 @@ def test_a_mix_of_one_rule_is_that_rule_at_every_grain(per):
         ("rkv:weight=2", "outside 0 to 1"),
         ("rpc:kernel=2", "odd number"),
         ("streaming:sinks=-1", "negative"),
-        ("expected-attention:future=0", "at least 1"),
+        ("expected-attention:future=0", "future is 1 to 1000000"),
         ("position-matched:of=position-matched", "itself position-matched"),
         ("position-matched:per=token", "give the grain"),
         ("position-matched:stratum=1", "permutes nothing"),

@@ -170,7 +170,8 @@ def final_scores(rule: Selector, trace: Trace) -> Tensor:
             itself raised: with the rule's name, its file and line where it is not of this package.
     """
     before = trace.versions()
-    raw = guarded(rule, lambda: rule.scores(trace))
+    limited = trace.limited(Needs.merge(rule.needs))
+    raw = guarded(rule, lambda: rule.scores(limited))
     if trace.versions() != before:
         raise refusal(rule, "changes the trace in place, which every other rule reads too; work on a copy (clone())")
     if not isinstance(raw, Tensor):
@@ -229,7 +230,8 @@ def entry_counts(rule: Selector, trace: Trace, scores: Tensor, number: int) -> i
     Raises:
         UsageError: counts of another total, shape or kind, below 1 or beyond the candidates.
     """
-    counts = guarded(rule, lambda: rule.counts(trace, scores, number))
+    limited = trace.limited(Needs.merge(rule.needs))
+    counts = guarded(rule, lambda: rule.counts(limited, scores, number))
     if isinstance(counts, int) and counts == number and rule.heads == "equal":
         return number
     layers, heads, _ = trace.shape
