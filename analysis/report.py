@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -115,7 +116,7 @@ def report(
         "subtitle": report_about.subtitle(runs),
         "missing": missing,
         "findings": told,
-        "reading": f"{_READING} {_sentence(groups[0].found.notes[0])}",
+        "reading": f"{_READING} {_means(groups)}",
         "pictures": pictures,
         "not_drawn": not_drawn,
         "tables": [*_tables(groups, tables), report_about.documents(by_name)],
@@ -215,8 +216,15 @@ def _drawn(name: str, data: plots.PlotData) -> Iterator[tuple[Figure, str]]:
             yield plots.draw(name, data.alone(label)), label
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+def _means(groups: Sequence[_Group]) -> str:
+    """What a mean is and what near, middle and far are, of each group where they differ."""
+    said: dict[str, list[str]] = {}
+    for group in groups:
+        said.setdefault(group.found.notes[0], []).append(group.name)
+    if len(said) == 1:
+        (text,) = said
+        return f"{text[:1].upper()}{text[1:]}."
+    return " ".join(f"{', '.join(names)}: {text}." for text, names in said.items())
 
 
 def _view(view: TokenView) -> dict[str, Any]:
@@ -231,9 +239,15 @@ def _view(view: TokenView) -> dict[str, Any]:
     }
 
 
+def _whole_options(text: str) -> Markup:
+    """A text in which no line breaks within an option: browsers break after its hyphens."""
+    return Markup(re.sub(r"--[a-z][a-z-]*", r'<span class="option">\g<0></span>', escape(text, quote=True)))
+
+
 def _render(page: dict[str, Any]) -> str:
     loader = jinja2.PackageLoader("forward_influence.analysis", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["whole_options"] = _whole_options
     raw = {name: loader.get_source(environment, f"report.{name}")[0] for name in ("css", "js")}
     assets = {name: Markup(text) for name, text in raw.items()}  # files of this package
     return environment.get_template("report.html.j2").render(**page, **assets)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from forward_influence.analysis.compare import Comparison
 from forward_influence.analysis.selected import NOTES
-from forward_influence.analysis.wording import ABSENT, interval, p_value
+from forward_influence.analysis.wording import ABSENT, correlation, interval, p_value
 from forward_influence.analysis.wording import number as written
 
 MOST_ROWS = 600
@@ -195,6 +195,7 @@ def _effects(row: Any) -> dict[str, Cell]:
 
 
 def _overlap(row: Any) -> dict[str, Cell]:
+    ranked = [row[f"rank_correlation{end}"] for end in ("", "_low", "_high")]
     percent = {k: 100 * v for k, v in row.items() if k.startswith(("shared", "jaccard", "chance"))}
     return {
         "rule": words(row["rule_a"]),
@@ -203,7 +204,7 @@ def _overlap(row: Any) -> dict[str, Cell]:
         "budget shared, % [95%]": spread(percent, "shared"),
         "by chance, %": number(percent["chance"]),
         "Jaccard, % [95%]": spread(percent, "jaccard"),
-        "rank correlation [95%]": spread(row, "rank_correlation", 2),
+        "rank correlation [95%]": number(row["rank_correlation"], correlation(*ranked)),
         "documents": whole(row["n"]),
     }
 

@@ -41,6 +41,12 @@ def interval(value: float, low: float, high: float, digits: int = 3, unit: str =
     return f"{text} [{number(low, digits, value)}, {number(high, digits, value)}]"
 
 
+def correlation(value: float, low: float, high: float) -> str:
+    """ "0.31 [-0.02, 0.52]": two decimals, for digits behind the zeros of a correlation near 0 say nothing."""
+    shown = [ABSENT if math.isnan(x) else f"{round(x, 2) + 0.0:.2f}" for x in (value, low, high)]  # + 0.0: no -0.00
+    return shown[0] if ABSENT in shown[1:] else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
 def p_value(p: float) -> str:
     """A p-value with three decimals, "<0.001" below that."""
     if math.isnan(p):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from forward_influence.analysis.wording import correlation
 from forward_influence.cli import tables
 from forward_influence.cli.tables import interval, number, p_value
 
@@ -158,7 +159,7 @@ def _overlap(row: dict[str, Any], digits: int) -> dict[str, str]:
         "shared, % [95%]": _with(percent, "shared", digits),
         "by chance, %": number(percent["chance"], digits),
         "Jaccard, % [95%]": _with(percent, "jaccard", digits),
-        "rank correlation [95%]": _with(row, "rank_correlation", 2),
+        "rank correlation [95%]": correlation(*(row[f"rank_correlation{end}"] for end in ("", "_low", "_high"))),
     }
 
 
