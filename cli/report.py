@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from forward_influence.errors import ForwardInfluenceError
+from forward_influence.errors import ForwardInfluenceError, StorageError
 
 
 def report_command(
@@ -41,8 +41,9 @@ def report_command(
     data = made.html.encode()
     try:
         write_whole(out, data)
-    except OSError as error:
-        raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+    except StorageError as error:
+        cause = getattr(error.__cause__, "strerror", None) or error
+        raise ForwardInfluenceError(f"cannot write {out} ({cause}); choose another --out") from error
     for group in made.findings:
         if group.heading:
             typer.echo(f"{group.heading}:")

@@ -147,7 +147,7 @@ def test_report_writes_a_page_and_tells_its_findings(
         (["compare", "{run}", "--show", "tokens"], 2, "measure with --save-selections"),
         (["plot", "{run}", "--selector", "entropi"], 2, "did you mean 'entropy'"),
         (["report", "{run}", "--baseline", "nothing"], 2, "was not measured"),
-        (["report", "{run}", "--out", "/proc/nowhere/r.html"], 1, "choose a folder that can be written"),
+        (["report", "{run}", "--out", "/proc/nowhere/r.html"], 1, "choose another --out"),
     ],
 )
 def test_refusals_are_one_line(
