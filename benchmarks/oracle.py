@@ -1,7 +1,7 @@
 """Oracles and screening on a real model: does the far oracle win, and how well do estimates rank rules?
 
     python benchmarks/oracle.py --out oracle-out --device cuda --context 1024 --continuation 3072 --documents 12
-    python benchmarks/oracle.py --out oracle-out --context 256 --continuation 512 --documents 8
+    python benchmarks/oracle.py --out oracle-out --context 128 --continuation 64 --documents 8 --draws 1 --gates 1
 
 Documents are written one by one (DOCUMENT.parquet) and not measured again; the report is report.md and report.json.
 """
