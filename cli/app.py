@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import typer
 
-from forward_influence.errors import ForwardInfluenceError, one_line
+from forward_influence.errors import ForwardInfluenceError, UsageError, one_line, steering
 
 #: Command -> (module, function or typer app). Adding a command adds a file and a line.
 COMMANDS = {
@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     try:
+        _refuse_steering(given)
         code = build()(given, prog_name="forward-influence", standalone_mode=False)
         if code == INTERRUPTED:  # what newer typers make of Ctrl-C
             _complain(_INTERRUPTED)
@@ -116,6 +117,17 @@ def main(arguments: list[str] | None = None) -> None:
         first = one_line((str(error).splitlines() or [""])[0])
         _complain(f"{type(error).__name__}: {first} (unexpected; --debug shows where, please report it)")
         sys.exit(1)
+
+
+def _refuse_steering(given: list[str]) -> None:
+    """Names of rules, files and runs are shown again and again: none may steer the terminal.
+
+    Raises:
+        UsageError: an argument holds such a character.
+    """
+    for argument in given:
+        if character := steering(argument):
+            raise UsageError(f"{argument[:80]!r} holds the control character {character}; write it without")
 
 
 def _in_words(error: OSError) -> str:

@@ -68,7 +68,7 @@ def pull_command(
     from forward_influence.catalogue import default_model, named_model
     from forward_influence.pull import pull
 
-    model = named_model(name or default_model())
+    model = named_model(default_model() if name is None else name)
     if model.terms:
         typer.echo(model.terms, err=True)
     with _bytes_drawn() as progress:
@@ -87,11 +87,11 @@ def verify_command(
     from forward_influence.store import problem
 
     damaged = []
-    for model in [named_model(name)] if name else catalogue().values():
+    for model in catalogue().values() if name is None else [named_model(name)]:
         wrong = problem(model)
-        if name or wrong != "not pulled":
+        if name is not None or wrong != "not pulled":
             typer.echo(f"{model.name}: {wrong or 'whole'}")
-        if wrong and (name or wrong != "not pulled"):
+        if wrong and (name is not None or wrong != "not pulled"):
             damaged.append(model.name)
     if damaged:
         remedy = f"forward-influence models pull {damaged[0]}"
@@ -118,7 +118,11 @@ def show_command(
     from forward_influence.models import load_model
 
     loaded = load_model(
-        spec or default_model(), device=device, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
+        default_model() if spec is None else spec,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
     )
     facts = made_of(loaded)
     if form is Format.json:

@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.analysis.wording import ABSENT, interval, number, p_value
+from forward_influence.errors import printable
 
 __all__ = ["ABSENT", "Format", "interval", "number", "p_value"]
 
@@ -53,7 +54,7 @@ def _across(sizes: list[int], gap: int) -> int:
 
 def _cells(frame: pd.DataFrame) -> list[list[str]]:
     """The headings and the rows of a frame of strings."""
-    return [[str(value) for value in row] for row in [list(frame.columns), *frame.itertuples(index=False)]]
+    return [[printable(str(value)) for value in row] for row in [list(frame.columns), *frame.itertuples(index=False)]]
 
 
 def _longest(cells: list[list[str]]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 #: Characters of a message: it repeats what was typed, and that can be a file by mistake.
@@ -26,6 +27,21 @@ class UsageError(ForwardInfluenceError):
     """The request itself cannot be met as written; the command line exits with 2."""
 
     exit_code = 2
+
+
+#: Characters that steer a terminal or turn a line around; tabs and line breaks do no harm.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def steering(text: str) -> str | None:
+    """The first character of a name that could steer a terminal which shows it, written out; None where none does."""
+    found = _STEERING.search(text)
+    return None if found is None else repr(found.group())[1:-1]
+
+
+def printable(text: str) -> str:
+    """A text with what could steer a terminal written out."""
+    return _STEERING.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def one_line(text: str) -> str:

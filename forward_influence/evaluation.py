@@ -34,6 +34,9 @@ from forward_influence.recording import record
 from forward_influence.runs import configuration_hash
 from forward_influence.streams import can_stack
 
+MOST_ITEMS = 1_000_000
+MOST_TOKENS = 1 << 30
+
 
 class ItemLike(Protocol):
     """One problem, as `forward_influence.data.tasks` makes it."""
@@ -98,10 +101,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UsageError("no task; name one with --task, `forward-influence evaluate --help` lists them")
-        if self.items < 1:
-            raise UsageError(f"--items {self.items}: at least one is needed")
-        if self.every is not None and self.every < 1:
-            raise UsageError(f"--every {self.every}: compress after at least one token, or leave it out")
+        if not 1 <= self.items <= MOST_ITEMS:
+            raise UsageError(f"--items {self.items} cannot be; give 1 to {MOST_ITEMS}")
+        if self.every is not None and not 1 <= self.every <= MOST_TOKENS:
+            raise UsageError(f"--every {self.every}: compress after 1 to {MOST_TOKENS} tokens, or leave it out")
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise UsageError(f"protocol {protocol} is unknown; it is seen, unseen or both")

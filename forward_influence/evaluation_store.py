@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.manifests import steering_in
 from forward_influence.runs import MANIFEST, configuration_hash, differing_fields, write_whole
 
 KIND = "evaluation"
@@ -172,6 +173,8 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         raise UsageError(f"{path / MANIFEST} cannot be read ({error}); restore it or evaluate anew") from error
     if not isinstance(manifest, dict) or "schema" not in manifest:
         raise UsageError(f"{path / MANIFEST} is no manifest; restore it or evaluate anew")
+    if character := steering_in(manifest):
+        raise UsageError(f"{path / MANIFEST} holds the control character {character}; restore it or evaluate anew")
     if manifest.get("kind") != KIND:
         raise UsageError(f"{path} is no evaluation but a run of `measure`; give the folder that `evaluate --out` named")
     if manifest["schema"] != SCHEMA_VERSION:
@@ -194,6 +197,7 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; choose another --out")
+    _refuse_foreign(path)
     path.mkdir(parents=True, exist_ok=True)
     digest = configuration_hash(manifest["configuration"])
     with FileLock(path / ".lock"):
@@ -203,8 +207,13 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
                 fields = "; ".join(differing_fields(there.configuration, manifest["configuration"]))
                 raise UsageError(f"{path} holds another configuration's results ({fields}); choose another --out")
             return there
-        if any(entry.name != ".lock" for entry in path.iterdir()):
-            raise UsageError(f"{path} exists and is no evaluation; choose another --out")
+        _refuse_foreign(path)
         content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
         write_whole(path / MANIFEST, json.dumps(content, indent=1, default=str).encode())
         return open_evaluation(path)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Nothing is written into a folder that holds something else, not even a lock."""
+    if path.is_dir() and not (path / MANIFEST).exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+        raise UsageError(f"{path} exists and is no evaluation; choose another --out")

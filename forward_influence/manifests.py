@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from forward_influence.errors import steering
+
 _LONGEST_VALUE = 120  # characters of a value in a message
 _MOST_THREADS = 1024
 
@@ -29,7 +31,23 @@ def wrong_in(manifest: Any) -> str | None:
         value = manifest["configuration"].get(key)
         if value is not None and not isinstance(value, wanted):
             return f"its configuration's {key} is no {wanted.__name__}"
+    if character := steering_in(manifest):
+        return f"it holds the control character {character}"
     return _wrong_documents(manifest["documents"]) or _wrong_execution(manifest.get("execution"))
+
+
+def steering_in(value: Any) -> str | None:
+    """The first character of any text in a JSON value that could steer a terminal, see `errors.steering`."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str) and (character := steering(value)):
+            return character
+    return None
 
 
 def _wrong_documents(documents: list[Any]) -> str | None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.manifests import steering_in
 
 SCHEMA_VERSION = 1
 
@@ -148,6 +149,8 @@ def _wrong_in(row: Mapping[str, Any]) -> str | None:
     """What a row says that no measurement does; None where nothing."""
     if row["kind"] not in KINDS or row["document"] is None:
         return "a row of no known kind"
+    if character := steering_in([value for value in row.values() if isinstance(value, str)]):
+        return f"a name with the control character {character}"
     if row["kind"] == "baseline":
         return None if row["nll"] is not None else "a baseline without its NLL"
     arrays = [row[name] for name in ("kl", "nll_delta", "top1_changed")]

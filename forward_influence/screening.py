@@ -35,6 +35,7 @@ from forward_influence.trace import Trace
 from forward_influence.zones import zones
 
 WAYS = ("closing", "fisher")
+MOST_PASSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Way:
     def __post_init__(self) -> None:
         if self.by not in WAYS:
             raise UsageError(f"--by {self.by} is unknown{did_you_mean(self.by, WAYS)}; it is {' or '.join(WAYS)}")
-        if self.count < 1:
-            raise UsageError(f"{self.count} {self.counts} say nothing; give at least 1")
+        if not 1 <= self.count <= MOST_PASSES:
+            raise UsageError(f"{self.count} {self.counts}, a backward pass each, cannot be; give 1 to {MOST_PASSES}")
 
     @property
     def counts(self) -> str:

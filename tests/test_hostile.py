@@ -78,7 +78,7 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path):
     for part in ("../../etc/passwd", "/etc/passwd", "a/b", "", "\x00", "a\n"):
         documents = [{"name": "d", "part": part}]
         sound = {"schema": 1, "configuration_hash": "x", "configuration": {}, "documents": documents}
-        with pytest.raises(Exception, match="is no file name"):
+        with pytest.raises(Exception, match=r"is no file name|control character"):
             hostile.manifest(json.dumps(sound).encode(), tmp_path)
 
 

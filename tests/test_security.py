@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
-import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 from test_cli import call
 from test_faults import arguments, place  # noqa: F401
 
 from forward_influence.models import load_model, resolve_spec
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a connection was opened")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_a_measurement_of_local_files_opens_no_connection(capsys, place, tmp_path):  # noqa: F811
-    code, _, err = call(capsys, *arguments(place, tmp_path / "run"))
-    assert code == 0, err
 
 
 def test_no_pickle_in_the_code():
@@ -53,3 +43,119 @@ def test_control_characters_do_not_reach_the_terminal(capsys, place, tmp_path): 
         code, out, err = call(capsys, *arguments(place, tmp_path / "run", "--selector", text))
         assert code == 2
         assert not {"\x1b", "\x07", "\u202e"} & set(out + err)
+
+
+#: Runs the command line under an audit hook that ends the process where anything is asked of a network.
+WATCHED = """
+import json, os, sys
+
+def watch(event, given):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request"):
+        if event == "socket.connect" and isinstance(given[1], (str, bytes)):
+            return  # a socket of this machine
+        os.write(2, f"NETWORK {event} {given!r}".encode())
+        os._exit(77)
+
+sys.addaudithook(watch)
+from forward_influence.cli.app import main
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as stopped:
+        if stopped.code:
+            sys.exit(f"{command}: {stopped.code}")
+"""
+
+
+def watched(*commands: list[object]) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # what must hold without their help
+        environment.pop(name, None)
+    command = [sys.executable, "-c", WATCHED, json.dumps(commands, default=str)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_local_work_asks_nothing_of_the_network(place, tmp_path):  # noqa: F811
+    """By Python's audit events, in a process of its own, online as far as any library knows."""
+    run = tmp_path / "run"
+    found = watched(
+        ["--help"],
+        ["measure", "--help"],
+        ["selectors"],
+        ["models", "show", place / "model"],
+        [*arguments(place, run), "--verify", "--save-selections"],
+        ["compare", run, "--baseline", "recent"],
+    )
+    assert found.returncode == 0, found.stderr[-500:]
+
+
+def test_the_watch_sees_a_connection():
+    found = watched(["models", "show", "no-such-organisation/no-such-model"])
+    assert found.returncode == 77
+    assert "NETWORK socket" in found.stderr
+
+
+def test_files_that_are_kept_hold_no_pickle(capsys, place, tmp_path, monkeypatch):  # noqa: F811
+    """Run folders, caches of traces and evaluations: parquet of plain columns, JSON and safetensors, nothing else."""
+    monkeypatch.setenv("FORWARD_INFLUENCE_CACHE", str(tmp_path / "cache"))
+    code, _, err = call(capsys, *arguments(place, tmp_path / "run", "--save-selections"))
+    assert code == 0, err
+    kinds = set()
+    for path in (p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size):
+        data = path.read_bytes()
+        kinds.add(path.suffix)
+        if path.suffix == ".parquet":
+            fields = pq.read_schema(path)
+            assert all(pa.types.is_primitive(f.type) or not pa.types.is_binary(f.type) for f in fields)
+            assert not any(isinstance(f.type, pa.BaseExtensionType) for f in fields)
+            assert b"arrow.py_extension_type" not in data
+        elif path.suffix == ".json":
+            json.loads(data)
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        assert not data.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+        assert b"torch._utils" not in data
+    assert {".parquet", ".json", ".safetensors"} <= kinds <= {".parquet", ".json", ".safetensors", ".lock", ""}, kinds
+
+
+PAYLOADS = ("\x1b[31mred", "\x1b]0;title\x07", "\x9b31m", "a\u202eb", "a\rb")
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_what_documents_and_runs_say_does_not_steer_the_terminal(capsys, place, tmp_path, payload):  # noqa: F811
+    """In the text and the name of a document; in a manifest and in a part that others made."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / f"a{payload}.txt").write_text(f"{payload} word " * 100)
+    run, given = tmp_path / "run", arguments(place, tmp_path / "run")
+    given[given.index("--documents") + 1] = str(texts)
+    shown = []
+    for command in (
+        given,
+        ["documents", texts],
+        ["inspect", *given[1:5], "--context", "60", "--protect-last", "8", "--selector", "recent"],
+        ["compare", run, "--baseline", "recent"],
+    ):
+        code, out, err = call(capsys, *command)
+        assert code == 0, err
+        shown.append(out + err)
+    assert not [text for text in shown if payload in text]
+    manifest = json.loads((run / "manifest.json").read_text())
+    for place_of_it in ("command", "skipped", "remarks"):
+        changed = {**manifest, place_of_it: payload if place_of_it == "command" else [payload]}
+        (run / "manifest.json").write_text(json.dumps(changed))
+        code, out, err = call(capsys, "compare", run)
+        assert code == 2
+        assert "holds the control character" in err
+        assert payload not in out + err
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize(
+    "command", ["measure", "compare", "plot", "report", "inspect", "selectors", "documents", "plan"]
+)
+def test_arguments_that_steer_the_terminal_are_refused(capsys, command, payload):
+    code, out, err = call(capsys, command, payload)
+    assert code == 2
+    assert "holds the control character" in err
+    assert payload not in out + err

@@ -116,6 +116,8 @@ def generate(
     tokens = prompt_tokens(model, prompt, chat, system)
     if max_new_tokens < 1:
         raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
+    if abs(seed) >= 1 << 63:
+        raise UsageError(f"seed {seed} is too large; give one of at most 18 digits")
     positions = model.anatomy.positions
     if positions is not None and len(tokens) + max_new_tokens > positions:
         raise UsageError(

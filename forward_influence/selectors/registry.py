@@ -21,7 +21,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
-from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean, steering
 from forward_influence.selectors.base import FunctionSelector, Selector, check_declarations
 from forward_influence.selectors.files import load_file, source_of
 from forward_influence.selectors.places import home
@@ -135,6 +135,8 @@ def find_rule(text: str) -> type[Selector]:
     Raises:
         UsageError: unknown rule (with a suggestion), or a file that fails.
     """
+    if character := steering(text):
+        raise UsageError(f"rule {text[:80]!r} holds the control character {character}; write it without")
     where, name, _ = _split(text.strip())
     cls = _find(where, name)
     if "name" not in vars(cls) or not cls.name:
