@@ -31,6 +31,10 @@ REFERENCE = "attention"
 #: The rule that the paper's claim is about.
 CLAIMED = "entropy"
 MOST_CONDITIONS = 4
+_KEPT = (
+    "only what a rule selects is kept here: KL is the divergence from the full cache that dropping all else causes, "
+    "and less of it is better."
+)
 _NAMED = {"budget": "budget {}", "mode": "{} mode", "effect": "{} effect"}
 
 
@@ -69,6 +73,16 @@ class _Condition:
     chosen: dict[str, str]
     main: bool
 
+    @property
+    def keeps(self) -> bool:
+        """Whether only what a rule selects is kept: then the KL is what the rule loses, not what its choice does."""
+        return self.chosen["mode"] == "keep"
+
+    @property
+    def what(self) -> str:
+        """What the KL is called."""
+        return "divergence" if self.keeps else "influence"
+
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         for column, value in self.chosen.items():
             if column in frame.columns:
@@ -98,7 +112,8 @@ def findings(evidence: Evidence) -> list[Findings]:
     made = [Findings("", _warnings(found.table) + left_out)]
     for place, chosen in enumerate(conditions[:MOST_CONDITIONS]):
         condition = _Condition(found, chosen, main=place == 0)
-        sentences = _crossing(condition) + _strongest(condition)
+        sentences = [_KEPT] if condition.keeps and condition.main else []
+        sentences += _crossing(condition) + _strongest(condition)
         if condition.main:
             sentences += _against_baseline(condition) + _against_matched(condition) + _decay(condition)
         sentences += _floor(condition)
@@ -172,11 +187,11 @@ def _crossing(condition: _Condition) -> list[str]:
     for row in rows.to_dict("records"):
         zones = condition.zone_ratios(row["rule"], REFERENCE)
         if row["rule"] == CLAIMED:
-            made.append(crossing_sentence(row, zones) + condition.grain(CLAIMED, REFERENCE))
+            made.append(crossing_sentence(row, zones, condition.what) + condition.grain(CLAIMED, REFERENCE))
         else:
             rest.append(_crossing_clause(row, zones))
     if rest:
-        of_what = "of the other rules, " if made else ""
+        of_what = "of the other rules, " if made else f"in {condition.what}, "
         made.append(f"{of_what}{'; '.join(rest)}.")
     return made
 
@@ -198,14 +213,15 @@ def _apart(zones: dict[str, dict[str, Any]]) -> str:
     return f"; it is {join(said)}" if said else ""
 
 
-def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
+def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]], what: str = "influence") -> str:
     """Whether and from where a rule's influence exceeds the reference's, and by how much near and far.
 
     Args:
         row: of `crossovers`.
         zones: of each zone `ratio`, `ratio_low`, `ratio_high` and `flagged`, rule over reference.
+        what: what the KL is called.
     """
-    whose, distance = f"{row['rule']}'s influence", row["distance"]
+    whose, distance = f"{row['rule']}'s {what}", row["distance"]
     if math.isnan(distance):
         return f"{whose} could not be set against {REFERENCE}'s ({row['reason']})."
     where = f"within the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
@@ -251,7 +267,7 @@ def _strongest(condition: _Condition) -> list[str]:
         if len(rows) < 2:
             continue
         top = rows.loc[rows["kl"].idxmax()]
-        text = f"{where}, {top['selector']} has the largest influence: "
+        text = f"{where}, {top['selector']} has the largest {condition.what}: "
         text += interval(top["kl"], top["kl_low"], top["kl_high"], 2, " nats")
         if top["baseline"] and not top["ratio_flagged"]:
             text += f", {_ratio(top, 2)} {top['baseline']}'s"
@@ -309,6 +325,8 @@ def _decay(condition: _Condition) -> list[str]:
     if len(rows) < 2:
         return []
     fast, slow = rows.iloc[0], rows.iloc[-1]
+    if math.isinf(fast["half_distance"]):
+        return [f"no rule's {condition.what} is seen to fall with distance."]
     ends = [f"{_half(row)} ({row['selector']})" for row in (fast, slow)]
     counted = f"half-distances, counted from distance {HALF_FROM}, go from {ends[0]} to {ends[1]} tokens"
     zones = condition.of(condition.found.zones)
@@ -320,10 +338,10 @@ def _decay(condition: _Condition) -> list[str]:
         method=condition.found.method,
     )
     if apart:
-        return [f"{fast['selector']}'s influence fades faster than {slow['selector']}'s: {counted}."]
+        return [f"{fast['selector']}'s {condition.what} fades faster than {slow['selector']}'s: {counted}."]
     if math.isnan(fast["half_low"]):
         return [f"{counted}."]
-    return [f"which rule's influence fades fastest cannot be told: {counted}."]
+    return [f"which rule's {condition.what} fades fastest cannot be told: {counted}."]
 
 
 def _half(row: pd.Series) -> str:

@@ -30,7 +30,8 @@ from forward_influence.runs import Run
 LIMIT = 5_000_000
 _READING = (
     "Influence is the KL divergence (nats) between the model's next-token predictions with and without the selected "
-    "entries of its KV cache. Brackets are 95% intervals; the document is the unit."
+    "entries of its KV cache, or, where only these are kept, without all others. Brackets are 95% "
+    "intervals; the document is the unit."
 )
 
 

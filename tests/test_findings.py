@@ -277,3 +277,14 @@ def test_what_rules_select_names_the_run_where_there_are_several(tmp_path: Path)
     assert numbers(shared)[0] == pytest.approx(100 * row["shared"], rel=0.05)
     words = the(one, "How often a kind of word is selected")
     assert words.count("function words") == 2  # of two rules that are no controls
+
+
+def test_where_only_selections_are_kept_it_is_divergence_that_is_spoken_of(tmp_path: Path) -> None:
+    rising = {"attention": Decay("power", 0.1, -0.2), "infokv": Decay("power", 0.3, -0.2)}
+    run = simulate(tmp_path / "run", rising, documents=8, mode="keep")
+    sentences = told(run, baseline="attention")
+    assert sentences[0].startswith("Only what a rule selects is kept here") and "less of it is better" in sentences[0]
+    assert the(sentences, "In divergence, infokv exceeds attention's throughout")
+    assert the(sentences, "Far from the context, infokv has the largest divergence: ")
+    assert the(sentences, "No rule's divergence is seen to fall with distance.")
+    assert not any("influence" in sentence for sentence in sentences)
