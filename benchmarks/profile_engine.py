@@ -33,7 +33,8 @@ def profile(call: Callable[[], Any], model: Any) -> dict[str, float]:
 
     places = [
         (document, "record", "context pass, signals included"),
-        (document, "_select_all", "choosing"),
+        (document, "choose_all", "choosing"),
+        (document, "controls_of", "controls: these contain passes of their own"),
         (influence, "continuation_hidden", "continuation passes"),
         (influence, "compare_hidden", "head and divergence"),
         (SelectiveCache, "branch", "branching the cache"),

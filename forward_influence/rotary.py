@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,9 @@ class Rotation:
     def at(self, layer: int, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of a layer at positions (p,), each (1, p, d), in `like`'s dtype and device."""
         call = self._call(layer)
-        module = copy.deepcopy(call.module)  # some grow with the positions they see; the model's own must not
+        # Some modules grow with the positions they see; the model's own must not. Hooks are not copied: they lead to the
+        # whole model.
+        module = copy.deepcopy(call.module, {id(call.module._forward_hooks): OrderedDict()})
         cos, sin = module(like, positions[None].to(like.device), *call.extra)
         return cos, sin
 
