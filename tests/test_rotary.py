@@ -35,7 +35,7 @@ def test_what_is_copied_is_the_rotary_module_alone(monkeypatch):
 def test_expected_attention_compresses_without_a_copy_of_the_model(monkeypatch):
     model = tiny_data.model()
     copied = []
-    monkeypatch.setattr(torch.nn.Embedding, "__deepcopy__", lambda self, memo: copied.append(self), raising=False)
+    monkeypatch.setattr(torch.nn.Linear, "__deepcopy__", lambda self, memo: copied.append(self), raising=False)
     with torch.no_grad(), compress(model, "expected-attention", budget=0.5) as cache:
         model.model(torch.arange(3, 90)[None], past_key_values=cache)
         assert int(cache.stats.held.max()) < 87
