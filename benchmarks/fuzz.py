@@ -1,14 +1,18 @@
 """Mutated input for the parsers, for a fixed time: `make fuzz`.
 
 python benchmarks/fuzz.py [SECONDS] [SEED]
+
+With atheris (coverage of the parsers guides the mutations) where it is installed, else with seeded random mutations.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -47,9 +51,36 @@ def mutated(generator: random.Random) -> bytes:
     return bytes(data)
 
 
+def guided(seconds: float, seed: int) -> None:
+    """Let atheris choose the mutations by what they reach in the parsers; it ends the process when the time is over."""
+    import atheris
+
+    for module in ("selectors.registry", "selection", "manifests", "parts", "errors"):
+        for name, made in vars(sys.modules[f"forward_influence.{module}"]).items():
+            if callable(made) and getattr(made, "__code__", None) is not None and not name.startswith("__"):
+                setattr(sys.modules[f"forward_influence.{module}"], name, atheris.instrument_func(made))
+    folder = Path(tempfile.mkdtemp())
+    (folder / "seeds").mkdir()
+    for i, data in enumerate(_SEEDS):
+        (folder / "seeds" / str(i)).write_bytes(data)
+    options = [f"-max_total_time={seconds:.0f}", f"-seed={seed or 1}", "-timeout=10", "-max_len=4096", "-verbosity=0"]
+    atheris.Setup(
+        [sys.argv[0], *options, "-print_final_stats=1", str(folder / "seeds")], partial(_guided_input, folder)
+    )
+    atheris.Fuzz()
+
+
+def _guided_input(folder: Path, data: bytes) -> None:
+    one_input(data, folder / "run")
+
+
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    generator = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    if importlib.util.find_spec("atheris") is not None:
+        guided(seconds, seed)
+        return
+    generator = random.Random(seed)
     tried, slowest, end = 0, 0.0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < end:

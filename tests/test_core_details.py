@@ -442,6 +442,12 @@ def test_an_order_for_the_floor_is_seeded_and_direct_only_when_asked():
         forward_influence(*setup_case("llama")[:1], trace, torch.ones(3, dtype=torch.int64), [], effect="indirect")
 
 
+def test_positions_in_rows_are_refused():
+    model, tokens, trace = setup_case("llama")
+    with pytest.raises(UsageError, match="ascending, each once"):
+        forward_influence(model, trace, tokens[N:], random_selection(trace), positions=torch.tensor([[0], [1]]))
+
+
 def test_progress_counts_what_runs():
     model, tokens, trace = setup_case("llama")
     counted: list[tuple[int, str]] = []
