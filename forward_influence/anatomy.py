@@ -112,8 +112,8 @@ def examine(model: PreTrainedModel) -> Anatomy:
                 logits, hidden = _instrumented_logits(model, tokens, instrument, cache)
         except ForwardInfluenceError as error:
             raise UsageError(f"{name}: {error}") from error
-        except IndexError as error:  # gemma4 before transformers 5.23
-            raise UsageError(f"{name} has more layers that attend than its cache has, which is not supported") from error
+        except IndexError as error:  # gemma4 in transformers 5.12.1
+            raise UsageError(f"{name} has more attending layers than its cache has, which is not supported") from error
         layers = _check_probe(name, probe, cache)
         difference = _difference(native, logits)
         if not _close(native, logits):

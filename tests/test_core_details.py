@@ -86,6 +86,16 @@ def test_infinite_logits_of_q_do_not_come_out_as_a_number():
     assert not torch.isfinite(found[1])
 
 
+def test_what_is_compiled_sums_as_what_is_not():
+    """The arithmetic itself, which `--compile` hands to the compiler; tests/test_compile.py compiles it."""
+    p, q = pairs(6, 25, 0.5)
+    reference = Reference(p.clone(), torch.arange(6))
+    given = (reference.log_p, reference.p, reference._negative_entropy, reference.top1)
+    found = divergence._sums_of(q.clone(), *given)
+    for one, other in zip(found, reference._sums(slice(0, 6), q.clone()), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
 def test_fewer_rows_than_the_references_are_its_first():
     p, q = pairs(6, 25, 0.5)
     whole = Reference(p.clone(), torch.arange(6)).compare(q.clone())
@@ -170,6 +180,12 @@ def test_the_borders_of_what_can_be_chosen():
     assert candidates.to_choose(Budget.parse(100), "keep") == 80
     with pytest.raises(UsageError, match="give fewer than all"):
         candidates.to_choose(Budget.parse(101), "keep")
+
+
+def test_counts_are_per_layer_and_head():
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    mask[0, 1, :3] = mask[1, 2, 0] = True
+    assert Selection(mask, (0, 1)).counts.tolist() == [[0, 3, 0], [0, 0, 1]]
 
 
 def test_the_grain_of_a_choice_by_its_outcome():
