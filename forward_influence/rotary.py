@@ -138,8 +138,8 @@ class Rotation:
     def at(self, layer: int, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of a layer at positions (p,), each (1, p, d), in `like`'s dtype and device."""
         call = self._call(layer)
-        # Some modules grow with the positions they see; the model's own must not. Hooks are not copied: they lead to the
-        # whole model.
+        # Some modules grow with the positions they see; the model's own must not. Its hooks stay behind: they lead to
+        # the whole model.
         module = copy.deepcopy(call.module, {id(call.module._forward_hooks): OrderedDict()})
         cos, sin = module(like, positions[None].to(like.device), *call.extra)
         return cos, sin
