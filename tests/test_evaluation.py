@@ -418,9 +418,9 @@ def test_retention_curves_show_what_was_found(tmp_path: Path) -> None:
         ({"budgets": ("0",)}, "selects nothing"),
         ({"budgets": ("1.5",)}, "not below 1"),
         ({"budgets": ()}, "no budget"),
-        ({"items": 0}, "at least one"),
+        ({"items": 0}, "give 1 to"),
         ({"protocols": ("blind",)}, "seen, unseen"),
-        ({"every": 0}, "at least one token"),
+        ({"every": 0}, "after 1 to"),
     ],
 )
 def test_wrong_plans_say_why_in_one_line(changes: dict, message: str) -> None:
