@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,26 +99,6 @@ def overlap(
     return frame.assign(run=run.name, cluster=frame["document"].map(groups))
 
 
-def overlaps(
-    runs: Mapping[str, Run],
-    *,
-    selectors: Sequence[str] | None = None,
-    budgets: Sequence[str] | None = None,
-    cluster: str | None = None,
-) -> pd.DataFrame:
-    """`overlap` of several runs, which the column `run` tells apart.
-
-    Args:
-        runs: by name, as `curves.named` gives them.
-
-    Raises:
-        UsageError: one of the runs holds no selections.
-    """
-    options: dict[str, Any] = {"selectors": selectors, "budgets": budgets, "cluster": cluster}
-    made = [overlap(run, **options).assign(run=name) for name, run in runs.items()]
-    return pd.concat(made, ignore_index=True)
-
-
 def _document_overlap(document: DocumentSelections, layers: list[int]) -> list[tuple[object, ...]]:
     groups: dict[tuple[int, str, str], list[Choice]] = {}
     for choice in document.choices:
@@ -204,7 +183,7 @@ def overlap_summary(
     """Agreement of every pair of rules over documents.
 
     Args:
-        frame: from `overlap` or `overlaps`.
+        frame: from `overlap`, of one run or several.
         by_layer: a row per layer too; else layers are averaged within each document.
         clustered: the column `cluster` is the unit rather than the document.
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis.overlap import overlap_summary, overlaps
+from forward_influence.analysis.overlap import overlap, overlap_summary
+from forward_influence.analysis.selections import of_several
 from forward_influence.analysis.statistics import Kind
 from forward_influence.analysis.stopping import method_for
-from forward_influence.analysis.tokens import shares_of, token_profile
+from forward_influence.analysis.tokens import token_profile, token_shares
 from forward_influence.runs import Run
 
 #: Tables made of saved selections, and what to say under each.
@@ -42,10 +43,10 @@ def selection_tables(
     inference: dict[str, Any] = {"clustered": cluster is not None, "method": method_for(list(runs.values()), method)}
     made: dict[str, pd.DataFrame] = {}
     if {"overlap", "overlap_layers"} & set(names):
-        frame = overlaps(runs, budgets=budgets, cluster=cluster)
+        frame = of_several(overlap, runs, budgets=budgets, cluster=cluster)
         made["overlap"] = overlap_summary(frame, **inference)
         made["overlap_layers"] = overlap_summary(frame, by_layer=True, **inference)
     if "tokens" in names:
-        profile = token_profile(shares_of(runs, budgets=budgets, cluster=cluster), **inference)
+        profile = token_profile(of_several(token_shares, runs, budgets=budgets, cluster=cluster), **inference)
         made["tokens"] = profile[profile["base"] > 0]
     return {name: made[name] for name in names if name in made}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -79,6 +80,19 @@ def model_layers(run: Run) -> list[int]:
 def has_selections(run: Run) -> bool:
     """Whether any document of the run has its selections saved."""
     return any(run.selections_path(d["part"]).is_file() for d in run.documents)
+
+
+def of_several(table: Callable[..., pd.DataFrame], runs: Mapping[str, Run], **options: Any) -> pd.DataFrame:
+    """A table of each of several runs, `overlap.overlap` say, in one, which the column `run` tells apart.
+
+    Args:
+        runs: by name, as `curves.named` gives them.
+        options: for `table`.
+
+    Raises:
+        UsageError: one of the runs holds no selections.
+    """
+    return pd.concat([table(run, **options).assign(run=name) for name, run in runs.items()], ignore_index=True)
 
 
 def require_selections(run: Run, purpose: str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -98,26 +97,6 @@ def token_shares(
     return frame.assign(run=run.name, cluster=frame["document"].map(groups))
 
 
-def shares_of(
-    runs: Mapping[str, Run],
-    *,
-    selectors: Sequence[str] | None = None,
-    budgets: Sequence[str] | None = None,
-    cluster: str | None = None,
-) -> pd.DataFrame:
-    """`token_shares` of several runs, which the column `run` tells apart.
-
-    Args:
-        runs: by name, as `curves.named` gives them.
-
-    Raises:
-        UsageError: one of the runs holds no selections.
-    """
-    options: dict[str, Any] = {"selectors": selectors, "budgets": budgets, "cluster": cluster}
-    made = [token_shares(run, **options).assign(run=name) for name, run in runs.items()]
-    return pd.concat(made, ignore_index=True)
-
-
 def _document_shares(
     document: DocumentSelections, bands: dict[int, str], layer: int | None
 ) -> list[tuple[object, ...]]:
@@ -153,7 +132,7 @@ def token_profile(shares: pd.DataFrame, *, clustered: bool = False, method: Meth
     """What each rule prefers, over documents.
 
     Args:
-        shares: from `token_shares` or `shares_of`.
+        shares: from `token_shares`, of one run or several.
         clustered: the column `cluster` is the unit rather than the document.
 
     Returns:

@@ -14,7 +14,7 @@ from simulated import Decay, simulate
 from forward_influence.analysis import overlap, parts
 from forward_influence.analysis.curves import named
 from forward_influence.analysis.ranks import ranks
-from forward_influence.analysis.selections import has_selections, model_layers, read_selections
+from forward_influence.analysis.selections import has_selections, model_layers, of_several, read_selections
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 RULES = {name: Decay() for name in ("attention", "entropy", "random")}
@@ -143,7 +143,7 @@ def test_authors_are_the_unit_where_asked_for(tmp_path: Path) -> None:
 
 def test_several_runs_are_told_apart(tmp_path: Path) -> None:
     runs = [simulate(tmp_path / name, RULES, documents=2, save_selections=True, seed=i) for i, name in enumerate("ab")]
-    frame = overlap.overlaps(named(runs))
+    frame = of_several(overlap.overlap, named(runs))
     assert frame["run"].unique().tolist() == ["a", "b"]
     assert frame[frame["run"] == "b"]["shared"].tolist() == overlap.overlap(runs[1])["shared"].tolist()
 

@@ -13,7 +13,7 @@ from simulated import WORDS, Decay, simulate
 
 from forward_influence.analysis import token_classes, tokens
 from forward_influence.analysis.curves import named
-from forward_influence.analysis.selections import Context, read_selections
+from forward_influence.analysis.selections import Context, of_several, read_selections
 
 RULES = {name: Decay() for name in ("attention", "entropy", "random")}
 
@@ -149,7 +149,7 @@ def test_authors_are_the_unit_and_runs_are_told_apart(tmp_path: Path) -> None:
     runs = [
         simulate(tmp_path / name, RULES, documents=12, authors=list("abcdef"), save_selections=True) for name in "xy"
     ]
-    shares = tokens.shares_of(named(runs), cluster="author")
+    shares = of_several(tokens.token_shares, named(runs), cluster="author")
     profile = tokens.token_profile(shares, clustered=True)
     assert profile["run"].unique().tolist() == ["x", "y"]
     row = profile[(profile["run"] == "y") & (profile["selector"] == "random") & (profile["group"] == "digits")].iloc[0]

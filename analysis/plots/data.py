@@ -12,7 +12,7 @@ import pandas as pd
 from forward_influence.analysis import curves, overlap, tokens
 from forward_influence.analysis.compare import measured_budget
 from forward_influence.analysis.pairing import measured_rule
-from forward_influence.analysis.selections import has_selections, require_selections
+from forward_influence.analysis.selections import has_selections, of_several, require_selections
 from forward_influence.analysis.statistics import Kind
 from forward_influence.analysis.stopping import method_for
 from forward_influence.analysis.style import RuleStyle, rule_styles
@@ -143,13 +143,13 @@ class PlotData:
 
     @cached_property
     def overlap(self) -> pd.DataFrame:
-        """`overlap.overlaps` of the rules and budgets asked for."""
-        return self._some(overlap.overlaps(self._some_selecting, **self._chosen))
+        """`overlap.overlap` of the rules and budgets asked for."""
+        return self._some(of_several(overlap.overlap, self._some_selecting, **self._chosen))
 
     @cached_property
     def profile(self) -> pd.DataFrame:
         """`tokens.token_profile` of the rules and budgets asked for."""
-        shares = tokens.shares_of(self._some_selecting, **self._chosen)
+        shares = of_several(tokens.token_shares, self._some_selecting, **self._chosen)
         return tokens.token_profile(self._some(shares), **self.inference)
 
     @property
