@@ -153,9 +153,12 @@ def test_ctrl_c_is_one_line_exit_code_130_and_continues(capsys, place, tmp_path)
         (texts / f"text{i}.txt").write_text(" ".join(f"word{(i + 7) * j % 997}" for j in range(100)))
     command = arguments(place, tmp_path / "run")
     command[command.index("--documents") + 1] = str(texts)
+    # A shell that starts the tests in the background has them ignore the signal, which a child would inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "forward_influence", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     parts = tmp_path / "run" / "parts"
     deadline = time.monotonic() + 120
     while len(list(parts.glob("*.parquet"))) < 2 and time.monotonic() < deadline and process.poll() is None:
