@@ -14,8 +14,9 @@ from forward_influence.analysis import findings
 from forward_influence.analysis.compare import compare
 from forward_influence.analysis.curves import named
 from forward_influence.analysis.findings import Evidence, crossing_sentence
-from forward_influence.analysis.overlap import overlap_summary, overlaps
-from forward_influence.analysis.tokens import shares_of, token_profile
+from forward_influence.analysis.overlap import overlap, overlap_summary
+from forward_influence.analysis.selections import of_several
+from forward_influence.analysis.tokens import token_profile, token_shares
 from forward_influence.runs import Run
 
 RULES = {
@@ -265,7 +266,7 @@ def test_layers_ablated_one_by_one_are_left_to_the_tables(tmp_path: Path) -> Non
 
 def test_what_rules_select_names_the_run_where_there_are_several(tmp_path: Path) -> None:
     runs = named([simulate(tmp_path / n, RULES, documents=6, save_selections=True, draws=1) for n in ("one", "two")])
-    pairs, profile = overlap_summary(overlaps(runs)), token_profile(shares_of(runs))
+    pairs, profile = overlap_summary(of_several(overlap, runs)), token_profile(of_several(token_shares, runs))
     found = compare(runs["one"])
     last = findings.findings(Evidence(found, pairs, profile))[-1].sentences
     starts = [s.split(" ")[0] for s in last]
