@@ -197,26 +197,26 @@ class _Additive(threading.local):
     """The additive form of the mask seen last. The kernel would convert it anew in every layer."""
 
     source: Tensor | None = None
+    version = 0
     result: Tensor | None = None
 
     def of(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """0 where a boolean mask is True, -inf elsewhere."""
         last, result = self.source, self.result
-        if last is None or result is None or result.dtype != dtype or not _same_memory(last, mask):
+        if last is None or result is None or result.dtype != dtype or not self._is(last, mask):
             with torch.inference_mode(False):
                 result = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
-            self.source, self.result = mask, result
+            self.source, self.version, self.result = mask, _version(mask), result
         return result
 
+    def _is(self, last: Tensor, mask: Tensor) -> bool:
+        """Whether a mask is the one seen last, unchanged; that one is still held, so that its memory is its own."""
+        same = last.data_ptr() == mask.data_ptr() and last.shape == mask.shape and last.stride() == mask.stride()
+        return same and self.version == _version(mask)
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two masks are the same one; the older is still held, so that its memory was not given to another."""
-    return (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-        and (one.is_inference() or other.is_inference() or one._version == other._version)
-    )
+
+def _version(mask: Tensor) -> int:
+    return -1 if mask.is_inference() else mask._version  # changes of what inference makes are not counted
 
 
 _additive = _Additive()

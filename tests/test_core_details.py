@@ -199,6 +199,7 @@ def test_the_grain_of_a_choice_by_its_outcome():
     assert Selection(mask, (0, 1, 2)).grain == "layer"
     mask[1, 0, 3] = True
     assert Selection(mask, (0, 1, 2)).grain == "entry"
+    assert Selection(mask[:1], (0,)).grain == Selection(mask[2:], (2,)).grain == "token", "a layer by itself"
 
 
 # cache
@@ -328,6 +329,16 @@ def test_branches_of_windows_are_their_own():
 
 
 # influence
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_selections_of_another_shape_are_refused(more):
+    trace = setup_case("llama")[2]
+    fits = random_selection(trace)
+    tokens = torch.ones(*fits.mask.shape[:2], trace.n + more, dtype=torch.bool)
+    for other in (Selection(tokens, fits.layers), Selection(fits.mask, fits.layers[::-1])):
+        with pytest.raises(UsageError, match="does not fit"):
+            removal(trace, other, "drop", M)
 
 
 def test_masked_roads_agree_with_removal():
