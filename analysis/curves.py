@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.numbers import ranges
 from forward_influence.runs import Run
 
 #: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875), and how many bins a curve has at least.
@@ -174,7 +175,7 @@ def _document_pieces(
                     "budget": budget,
                     "mode": mode,
                     "effect": effect,
-                    "layers": "all" if ablated == every_layer else ",".join(map(str, ablated)),
+                    "layers": "all" if ablated == every_layer else ranges(ablated),
                     "bin": np.arange(len(edges) - 1),
                     "low": edges[:-1],
                     "high": edges[1:],

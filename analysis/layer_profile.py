@@ -69,7 +69,7 @@ def layer_influence(sweep: pd.DataFrame) -> dict[str, pd.DataFrame]:
         For each rule a table, layers (rows, ascending) by bins (columns: the bins' low ends): geometric mean over
         documents of the mean KL in nats (arithmetic where a document's is not positive).
     """
-    single = sweep[~sweep["layers"].str.contains(",")]
+    single = sweep[sweep["layers"].str.isdecimal()]
     tables = {}
     for rule, part in single.groupby("selector", sort=False):
         cells = part.groupby(["layers", "low"])["kl"].agg(lambda kl: estimate(kl.to_numpy()).value).unstack("low")

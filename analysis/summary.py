@@ -24,6 +24,7 @@ from forward_influence.analysis.pairing import (
 )
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method, estimate, paired
 from forward_influence.analysis.stopping import method_for
+from forward_influence.numbers import ranges
 from forward_influence.runs import Run
 
 
@@ -119,7 +120,7 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     if c.get("positions_per_bin"):
         lines.append(f"positions: {c['positions_per_bin']} sampled per bin of {c.get('bin_width') or 128}, not all")
     if c.get("layers") or c.get("heads"):
-        where = [f"{name} {', '.join(map(str, c[name]))}" for name in ("layers", "heads") if c.get(name)]
+        where = [f"{name} {ranges(c[name])}" for name in ("layers", "heads") if c.get(name)]
         lines.append(f"ablated: {'; '.join(where)} only")
     if c.get("rerotate"):
         lines.append("re-rotated: what is kept moved up to the continuation")

@@ -116,8 +116,9 @@ def measure_command(
     from forward_influence.cli.executing import Loading, cache_bytes, chosen_executor
     from forward_influence.cli.measuring import add_rules, measure_documents
     from forward_influence.memory import parse_bytes
+    from forward_influence.numbers import whole_numbers
     from forward_influence.ray_executor import Recipe
-    from forward_influence.request import Request, whole_numbers
+    from forward_influence.request import Request
 
     recipe = Recipe(model, device, dtype, revision, trust_remote_code, device_map)
     loading = Loading(

@@ -23,8 +23,6 @@ FEWEST_DRAWS = 5  # of random rules within a document
 MOST_DRAWS = 1000
 #: Other temperatures than 0: dividing logits by less overflows, by more leaves nothing of them.
 TEMPERATURES = (0.01, 100.0)
-#: No model has a layer or a head of this number; a range up to 10^11 is a slip, and would fill the memory.
-_MOST_NUMBERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -233,26 +231,6 @@ def check_temperature(value: float) -> None:
     low, high = TEMPERATURES
     if value != 0 and not low <= value <= high:
         raise UsageError(f"--temperature {value:g} is no temperature; give {low:g} to {high:g}, or 0 for greedy")
-
-
-def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """The numbers that "0-9" or "0,2,5-7" means; None for None.
-
-    Raises:
-        UsageError: anything else.
-    """
-    if text is None:
-        return None
-    numbers: set[int] = set()
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        ends = [low, high or low] if high or not dash else [low, ""]
-        if not all(end.isascii() and end.isdecimal() and len(end) < 10 for end in ends) or int(ends[1]) < int(ends[0]):
-            raise UsageError(f"{option} {text} is not a list of numbers; write 0-9 or 0,2,5-7")
-        if int(ends[1]) >= _MOST_NUMBERS:
-            raise UsageError(f"{option} {text} goes beyond what any model has; write 0-9 or 0,2,5-7")
-        numbers.update(range(int(ends[0]), int(ends[1]) + 1))
-    return tuple(sorted(numbers))
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

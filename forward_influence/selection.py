@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
+from forward_influence.numbers import ranges
 
 #: In keep mode, fewer than this many freely chosen tokens make no choice worth comparing.
 FEWEST_TO_CHOOSE = 32
@@ -170,17 +170,6 @@ class Selection:
                 raise UsageError(f"kv heads {ranges(strange)} do not exist; the model has {mask.shape[1]}")
             mask[:, [h for h in range(mask.shape[1]) if h not in heads]] = False
         return Selection(mask, self.layers)
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers as one types them, 0-9,12."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def top(scores: Tensor, candidates: Candidates, counts: int | Tensor) -> Tensor:

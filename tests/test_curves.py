@@ -6,10 +6,12 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from simulated import Decay, simulate
 
 from forward_influence.analysis.curves import ZONES, bin_means, bins, labels, load, load_zones, named, zone_edges
+from forward_influence.analysis.layer_profile import layer_influence
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 
@@ -155,3 +157,12 @@ def test_a_run_without_a_measured_document_says_how_to_go_on(tmp_path: Path) -> 
     run = simulate(tmp_path / "run", documents=4, measured=0)
     with pytest.raises(ForwardInfluenceError, match=r"0 of 4 documents.*forward-influence measure"):
         load(run)
+
+
+def test_influence_by_layer_is_of_single_layers_in_their_own_order() -> None:
+    rows = [("10", 0, 4.0), ("10", 0, 1.0), ("2", 0, 9.0), ("2", 64, 3.0), ("2-10", 0, 7.0), ("2,10", 0, 7.0)]
+    sweep = pd.DataFrame(rows, columns=["layers", "low", "kl"]).assign(selector="attention")
+    table = layer_influence(sweep)["attention"]
+    assert table.index.tolist() == [2, 10]
+    assert table[0].tolist() == pytest.approx([9.0, 2.0])  # the geometric mean over documents
+    assert table[64].tolist()[0] == pytest.approx(3.0)

@@ -59,7 +59,7 @@ def _influence(sweep: pd.DataFrame) -> Figure:
     norm: Normalize = LogNorm(positive.min(), positive.max()) if len(positive) else Normalize(0, 1)
     figure, axes, image = _maps(maps, norm, "mako")
     for one, low in zip(axes, starts, strict=True):
-        picked = np.unique(np.linspace(0, len(low) - 1, min(5, len(low))).round().astype(int))
+        picked = range(0, len(low), math.ceil(len(low) / 5))
         one.xaxis.set_major_locator(FixedLocator([float(p) + 0.5 for p in picked]))
         one.set_xticklabels([common.plain_number(float(low[p])) for p in picked])
     bar = figure.colorbar(image, ax=axes, location="top", aspect=40, shrink=0.8, label="mean KL (nats)")
