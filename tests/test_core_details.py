@@ -67,6 +67,16 @@ def test_rows_that_leave_float32s_range_are_redone_where_they_are(monkeypatch, r
     assert torch.equal(found.top1_changed, p.argmax(-1) != q.argmax(-1))
 
 
+def test_mass_that_q_has_where_p_has_none_in_float32_is_counted():
+    p = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
+    p[1, 5] = float(p[1].logsumexp(-1)) - 104  # its exponential is 0 in float32, and e^87.5 is a number still
+    q = p.clone()
+    q[1, 5] += 87.5
+    found = kl_divergence(p, q).double()
+    assert float(truth(p, q)[1]) > 5e-8
+    torch.testing.assert_close(found, truth(p, q), atol=1e-11, rtol=1e-3)
+
+
 def test_without_a_lossy_row_no_logits_are_copied():
     p, q = (logits.float() for logits in pairs(4, 30, 0.1))
     assert not Reference(p.clone(), torch.full((4,), -1))._any_lossy
@@ -214,6 +224,10 @@ def test_a_layer_that_has_seen_nothing():
     assert (layer.is_sliding, layer.is_compileable, layer.is_croppable) == (False, False, False)
     assert layer.get_max_length() == layer.get_max_cache_shape() == -1
     assert layer.gates() is None
+    layer.batch_repeat_interleave(1)
+    for wrong in (0, 2):
+        with pytest.raises(UsageError, match="one sequence"):
+            layer.batch_repeat_interleave(wrong)
 
 
 def test_memory_is_taken_once_and_grows_a_few_tokens_at_a_time():
@@ -396,6 +410,33 @@ def test_positions_run_no_further_than_the_last():
     assert dataclasses.replace(ablation, direct=True).runs == 2
     assert ablation.distances().tolist() == [1, 4]
     assert dataclasses.replace(ablation, positions=None).distances().tolist() == list(range(M))
+
+
+def test_states_that_are_not_finite_are_placed():
+    """Where the states come from a run of its own they are taken by their word; else shorter runs look for the first."""
+    model, tokens, trace = setup_case("llama")
+    asked = []
+    full = run_in_full(model, trace, tokens[N:], 64, False)
+
+    def hidden(continuation):
+        asked.append(len(continuation))
+        states = full.hidden.clone()
+        states[4:] = float("nan")
+        return states
+
+    with pytest.raises(ForwardInfluenceError, match=r"own: NaN or infinite logits at distance 4;"):
+        measure_ablations(model, trace, tokens[N:], [Ablation("own", None, M, hidden=hidden)], baseline=full)
+    assert asked == [M]
+    finite = removal(trace, random_selection(trace), "drop", M)
+    assert influence._first_bad(model, trace, tokens[N:], finite) == M - 1, "nothing found: the last that was run"
+
+
+@pytest.mark.parametrize("wrong", [[0, M], [M], [-1, 2], [2, 1], [1, 1], []])
+def test_positions_beyond_the_continuation_are_refused(wrong):
+    model, tokens, trace = setup_case("llama")
+    positions = torch.tensor(wrong, dtype=torch.int64)
+    with pytest.raises(UsageError, match="positions must be distances"):
+        forward_influence(model, trace, tokens[N:], random_selection(trace), positions=positions)
 
 
 def test_total_effect_at_positions_is_that_of_everywhere():
