@@ -32,6 +32,7 @@ def draw(evaluations: Sequence[Evaluation]) -> Figure:
     rules = shown["compressor"].unique().tolist()
     styles = style.rule_styles([FULL, *rules])
     entries = common.handles([FULL, *rules], styles)
+    entries[0].set_marker("")  # the full cache is a level, not points
     parts = common.panels(shown, ["run", "task", "length", "protocol"])
     figure, axes = common.grid(len(parts), 1.75, extra=common.legend_height(entries))
     for one, (title, part) in zip(axes, parts, strict=True):
