@@ -344,5 +344,16 @@ def read_curves(
 
 
 def name_zones(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame binned by `zone_edges`, with a column `zone`."""
+    """A frame binned by `zone_edges`, with a column `zone`.
+
+    Raises:
+        UsageError: positions were sampled, and a document has none in one of the zones.
+    """
+    counts = frame.groupby([*RULE, "document"], sort=False)["bin"].nunique()
+    if (counts < len(ZONES)).any():
+        document = counts.index[counts.to_numpy() < len(ZONES)][0][-1]
+        raise UsageError(
+            f"near, middle or far holds none of the sampled positions of {document}; measure again with more "
+            "--positions-per-bin into a new --out"
+        )
     return frame.assign(zone=np.array(ZONES)[frame["bin"].to_numpy()])

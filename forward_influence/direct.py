@@ -7,6 +7,8 @@ only a sample of them. (Causal mediation, Vig et al. 2020, arXiv:2004.12265, for
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +18,7 @@ from forward_influence.errors import UsageError
 from forward_influence.forward import forward_hidden
 from forward_influence.instrument import Instrument
 from forward_influence.replay import Entries, Queries, replay_cache
+from forward_influence.zones import zones
 
 
 def direct_hidden(
@@ -50,7 +53,8 @@ def direct_hidden(
 def sampled_positions(m: int, per_bin: int, width: int, seed: int) -> Tensor:
     """Distances (p,) int64, ascending: `per_bin` drawn without replacement from each bin of `width` positions.
 
-    The last bin, if it is shorter, gives as many in proportion to its length, rounded up.
+    A bin in which near, middle or far ends is drawn from in two parts, so that each of them has its positions. Parts,
+    and a shorter last bin, give as many in proportion to their length, rounded up.
 
     Raises:
         UsageError: fewer than 1 per bin, or more than a bin holds.
@@ -58,9 +62,10 @@ def sampled_positions(m: int, per_bin: int, width: int, seed: int) -> Tensor:
     if not 1 <= per_bin <= width:
         raise UsageError(f"--positions-per-bin {per_bin} of bins of {width} positions cannot be; give 1 to {width}")
     generator = torch.Generator().manual_seed(seed)
+    ends = {end for _, end in zones(m).values()} if m >= 3 else {m}
+    edges = sorted({*range(0, m, width), *ends})
     parts = []
-    for low in range(0, m, width):
-        size = min(width, m - low)
-        count = -(-per_bin * size // width)
-        parts.append(low + torch.randperm(size, generator=generator)[:count].sort().values)
+    for low, high in pairwise(edges):
+        count = -(-per_bin * (high - low) // width)
+        parts.append(low + torch.randperm(high - low, generator=generator)[:count].sort().values)
     return torch.cat(parts)

@@ -414,7 +414,7 @@ def test_positions_run_no_further_than_the_last():
 
 
 def test_states_that_are_not_finite_are_placed():
-    """Where the states come from a run of its own they are taken by their word; else shorter runs look for the first."""
+    """Where the states come from a run of its own they are taken at their word; else shorter runs look for them."""
     model, tokens, trace = setup_case("llama")
     asked = []
     full = run_in_full(model, trace, tokens[N:], 64, False)

@@ -11,6 +11,7 @@ from tiny import FAMILIES
 from forward_influence.direct import sampled_positions
 from forward_influence.errors import UsageError
 from forward_influence.influence import forward_influence, measure_ablations, removal, shuffled
+from forward_influence.zones import zones
 
 
 def by_definition(model, tokens, removed):
@@ -99,9 +100,21 @@ def test_unknown_effect_is_refused():
 def test_sampled_positions_come_from_every_bin():
     found = sampled_positions(300, 16, 128, seed=3)
     assert torch.equal(found, found.unique())
-    assert [int(((found >= low) & (found < low + 128)).sum()) for low in (0, 128, 256)] == [16, 16, 6]
+    # near ends at 37 and middle at 150, where bins are drawn from in two parts
+    parts = [(0, 37), (37, 128), (128, 150), (150, 256), (256, 300)]
+    assert [int(((found >= low) & (found < high)).sum()) for low, high in parts] == [5, 12, 3, 14, 6]
     assert int(found[-1]) < 300
     assert not torch.equal(found, sampled_positions(300, 16, 128, seed=4))
     assert torch.equal(sampled_positions(100, 128, 128, seed=0), torch.arange(100))
     with pytest.raises(UsageError, match="give 1 to 128"):
         sampled_positions(300, 129, 128, seed=0)
+
+
+@pytest.mark.parametrize("m", [3, 100, 256, 300, 512, 1000])
+@pytest.mark.parametrize("per_bin", [1, 2, 16])
+def test_near_middle_and_far_all_have_sampled_positions(m, per_bin):
+    for seed in range(20):
+        found = sampled_positions(m, per_bin, 128, seed)
+        assert all(((found >= low) & (found < high)).any() for low, high in zones(m).values())
+    whole = sampled_positions(1024, per_bin, 128, 0)  # zones of whole bins cost nothing
+    assert len(whole) == 8 * per_bin

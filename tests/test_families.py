@@ -39,8 +39,8 @@ def test_equal_to_brute_force_or_refused(name):
         state, remark = TABLE[name]
         if state != UNBUILT:  # what could not be built may be buildable where more is installed
             assert (found.state, _words(found.remark)) == (state, _words(remark)), "run `make models-table`"
-    elif name in TABLE and TABLE[name][0] == PROVEN:
-        assert found.state in (PROVEN, UNBUILT), found.remark
+    else:  # an older version may have no attention interface where the newest has one, and other layers
+        assert found.remark or found.state == PROVEN, "refused without a reason"
 
 
 def test_at_least_eighty_families_are_proven_and_every_other_has_its_reason():
@@ -98,11 +98,13 @@ def test_the_command_line_repeats_why_a_family_is_refused(capsys, tmp_path, name
     (tmp_path / "text.txt").write_text("some words " * 40)
     sizes = ["--context", "60", "--continuation", "40", "--protect-last", "8"]
     where = ["--model", tmp_path / "model", "--documents", tmp_path / "text.txt", "--out", tmp_path / "run"]
+    found = verdict(name)
     code, _, err = call(capsys, "measure", *where, *sizes, "--selector", "recent")
-    assert code == 2
-    assert TABLE[name][0] == REFUSED
-    assert _words(TABLE[name][1]) in _words(err)
-    assert not (tmp_path / "run").exists()
+    if transformers.__version__ == VERSION:
+        assert (found.state, _words(found.remark)) == (REFUSED, _words(TABLE[name][1]))
+    assert code == (2 if found.state == REFUSED else 0)
+    assert found.state == PROVEN or _words(found.remark) in _words(err)
+    assert (tmp_path / "run").exists() == (found.state == PROVEN)
 
 
 def test_logit_scaling_is_not_one_where_it_is_tested():

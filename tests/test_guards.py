@@ -116,7 +116,7 @@ def test_attention_without_an_instrument_is_refused():
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("mamba", {}, "state-space|linear-attention|attention interface"),
+        ("mamba", {}, "state-space|linear-attention|attention interface|cut into chunks"),
         ("t5", {}, "encoder-decoder"),
     ],
 )

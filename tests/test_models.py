@@ -81,9 +81,11 @@ def test_a_gguf_file_computes_what_its_weights_compute(tmp_path: Path, capfd: py
 def test_gguf_vocabularies_of_single_digits_keep_line_breaks_before_numbers_together(tmp_path: Path) -> None:
     text = "the\n\n1945  12"
     digits = load_tokenizer(resolve_spec(str(write_gguf(tmp_path / "a.gguf", tiny_llama(), pre="smollm"))))
-    assert digits.convert_ids_to_tokens(digits(text).input_ids) == ["the", "ĊĊ", "1", "9", "4", "5", "ĠĠ", "1", "2"]
+    pieces = digits.convert_ids_to_tokens(digits(text).input_ids)
+    assert pieces[pieces.index("the") :] == ["the", "ĊĊ", "1", "9", "4", "5", "ĠĠ", "1", "2"]
     plain = load_tokenizer(resolve_spec(str(write_gguf(tmp_path / "b.gguf", tiny_llama(), pre="gpt-2"))))
-    assert plain.convert_ids_to_tokens(plain(text).input_ids)[1:3] == ["Ċ", "Ċ"]
+    pieces = plain.convert_ids_to_tokens(plain(text).input_ids)
+    assert pieces[pieces.index("the") + 1 :][:2] == ["Ċ", "Ċ"]
 
 
 @pytest.mark.parametrize(
