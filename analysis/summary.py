@@ -130,10 +130,15 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
 
 
 def control_lines(frame: pd.DataFrame) -> list[str]:
-    """What position-matched controls share with their rules; where no control was measured, that none was."""
-    if not any(is_control(selector) for selector in grains(frame)):
+    """What position-matched controls share with their rules, and which rules have none; or that there is no control."""
+    names = list(grains(frame))
+    if not any(is_control(selector) for selector in names):
         return ["no control was measured (random, say): what any choice of as many entries would do is not known"]
-    return matched_text(frame)
+    alone = [name for name in names if not is_control(name) and position_control_for(frame, name) is None]
+    lines = matched_text(frame)
+    if alone:
+        lines.append(f"no position-matched control: {', '.join(alone)}; --selector position-matched:of={alone[0]}, say")
+    return lines
 
 
 def unfinished(runs: Mapping[str, Run], frame: pd.DataFrame) -> list[str]:

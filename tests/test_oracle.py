@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import pairwise
 
@@ -150,6 +151,30 @@ def test_oracles_are_rules_of_a_measurement(by):
     by_zone = {row["selector"]: (row["kl"][:5].mean(), row["kl"][20:].mean()) for row in rows}
     near, far = (by_zone[rule.spec] for rule in (request.rules[1], request.rules[3]))
     assert near[0] > by_zone["recent"][0] and far[1] > by_zone["recent"][1]
+
+
+def test_fisher_scores_are_half_the_mean_square_summed_over_zones():
+    """With samples of opposite sign, so that squares and means cannot be swapped; at each grain, against loops."""
+    _, _, trace = setup_case("llama")
+    layers, heads, n = trace.shape
+    made = torch.Generator().manual_seed(11)
+    gradients = {
+        zone: torch.randn(2, layers, heads, n, dtype=torch.float64, generator=made)
+        for zone in ("near", "middle", "far")
+    }
+    mine = dataclasses.replace(trace, future=gradients)
+    together = {
+        "entry": lambda g, layer, head, token: g[layer, head, token],
+        "layer": lambda g, layer, head, token: sum(g[layer, h, token] for h in range(heads)),
+        "token": lambda g, layer, head, token: sum(g[la, h, token] for la in range(layers) for h in range(heads)),
+    }
+    for zone, summed in (("far", ("far",)), ("all", ("near", "middle", "far"))):
+        for per, of in together.items():
+            found = parse_selector(f"oracle:{zone},by=fisher,samples=2,per={per}").scores(mine)
+            found = found.expand(layers, heads, n)
+            for layer, head, token in ((0, 0, 0), (1, 1, 3), (layers - 1, 0, n - 1)):
+                squares = [float(of(sample, layer, head, token)) ** 2 for z in summed for sample in gradients[z]]
+                assert float(found[layer, head, token]) == pytest.approx(sum(squares) / 4, rel=1e-10)
 
 
 def test_an_oracle_without_a_continuation_is_refused():

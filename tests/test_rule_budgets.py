@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import plain_rules as plain
@@ -15,6 +16,7 @@ from forward_influence.models import wrap_model
 from forward_influence.recording import record
 from forward_influence.selection import Candidates
 from forward_influence.selectors import chosen, discover, final_scores, parse_selector, select
+from forward_influence.selectors.information import information, layer_shares
 from forward_influence.signals import Needs
 
 
@@ -56,6 +58,15 @@ def test_infokv_divides_its_budget_by_information():
     assert int(counts[:, 0].sum()) == 36
     assert float((counts[:, 0] - exact).abs().max()) < 1
     assert len(counts[:, 0].unique()) > 1
+
+
+def test_information_of_protected_tokens_takes_no_budget():
+    trace = traced("llama", "infokv:layers=adaptive,window=8,tau=0.1")
+    change = trace.representation_change.clone()
+    change[0, :FIRST] += 1000.0
+    loud = dataclasses.replace(trace, _representation_change=change, _memo={})
+    assert not torch.equal(information(loud, 0.1, 256), information(trace, 0.1, 256))
+    assert layer_shares(loud, 12, 0.1, 256) == layer_shares(trace, 12, 0.1, 256)
 
 
 def test_adaptive_heads_equal_a_joint_choice_with_a_safeguard():

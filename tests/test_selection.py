@@ -206,3 +206,10 @@ def test_ranges_read_back(numbers):
 
 def test_ranges_by_hand():
     assert ranges([3, 1, 2, 7, 9, 8, 20]) == "1-3,7-9,20"
+
+
+@pytest.mark.parametrize(("number", "safe"), [(3, 1), (10, 2), (20, 4)])
+def test_a_head_that_scores_below_all_others_keeps_a_fifth_of_an_even_share(number, safe):
+    scores = torch.stack([torch.arange(100.0, 140.0), torch.arange(40.0)])[None]
+    counts = adaptive_head_counts(scores, Candidates(40, 0, 40), torch.full((1, 2), number))
+    assert counts.tolist() == [[2 * number - safe, safe]]
