@@ -144,6 +144,8 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
     from forward_influence.analysis.accuracy import accuracy_table
 
     table = accuracy_table(evaluation.frame(), baseline)
+    if missing := evaluation.unfinished():
+        typer.echo(f"{evaluation.folder}: {missing}", err=True)
     chosen = layout or (Layout.paper if form in (Format.markdown, Format.latex) else Layout.long)
     if form in (Format.csv, Format.json):
         typer.echo(tables.text(table, form), nl=False)
@@ -165,7 +167,8 @@ def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> li
             part = table[(table["length"] == length) & (table["protocol"] == protocol)]
             if part.empty:
                 continue
-            items = int(part["items"].max())
+            fewest, most = int(part["items"].min()), int(part["items"].max())
+            items = str(most) if fewest == most else f"{fewest} to {most}"
             title = f"{model}, question {protocol}, {length} tokens, {items} items"
             if layout is Layout.paper:
                 thought = "; chain of thought / direct" if part["reasons"].any() else ""

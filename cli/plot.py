@@ -52,7 +52,9 @@ def plot_command(
         raise UsageError(f"cannot write '{path.name}'{did_you_mean(ending, style.FORMATS)}; --out must end in {known}")
     remarks: list[str] = []
     if chosen.reads == "evaluation":
-        figure = plots.draw(chosen.name, [open_evaluation(folder) for folder in runs])
+        evaluations = [open_evaluation(folder) for folder in runs]
+        figure = plots.draw(chosen.name, evaluations)
+        remarks = [f"{e.folder}: {missing}" for e in evaluations if (missing := e.unfinished())]
     else:
         data = plots.PlotData(
             [open_run(folder) for folder in runs],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,6 +110,23 @@ class Evaluation:
         write_whole(self.folder / RESULTS, _encoded(merged, self.manifest["configuration_hash"]))
         return True
 
+    def started(self) -> bool:
+        """Whether anything was answered."""
+        return (self.folder / RESULTS).exists() or any((self.folder / "parts").glob("*.parquet"))
+
+    def unfinished(self) -> str | None:
+        """How much of an evaluation is there and how to go on, in a line; None where it is whole."""
+        asked = self.configuration
+        axes = [asked.get(name) for name in ("tasks", "lengths", "protocols")]
+        if not all(isinstance(axis, list) for axis in axes) or not isinstance(asked.get("items"), int):
+            return None  # nothing that `evaluate` wrote
+        total = asked["items"] * math.prod(map(len, axes))
+        found = self.frame()
+        there = len(found[["task", "length", "protocol", "item"]].drop_duplicates())
+        if there >= total:
+            return None
+        return f"unfinished: {there} of {total} parts are there; to continue: {self.manifest.get('command')}"
+
     def frame(self) -> pd.DataFrame:
         """All results, columns as in `SCHEMA`; of an unfinished evaluation the parts that are there.
 
@@ -203,11 +221,13 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     with FileLock(path / ".lock"):
         if (path / MANIFEST).exists():
             there = open_evaluation(path)
-            if there.manifest["configuration_hash"] != digest:
+            if there.manifest["configuration_hash"] == digest:
+                return there
+            if there.started():  # a request that was refused leaves a manifest only, which the corrected one replaces
                 fields = "; ".join(differing_fields(there.configuration, manifest["configuration"]))
                 raise UsageError(f"{path} holds another configuration's results ({fields}); choose another --out")
-            return there
-        _refuse_foreign(path)
+        else:
+            _refuse_foreign(path)
         content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
         write_whole(path / MANIFEST, json.dumps(content, indent=1, default=str).encode())
         return open_evaluation(path)

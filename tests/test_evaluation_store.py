@@ -144,3 +144,23 @@ def test_what_is_no_manifest_is_one_line(tmp_path, data):
     with pytest.raises(UsageError, match=MANIFEST) as caught:
         open_evaluation(tmp_path)
     assert len(str(caught.value)) <= 600
+
+
+def test_an_unfinished_evaluation_says_how_to_go_on(tmp_path):
+    asked = CONFIGURATION | {"tasks": ["needle"], "lengths": [600], "protocols": ["seen"]}
+    evaluation = create_or_continue(tmp_path / "e", {"configuration": asked, "command": "evaluate again"})
+    evaluation.write(STEMS[0], rows(0))
+    assert evaluation.unfinished() == "unfinished: 1 of 2 parts are there; to continue: evaluate again"
+    evaluation.write(STEMS[1], rows(1))
+    assert evaluation.unfinished() is None
+
+
+def test_a_folder_without_an_answer_takes_another_request(tmp_path):
+    """A request that was refused after its manifest was written leaves nothing that could be lost."""
+    first = create_or_continue(tmp_path / "e", {"configuration": CONFIGURATION})
+    second = create_or_continue(tmp_path / "e", {"configuration": CONFIGURATION | {"items": 3}})
+    assert second.configuration["items"] == open_evaluation(tmp_path / "e").configuration["items"] == 3
+    assert not first.started()
+    second.write(STEMS[0], rows(0))
+    with pytest.raises(UsageError, match="another configuration's results"):
+        create_or_continue(tmp_path / "e", {"configuration": CONFIGURATION})

@@ -216,3 +216,24 @@ def test_the_harness_fails_in_one_line(folder: Path, tmp_path: Path) -> None:
     ended = run(folder, tmp_path / "out", "--tasks", "fi_facts", "--limit", "1", "--metadata", "length=20")
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines()[-1].startswith("error: length 20 is too short")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "fi_nedle"], "fi_nedle"),
+        (["--tasks", "fi_facts", "--model_args", "compressor=infokv"], "infokv compresses nothing without a budget"),
+        (["--tasks", "fi_facts", "--model_args", "compressor=infokv,budget=0.5,every=x"], "not a whole number"),
+        (["--tasks", "fi_facts", "--model_args", "batch_size=4"], "batch_size"),
+    ],
+)
+def test_wrong_requests_are_one_line(folder: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    model = f"pretrained={folder}" + (f",{given['--model_args']}" if "--model_args" in given else "")
+    command = [sys.executable, "-m", "forward_influence.lm_eval", "run", "--model", "forward_influence"]
+    command += ["--model_args", model, "--tasks", given["--tasks"], "--limit", "1", "--metadata", "length=300"]
+    ended = subprocess.run([*command, "--output_path", str(tmp_path)], capture_output=True, text=True, timeout=600)
+    last = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2, ended.stderr
+    assert last.startswith("error: ") and said in last
+    assert "Traceback" not in ended.stderr

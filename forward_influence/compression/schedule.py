@@ -20,6 +20,8 @@ class Schedule:
     every: int | None = None
 
     def __post_init__(self) -> None:
+        if self.every is not None and (isinstance(self.every, bool) or not isinstance(self.every, int)):
+            raise UsageError(f"every={self.every!r} is not a whole number of tokens; give every=1024, say")
         if self.every is not None and self.every < 1:
             raise UsageError(f"every={self.every}: compress after at least one token, or leave it out")
         if not self.prefill and self.every is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -24,6 +25,12 @@ def main() -> None:
     except ForwardInfluenceError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
+    except (ValueError, TypeError) as error:  # how the harness says that a request is wrong
+        if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
+            raise
+        said = " ".join(str(error).split())
+        sys.stderr.write(f"error: {said} ({type(error).__name__} in the harness; LMEVAL_LOG_LEVEL=debug shows where)\n")
+        sys.exit(2)
 
 
 def with_own_tasks(arguments: Any) -> None:

@@ -38,7 +38,7 @@ class CompressedModel(TemplateLM):
     Args:
         pretrained: a name of the catalogue, a folder, a GGUF file or a hub id.
         compressor: "full", or a compressor with a `budget`.
-        budget: fraction of the context kept, or a count of tokens.
+        budget: fraction of the context kept, or a count of tokens; every compressor but "full" needs one.
         every: compress again after so many generated tokens.
         protocol: "seen": all of the context is compressed; "unseen": the question of the task's document
             (`question_field`) is read after compression.
@@ -52,7 +52,7 @@ class CompressedModel(TemplateLM):
         self,
         pretrained: str = "smollm2-135m",
         compressor: str = "full",
-        budget: str | float | int = "1.0",
+        budget: str | float | int | None = None,
         every: int | None = None,
         protocol: str = "seen",
         question_field: str = "question",
@@ -73,6 +73,11 @@ class CompressedModel(TemplateLM):
             raise UsageError(f"protocol {protocol} is unknown; it is seen or unseen")
         if str(batch_size) not in ("1", "auto"):
             raise UsageError(f"--batch_size {batch_size}: a selective cache holds one sequence; use --batch_size 1")
+        if compressor != "full" and budget is None:
+            raise UsageError(
+                f"{compressor} compresses nothing without a budget; add one, "
+                f"--model_args compressor={compressor},budget=0.25"
+            )
         self.contender: Contender = contenders([compressor], [] if compressor == "full" else [str(budget)], every)[-1]
         # The harness says cuda:0 unless told otherwise, also where there is none; so does its own model.
         wanted = "auto" if device is None or ("cuda" in device and not torch.cuda.is_available()) else str(device)
