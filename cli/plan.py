@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from forward_influence.memory import Sizes
+    from forward_influence.models import Resolved
     from forward_influence.plan import Plan
 
 
@@ -59,7 +62,7 @@ def plan_command(
     from forward_influence.memory import Sizes
     from forward_influence.models import choose_dtype
     from forward_influence.numbers import whole_numbers
-    from forward_influence.plan import plan
+    from forward_influence.plan import counted, plan
     from forward_influence.request import Request
 
     if tflops is not None and not 0 < tflops < float("inf"):
@@ -81,29 +84,72 @@ def plan_command(
         compressors=tuple(compressor or ()),
         every=every,
     )
-    import torch
-
-    there = torch.cuda.is_available() if device == "auto" else device != "cpu"
-    sizes = Sizes.of(_configuration(model), choose_dtype(dtype).itemsize, accelerated=there)
+    accelerated, itemsize = _accelerated(device), choose_dtype(dtype).itemsize
+    resolved = _resolved(model)
+    request.check_positions(resolved.positions, model)
+    _refuse_states(resolved)
+    sizes = counted(Sizes.of(resolved.config, itemsize, accelerated), resolved.config)
     throughput = tflops * 1e12 if tflops is not None else _measured(sizes)
     found = plan(sizes, request, documents, chunk=chunk, throughput=throughput, workers=workers)
     _show(found, throughput, workers, tflops is None)
 
 
-def _configuration(model: str) -> object:
+def _accelerated(device: str) -> bool:
+    """Whether a device is no processor; an accelerator need not be here.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    from forward_influence.models import choose_device
+
+    return bool(re.fullmatch(r"(cuda|mps)(:\d+)?", device)) or choose_device(device).type != "cpu"
+
+
+def _resolved(model: str) -> Resolved:
+    """What --model means.
+
+    Raises:
+        UsageError: its configuration cannot be read, or it is no causal language model.
+    """
     from transformers import AutoConfig, LlamaConfig
 
     from forward_influence.errors import UsageError
-    from forward_influence.models import resolve_spec
+    from forward_influence.models import Resolved, resolve_spec
 
     if model in SHAPES:
-        return LlamaConfig(**SHAPES[model])
-    if model.endswith("config.json"):
-        try:
-            return AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{model} is no readable configuration ({str(error).splitlines()[0]})") from error
-    return resolve_spec(model).config
+        return Resolved(model, "named", model, LlamaConfig(**SHAPES[model]), {})
+    path = Path(model)
+    if path.name == "config.json" and path.is_file():
+        return resolve_spec(str(path.absolute().parent))
+    if not model.endswith("config.json"):
+        return resolve_spec(model)
+    try:
+        return Resolved(model, "folder", model, AutoConfig.from_pretrained(model), {})
+    except Exception as error:  # transformers raises whatever its readers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{model} is no readable configuration ({reason})") from error
+
+
+def _refuse_states(resolved: Resolved) -> None:
+    """Refuse what `measure` would refuse once it is loaded: layers whose state holds no single tokens.
+
+    Raises:
+        UsageError: the model has such layers.
+    """
+    from transformers.cache_utils import DynamicCache
+
+    from forward_influence.errors import UsageError
+
+    config = resolved.config.get_text_config(decoder=True)
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise UsageError(f"{resolved.spec}: transformers makes no cache for a {config.model_type} model") from error
+    if any("Linear" in type(layer).__name__ for layer in layers):
+        raise UsageError(
+            f"{resolved.spec} ({config.model_type}) has state-space or linear-attention layers, whose state holds no "
+            "single tokens: it cannot be measured"
+        )
 
 
 def _measured(sizes: Sizes) -> float:

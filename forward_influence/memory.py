@@ -13,11 +13,13 @@ and, one after the other, so that the peak adds the largest of them:
                          attention logits (h2o), a block of logits (entropy), the backward passes (oracles)
     choosing             40 L Hkv n bytes of scores and their order, and one layer's attention of the window
     continuation         2 L Hkv d (n + m) + body(n + m)    one cache, whatever the number of conditions
-    head                 3 rows V float32; rows from the vocabulary alone, 256 at 49,152 words on a processor
+    head                 3 rows V float32; rows from the vocabulary, 256 at 49,152 words on a processor, and at most m
 
-body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 16 MB come on top for
-what matrix libraries pack operands into and what the allocator cannot give back. There is no term with m V, n^2 or
-conditions x cache.
+    verification         11 Hq (n + m)^2 bytes of masks + body of n + m at once    with --verify only
+
+body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 25 kB a row of the
+largest product, 16 MB at most, come on top for what matrix libraries pack operands into and what the allocator cannot
+give back. Without --verify there is no term with m V, n^2 or conditions x cache.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ class Sizes:
         tied: whether input and output embedding are one.
         windows: of the layers that have one, in tokens.
         accelerated: whether the model is not on a processor, where blocks of logits are larger.
+        parameters: weights of the whole model, where they were counted (`plan.counted`).
+        active: those of the decoder that a token is multiplied with, embeddings apart, where they were counted.
     """
 
     layers: int
@@ -68,21 +72,26 @@ class Sizes:
     tied: bool = True
     windows: tuple[int, ...] = ()
     accelerated: bool = False
+    parameters: int | None = None
+    active: int | None = None
 
     @classmethod
     def of(cls, config: PreTrainedConfig, itemsize: int = 4, accelerated: bool = False) -> Sizes:
-        """The sizes in a transformers configuration."""
+        """The sizes in a transformers configuration.
+
+        Raises:
+            UsageError: it does not describe a decoder that attends.
+        """
         text = config.get_text_config(decoder=True)
-        heads = int(text.num_attention_heads)
-        hidden = int(text.hidden_size)
+        heads, hidden = _size(text, "num_attention_heads"), _size(text, "hidden_size")
         return cls(
-            layers=int(text.num_hidden_layers),
+            layers=_size(text, "num_hidden_layers"),
             query_heads=heads,
-            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-            head_size=int(getattr(text, "head_dim", None) or hidden // heads),
+            kv_heads=_size(text, "num_key_value_heads", heads),
+            head_size=_size(text, "head_dim", hidden // heads),
             hidden=hidden,
-            intermediate=int(getattr(text, "intermediate_size", None) or 4 * hidden),
-            vocabulary=int(text.vocab_size),
+            intermediate=_size(text, "intermediate_size", 4 * hidden),
+            vocabulary=_size(text, "vocab_size"),
             itemsize=itemsize,
             tied=bool(getattr(config, "tie_word_embeddings", False)),
             windows=tuple(w for w in layer_windows(config) if w is not None),
@@ -91,7 +100,9 @@ class Sizes:
 
     @property
     def body_parameters(self) -> int:
-        """Weights of the decoder's matrices, embeddings apart (gated feed-forward, as most have)."""
+        """Weights that a token is multiplied with, embeddings apart: as counted, else of a gated feed-forward."""
+        if self.active is not None:
+            return self.active
         attention = self.hidden * self.head_size * (2 * self.query_heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -105,7 +116,8 @@ class Sizes:
         """The model itself; the head is kept in float32 beside a narrower model."""
         embeddings = self.head_parameters * (1 if self.tied else 2)
         wide_head = self.head_parameters * 4 if self.itemsize < 4 else 0
-        return (self.body_parameters + embeddings) * self.itemsize + wide_head
+        weights = self.body_parameters + embeddings if self.parameters is None else self.parameters
+        return weights * self.itemsize + wide_head
 
     def cache_bytes(self, tokens: int) -> int:
         """Keys and values of so many tokens; a layer with a window holds no more than that."""
@@ -117,6 +129,17 @@ class Sizes:
     def wide(self) -> int:
         """Bytes of a number where at least float32 is used."""
         return max(4, self.itemsize)
+
+
+def _size(config: PreTrainedConfig, name: str, default: int | None = None) -> int:
+    """A number of a configuration; `default` where it has none."""
+    value = getattr(config, name, None) or default
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(
+            f"the configuration ({config.model_type}) has {getattr(config, name, None)!r} for {name}, where a decoder "
+            "that attends has a number above 0; name another model"
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -131,14 +154,16 @@ class Peak:
     choosing: int
     continuation: int
     head: int
+    libraries: int
+    verification: int = 0
 
     @property
     def total(self) -> int:
         """What is kept, and the largest of what comes one after the other."""
         recorded = self.context_cache + self.signals
         kept = recorded + self.hidden_states + self.own_entries
-        phases = max(recorded + self.recording, recorded + self.choosing, kept + max(self.continuation, self.head))
-        return phases + _LIBRARIES
+        before = recorded + max(self.recording, self.choosing, self.verification)
+        return max(before, kept + max(self.continuation, self.head)) + self.libraries
 
     def described(self) -> str:
         """The terms in one line, megabytes."""
@@ -153,6 +178,7 @@ def peak(
     chunk: int,
     direct: bool = False,
     needs: Needs | None = None,
+    verify: bool = False,
 ) -> Peak:
     """Peak memory above the model of measuring one document.
 
@@ -160,6 +186,7 @@ def peak(
         conditions: per segment.
         direct: whether direct effects are measured.
         needs: what the rules read of the context.
+        verify: whether a condition is checked against a masked full pass.
     """
     from forward_influence.signals import Needs
 
@@ -167,27 +194,32 @@ def peak(
     one = continuation * sizes.hidden * sizes.itemsize
     group = min(conditions, max(1, HIDDEN_BYTES // max(1, one)))
     controls = min(320, 2 * continuation) * sizes.hidden * sizes.itemsize
-    block = head_block(sizes.vocabulary, sizes.wide, accelerated=sizes.accelerated) * sizes.vocabulary * sizes.wide
+    rows = head_block(sizes.vocabulary, sizes.wide, accelerated=sizes.accelerated)
+    compared, row = min(rows, continuation), sizes.vocabulary * sizes.wide
     own = sizes.cache_bytes(continuation)
     entries = (sizes.layers - len(sizes.windows)) * sizes.kv_heads * context
-    chunk = min(chunk, max(context, continuation))
+    before, after = min(chunk, context), min(chunk, continuation)
     return Peak(
         context_cache=sizes.cache_bytes(context),
         signals=_signals(sizes, context, entries, needs),
         hidden_states=one * (1 + group) + controls,
         own_entries=own if direct else 0,
-        recording=_body(sizes, chunk, context)
-        + _recording(sizes, context, chunk, needs, block)
+        recording=_body(sizes, before, context)
+        + _recording(sizes, context, before, needs, rows * row)
         + (_gradients(sizes, context + continuation, own, needs) if needs.looks_ahead else 0),
         choosing=_CHOOSING * entries + 3 * sizes.query_heads * min(needs.window, context) * context * sizes.wide,
         continuation=sizes.cache_bytes(context + continuation)
-        + _body(sizes, chunk, context + continuation + (chunk if direct else 0)),
+        + _body(sizes, after, context + continuation + (after if direct else 0)),
         # on an accelerator the divergence works on whole blocks, on a processor on a few rows
-        head=(5 if sizes.accelerated else 3) * block,
+        head=(5 if sizes.accelerated else 3) * compared * row,
+        libraries=min(_LIBRARIES, _LIBRARIES_PER_ROW * max(after, compared)),
+        verification=_verification(sizes, context + continuation) if verify else 0,
     )
 
 
+#: What matrix libraries pack operands into grows with the rows of a product, up to a point (docs/performance.md).
 _LIBRARIES = 16_000_000
+_LIBRARIES_PER_ROW = 24_600
 #: Bytes per entry while a rule chooses: scores twice in float32 or float64, their order and ranks.
 _CHOOSING = 40
 
@@ -228,13 +260,21 @@ def _gradients(sizes: Sizes, span: int, own: int, needs: Needs) -> int:
     return own + waiting + sizes.layers * per_layer + 3 * sizes.cache_bytes(span)
 
 
+def _verification(sizes: Sizes, span: int) -> int:
+    """One unchunked pass: a layer's mask of all heads, beside the last one's where it is made numbers of by hand."""
+    heads = sizes.query_heads if sizes.kv_heads > 1 else 1
+    masks = heads * (2 + sizes.itemsize if sizes.accelerated else 3 + 2 * sizes.itemsize) + sizes.kv_heads
+    hidden = 2 * span * sizes.hidden * sizes.itemsize
+    return masks * span**2 + hidden + _body(sizes, span, span) + sizes.cache_bytes(span)
+
+
 def peak_of_request(sizes: Sizes, request: Request, chunk: int) -> Peak:
     """The same for a request."""
     from forward_influence.conditions import expand, expand_compressors
 
     conditions = len(expand(request, "", 0, tuple(range(sizes.layers)))) + len(expand_compressors(request, "", 0))
     direct = "direct" in request.effects
-    return peak(sizes, request.context, request.continuation, conditions, chunk, direct, request.needs)
+    return peak(sizes, request.context, request.continuation, conditions, chunk, direct, request.needs, request.verify)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -302,9 +342,10 @@ def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: in
         if peak_of_request(sizes, request, chunk).total <= limit:
             return chunk
     least = peak_of_request(sizes, request, tried[-1])
+    without = "leave out --verify, " if request.verify else ""
     raise UsageError(
         f"this needs {in_words(least.total)} above the model ({least.described()}), but {in_words(limit)} are "
-        "allowed; use a smaller --context or --continuation, a narrower --dtype, or raise --memory-limit"
+        f"allowed; {without}use a smaller --context or --continuation, a narrower --dtype, or raise --memory-limit"
     )
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from forward_influence.conditions import (
     NOISE_POSITIONS,
@@ -14,8 +18,15 @@ from forward_influence.conditions import (
     measured_positions,
 )
 from forward_influence.memory import Peak, Sizes, peak_of_request
+from forward_influence.quiet import quiet
 from forward_influence.request import Request
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+#: What configurations call the number of experts, and how many of them a token passes.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k", "moe_topk", "moe_top_k")
 #: Operations of the divergence per word of a position, about what its passes over memory cost in matrix operations.
 _DIVERGENCE_OPERATIONS = 60
 #: A backward pass costs about twice its forward pass, which runs with it.
@@ -42,6 +53,36 @@ class Plan:
     model_bytes: int
     memory: Peak
     hours: float | None
+
+
+def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
+    """The sizes with the weights of the model that a configuration describes, made without memory for them.
+
+    Where transformers cannot make it, they are left to the formula. No code that comes with a model is run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        decoder, head = model.get_decoder(), model.get_output_embeddings()
+    except Exception:  # whatever a model's code raises on a configuration
+        return sizes
+    text = config.get_text_config(decoder=True)
+    experts, chosen = _first(text, _EXPERTS), _first(text, _CHOSEN)
+    share = chosen / experts if experts and chosen else 1.0
+    aside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
+    active = 0.0
+    for name, weight in decoder.named_parameters():
+        routed = "experts" in name.split(".") or (weight.dim() == 3 and weight.shape[0] == experts)
+        if id(weight) not in aside:
+            active += weight.numel() * (share if routed else 1.0)
+    return replace(sizes, parameters=sum(weight.numel() for weight in model.parameters()), active=round(active))
+
+
+def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
+    """The first of several numbers that a configuration has."""
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def plan(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny_data
 
 from forward_influence.cache import SelectiveCache
 from forward_influence.cards import Card
 from forward_influence.errors import UsageError
-from forward_influence.memory import Sizes, choose_chunk, fitting_chunk, parse_bytes, peak
+from forward_influence.memory import Sizes, choose_chunk, fitting_chunk, parse_bytes, peak, peak_of_request
 from forward_influence.recording import record
 from forward_influence.request import Request
 
@@ -35,6 +37,46 @@ def test_cache_term_is_what_the_cache_holds():
     assert trace.cache.branch(None, 40).bytes() == sizes.cache_bytes(100)
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation", "rule", "measured"),
+    [
+        (512, 512, "recent", 37e6),
+        (2048, 512, "recent", 40e6),
+        (2048, 256, "attention", 24e6),
+        (4096, 512, "recent", 52e6),
+        (2048, 2048, "recent", 70e6),
+    ],
+)
+def test_short_continuations_of_a_small_model_take_what_was_measured(context, continuation, rule, measured):
+    sizes = Sizes(4, 4, 1, 64, 256, 682, 4096)  # random:4x256x4096 of benchmarks/engine.py
+    request = Request(selectors=(rule,), context=context, continuation=continuation)
+    assert peak_of_request(sizes, request, 512).total == pytest.approx(measured, rel=0.15)
+
+
+def test_no_more_rows_of_logits_than_the_continuation_has():
+    assert peak(SMOL, 1024, 100, 1, 512).head == 3 * 100 * 49152 * 4
+    assert peak(SMOL, 1024, 1000, 1, 512).head == 3 * 256 * 49152 * 4
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"hidden_size": 0},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": "x"},
+        {"vocab_size": None},
+        {"num_hidden_layers": -1},
+        {"intermediate_size": [1, 2]},
+    ],
+)
+def test_a_configuration_that_describes_no_decoder_is_refused_in_a_line(odd):
+    [name] = odd
+    config = copy.copy(tiny_data.model().model.config)
+    config.__dict__[name] = odd[name]  # past the checks of its class, which files of other versions lack
+    with pytest.raises(UsageError, match=rf"the configuration \(llama\) has .* for {name}"):
+        Sizes.of(config)
+
+
 def test_conditions_cost_hidden_states_and_no_cache():
     one, many = (peak(SMOL, 1024, 3072, conditions, 512) for conditions in (1, 21))
     assert many.total - one.total == 20 * 3072 * 576 * 4
@@ -58,6 +100,18 @@ def test_a_limit_picks_the_chunk_or_refuses_with_the_figure():
     assert fitting_chunk(SMOL, request, tight, 512) == 128
     with pytest.raises(UsageError, match=r"this needs \d\d\d MB above the model \(context cache 47 MB"):
         fitting_chunk(SMOL, request, 10**8, 512)
+
+
+def test_verification_grows_with_the_square_of_the_length_and_is_named_where_it_does_not_fit():
+    def of(span: int) -> Request:
+        return Request(selectors=("recent",), context=span // 2, continuation=span // 2, verify=True)
+
+    sizes = Sizes(4, 12, 4, 64, 768, 2048, 4096)  # random:4x768x4096 of benchmarks/engine.py: 241 MB at 512 + 512
+    assert peak_of_request(sizes, of(1024), 512).total == pytest.approx(241e6, rel=0.15)
+    assert peak_of_request(sizes, of(16384), 512).total > 3.5 * peak_of_request(sizes, of(8192), 512).total
+    assert peak(sizes, 512, 512, 1, 512).verification == 0
+    with pytest.raises(UsageError, match=r"verification [\d,]+ MB.* leave out --verify"):
+        fitting_chunk(sizes, of(16384), 10**9, 512)
 
 
 def test_limits_are_read_with_their_units():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from forward_influence.conditions import document_tokens
+from forward_influence.errors import UsageError
 from forward_influence.memory import Sizes
 from forward_influence.plan import (
     compared_operations,
+    counted,
     document_operations,
     forward_operations,
     head_operations,
@@ -63,6 +68,50 @@ def test_sampled_positions_and_direct_effects_are_cheaper_and_oracles_dearer():
     assert passes[2] - passes[1] == pytest.approx(passes[1] - passes[0]) == pytest.approx(one)
 
 
+def _weights(config) -> tuple[int, int]:
+    sizes = counted(Sizes.of(config), config)
+    return sizes.model_bytes // 4, sizes.body_parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "weights"),
+    [("gpt2", 124_439_808), ("phi", 1_418_270_720), ("gpt_neox", 20_554_567_680), ("llama", 6_738_415_616)],
+)
+def test_weights_are_those_of_the_model(family, weights):
+    found, body = _weights(AutoConfig.for_model(family))
+    assert found == weights
+    assert 0.68 * weights < body < weights
+
+
+def test_a_token_passes_the_experts_chosen_for_it():
+    config = AutoConfig.for_model(
+        "mixtral", hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=97, num_local_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    attention, expert, router, norms = 32 * 8 * (2 * 4 + 2 * 2), 3 * 32 * 48, 8 * 32, 2 * 32
+    layer = attention + router + norms
+    weights, body = _weights(config)
+    assert weights == 2 * (layer + 8 * expert) + 32 + 2 * 97 * 32
+    assert body == 2 * (layer + 2 * expert) + 32
+
+
+@pytest.mark.parametrize(("family", "billions", "active"), [("mixtral", 46.7, 12.6), ("gpt_oss", 116.8, 4.6)])
+def test_mixtures_of_experts_are_counted_whole_and_computed_in_part(family, billions, active):
+    weights, body = _weights(AutoConfig.for_model(family))
+    assert weights / 1e9 == pytest.approx(billions, rel=0.01)
+    assert body / 1e9 == pytest.approx(active, rel=0.05)
+
+
+def test_weights_come_from_the_formula_where_no_model_can_be_made(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("no such model")
+
+    config = AutoConfig.for_model("llama")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", fail)
+    sizes = Sizes.of(config)
+    assert counted(sizes, config) == sizes
+
+
 def test_time_follows_throughput_and_workers():
     request = Request(selectors=("recent",), **SMALL)
     one = plan(SIZES, request, 10, throughput=1e9)
@@ -77,6 +126,7 @@ def test_the_command_needs_no_weights(tmp_path):
 
     tiny_model("llama").config.save_pretrained(tmp_path)
     arguments = ["plan", "--model", str(tmp_path / "config.json"), "--tflops", "1", "--documents", "3"]
+    arguments += ["--context", "128", "--continuation", "128"]
     result = CliRunner().invoke(build(), arguments)
     assert result.exit_code == 0
     assert "documents        3, 8 conditions each" in result.output
@@ -90,3 +140,52 @@ def test_a_large_model_is_planned_without_a_network():
     result = CliRunner().invoke(build(), ["plan", "--model", "llama-3.1-8b", "--device", "cuda", *given])
     assert result.exit_code == 0
     assert "model            18.16 GB" in result.output  # 16.06 of the weights in 16 bits, and the head in float32
+
+
+def _refused(*arguments: str) -> str:
+    from forward_influence.cli.app import build
+
+    result = CliRunner().invoke(build(), ["plan", "--tflops", "1", *arguments])
+    assert isinstance(result.exception, UsageError), result.output
+    return str(result.exception)
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path):
+    from tiny import tiny_model
+
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    given = ["--model", str(tmp_path / "config.json"), "--context", "128", "--continuation", "500"]
+    assert "= 628 tokens, but" in _refused(*given)
+    given = ["--model", "llama-3.1-8b", "--context", "100000", "--continuation", "100000"]
+    assert "made for 131072 positions" in _refused(*given)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "meta"])
+def test_devices_that_there_are_not_are_refused(device):
+    assert device in _refused("--model", "llama-3.1-8b", "--device", device)
+
+
+def test_an_encoder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "is an encoder" in _refused("--model", str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "odd-config.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model_type": "mamba"},
+        {"model_type": "jamba"},
+        {"model_type": "llama", "hidden_size": 0},
+        {"model_type": "llama", "num_attention_heads": 0},
+        {"model_type": "llama", "num_hidden_layers": "x"},
+        {},
+        [],
+    ],
+)
+def test_odd_configurations_are_refused_in_a_line(tmp_path, content, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(content))
+    message = _refused("--model", str(path), "--context", "128", "--continuation", "128")
+    assert str(tmp_path) in message or "the configuration (" in message
+    assert "\n" not in message
