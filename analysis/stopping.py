@@ -9,7 +9,7 @@ benchmarks/statistics_coverage.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import stats
 
 from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
 from forward_influence.errors import UsageError
+from forward_influence.numbers import ranges
 from forward_influence.runs import Run
 from forward_influence.zones import zones
 
@@ -45,16 +46,34 @@ class Until:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """Take in a document's rows; what to note when every rule's interval is narrow enough, else None."""
-        for key, value in far_means(rows).items():
-            self._logs.setdefault(key, []).append(math.log(value) if value > 0 else -math.inf)
-        widths = {key: half_width(logs) for key, logs in self._logs.items()}
+        _take_in(self._logs, rows)
+        widths = _named_widths(self._logs)
         if not widths or not all(w <= self.width for w in widths.values()):
             return None
-        return {
-            "until": self.width,
-            "level": LEVEL,
-            "half_widths": {" ".join(map(str, key)): width for key, width in widths.items()},
-        }
+        return {"until": self.width, "level": LEVEL, "half_widths": widths}
+
+
+def widths_of(documents: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """The relative half-width of every rule's far interval over these documents' rows, under the names that a run's
+    stopped.json has for them."""
+    logs: dict[tuple[Any, ...], list[float]] = {}
+    for rows in documents:
+        _take_in(logs, rows)
+    return _named_widths(logs)
+
+
+def _take_in(logs: dict[tuple[Any, ...], list[float]], rows: Sequence[Mapping[str, Any]]) -> None:
+    for key, value in far_means(rows).items():
+        logs.setdefault(key, []).append(math.log(value) if value > 0 else -math.inf)
+
+
+def _named_widths(logs: Mapping[tuple[Any, ...], Sequence[float]]) -> dict[str, float]:
+    return {_name(key): half_width(values) for key, values in logs.items()}
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    *words, layers = key
+    return " ".join([*map(str, words), *([f"layers {ranges(layers)}"] if layers else [])])
 
 
 def far_means(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
@@ -66,7 +85,7 @@ def far_means(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]
         low, high = zones(row["continuation"])["far"]
         distances = np.arange(row["continuation"]) if row["distance"] is None else row["distance"]
         inside = (distances >= low) & (distances < high)
-        layers = () if row["layers"] is None else tuple(row["layers"])
+        layers = () if row["layers"] is None else tuple(int(layer) for layer in row["layers"])
         key = (row["selector"], row["budget"], row["mode"], row["effect"], layers)
         found.setdefault(key, []).append(float(np.asarray(row["kl"], dtype=float)[inside].mean()))
     return {key: float(np.mean(values)) for key, values in found.items()}

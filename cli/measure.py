@@ -176,6 +176,7 @@ _BESIDE_ADD = {
     "gpus_per_worker",
     "device",
     "device_map",
+    "revision",
     "trust_remote_code",
     "context_of_command",
 }
@@ -186,4 +187,4 @@ def _refuse_beside_add(context: typer.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in _BESIDE_ADD and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"--{name.replace('_', '-')} is the run's own; leave it out beside --add")
+            raise UsageError(f"--{name.rstrip('_').replace('_', '-')} is the run's own; leave it out beside --add")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from forward_influence.cli.progress import TerminalProgress
 from forward_influence.cli.summary import show_summary
+from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
+    from forward_influence.cards import Card
     from forward_influence.cli.executing import Loading
     from forward_influence.data.cutting import Prepared
     from forward_influence.models import Resolved
@@ -36,6 +40,7 @@ def measure_documents(
     from forward_influence.analysis.stopping import Until
     from forward_influence.measurement import (
         Source,
+        build_configuration,
         default_folder,
         measure,
         refuse_other_run,
@@ -53,11 +58,16 @@ def measure_documents(
         refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
     model, card = loading.load(resolved)
     chunk = choose_chunk(card.sizes, card.free_bytes, request, loading.memory_limit, loading.chunk)
+    where = out or str(default_folder(card, prepared.documents, request, source))
+    if loading.memory_limit is not None:
+        begun = _begun(where, build_configuration(card, prepared.documents, request, source))
+        if begun is not None:
+            _check_memory(begun, card, request, loading.memory_limit)
     run = measure(
         model,
         prepared.documents,
         request,
-        out or default_folder(card, prepared.documents, request, source),
+        where,
         source=source,
         chunk=chunk,
         executor=loading.executor,
@@ -89,7 +99,9 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
     specs, sample, most = configuration["documents"], configuration.get("sample"), configuration.get("max_documents")
     prepared = prepare_documents(specs, sample, request.seed, resolved, request, most)
     documents = prepared.documents[: len(run.documents)]  # of a run that stopped, those up to there
-    model, _ = loading.load(resolved)
+    model, card = loading.load(resolved)
+    if loading.memory_limit is not None:
+        _check_memory(run, card, request, loading.memory_limit)
     grown = add(
         model,
         run,
@@ -103,16 +115,70 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
     _show(grown)
 
 
+def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
+    """The run of this configuration that is continued there; None where none is, or nothing is left to measure."""
+    from forward_influence.runs import configuration_hash, open_run
+
+    try:
+        run = open_run(where)
+    except UsageError:  # none, or `measure` says what is wrong with it
+        return None
+    same = run.manifest["configuration_hash"] == configuration_hash(configuration)
+    return run if same and len(run.measured()) < len(run.manifest["documents"]) else None
+
+
+def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
+    """Refuse what the chunk that a run was begun with, which it keeps, would take beyond a limit.
+
+    Raises:
+        UsageError: with the formula's figure.
+    """
+    from forward_influence.memory import in_words, parse_bytes, peak_of_request
+
+    allowed, chunk = parse_bytes(limit), run.manifest["execution"]["chunk"]
+    peak = peak_of_request(card.sizes, request, chunk)
+    if peak.total > allowed:
+        raise UsageError(
+            f"{run.where} was begun with a chunk of {chunk} tokens, which it keeps: this needs {in_words(peak.total)} "
+            f"above the model ({peak.described()}), but {in_words(allowed)} are allowed; raise --memory-limit, or "
+            "measure anew with another --out"
+        )
+
+
 def _show(run: Run) -> None:
     show_summary(run)
     if run.stopped is not None:
-        widest = max(run.stopped["half_widths"].values())
-        typer.echo(
-            f"until: {run.stopped['documents']} documents are enough; the widest far interval is +-{widest:.1%} at "
-            f"{run.stopped['level']:.0%}, which covers 95% however often one looks"
-        )
+        typer.echo(f"until: {_enough(run, run.stopped)}")
     typer.echo(f"run: {run.where}")
     typer.echo(f"picture: forward-influence plot {run.where}")
+
+
+def _enough(run: Run, stopped: Mapping[str, Any]) -> str:
+    """After how many documents a run was ended, and whether that is enough for all its rules: some may be added since.
+
+    Args:
+        stopped: what the run notes about it.
+    """
+    from forward_influence.analysis.stopping import widths_of
+
+    parts = (run.part(document["part"]) for document in run.documents)
+    widths = widths_of(part.rows for part in parts if part is not None)
+    wide = {name: width for name, width in widths.items() if width > stopped["until"]}
+    if wide:
+        named = ", ".join(f"{name} ({_plus_minus(width)})" for name, width in wide.items())
+        return (
+            f"{stopped['documents']} documents were enough for the rules that the run was ended with; not within "
+            f"{_plus_minus(stopped['until'])} at {stopped['level']:.0%}: {named}"
+        )
+    widest = _plus_minus(max(widths.values(), default=0.0))
+    return (
+        f"{stopped['documents']} documents are enough; the widest far interval is {widest} at {stopped['level']:.0%}, "
+        "which covers 95% however often one looks"
+    )
+
+
+def _plus_minus(width: float) -> str:
+    return f"+-{width:.1%}" if math.isfinite(width) else "no interval"
 
 
 def _verified(run: Run) -> str:

@@ -1,8 +1,9 @@
 """Adding rules to a run that is measured: only they are measured, and the run becomes what it would be with them.
 
-The new rules are measured as a run of their own in RUN/.adding, which continues after any stop like any other; then
-every part is put together anew there, and only when all are ready do they take the old ones' place, the manifest last.
-A run stays what it was until that moment; one that was killed during it is finished by the next process that holds it.
+The new rules are measured as a run of their own in RUN/.adding, which continues after any stop like any other, and
+gives way when other rules are added first; then every part is put together anew there, and only when all are ready do
+they take the old ones' place, the manifest last. A run stays what it was until that moment; one that was killed during
+it is finished by the next process that holds it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from forward_influence.cards import Card
 from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor
-from forward_influence.files import write_whole
-from forward_influence.measurement import Source, measure
+from forward_influence.files import storing, write_whole
+from forward_influence.measurement import Source, build_configuration, measure
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.request import Request
@@ -94,12 +97,20 @@ def add(
         run = open_run(run.where)  # as it is now that it is held
         _check(run, documents, selectors, compressors)
         request = request_of(run, selectors, compressors)
+        card = _card(model, executor)
+        if card.fingerprint != run.configuration["model_fingerprint"]:
+            raise UsageError(
+                f"{run.where} was measured with other weights of {run.configuration['model']}; nothing is added; bring "
+                "those back (or name their --revision), or measure anew"
+            )
+        source = Source(documents=tuple(run.configuration["documents"]), command=run.manifest.get("command", ""))
+        _discard_others(run.folder / ADDING, card, build_configuration(card, documents, request, source))
         staged = measure(
             model,
             documents,
             request,
             run.folder / ADDING / "run",
-            source=Source(documents=tuple(run.configuration["documents"]), command=run.manifest.get("command", "")),
+            source=source,
             chunk=run.manifest["execution"]["chunk"],
             threads=run.manifest["execution"]["threads"],
             executor=executor,
@@ -108,8 +119,6 @@ def add(
             compile=bool(run.manifest["execution"].get("compile")),
             trace_cache=trace_cache,
         )
-        if staged.configuration["model_fingerprint"] != run.configuration["model_fingerprint"]:
-            raise UsageError(f"{run.where} was measured with other weights; nothing is added")
         missing = [d["name"] for d in staged.documents if not staged.is_measured(d["part"])]
         if missing:
             raise ForwardInfluenceError(
@@ -144,6 +153,30 @@ def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str],
     for name in compressors:
         if name in run.configuration.get("compressors", []):
             raise UsageError(f"{run.where} has the compressor {name} already")
+
+
+def _card(model: Model | None, executor: Executor | None) -> Card:
+    if model is not None:
+        return Card.of(model)
+    if executor is None:
+        raise UsageError("nothing to measure with; give a model or an executor")
+    return executor.card()
+
+
+def _discard_others(adding: Path, card: Card, configuration: Mapping[str, Any]) -> None:
+    """Discard what an addition that was stopped has measured, unless it is the one that goes on now, on such a device.
+
+    Call it while the run is held for writing, when what was ready has taken its place.
+    """
+    try:
+        there = open_run(adding / "run").manifest
+        same = there["configuration_hash"] == configuration_hash(configuration)
+        same = same and torch.device(there["execution"]["device"]).type == torch.device(card.device).type
+    except UsageError:  # none, or it cannot be read
+        same = False
+    if not same and adding.exists():
+        with storing(adding):
+            shutil.rmtree(adding)
 
 
 def grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

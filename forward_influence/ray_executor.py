@@ -148,12 +148,15 @@ class RayExecutor:
             raise UsageError("--workers, --gpus-per-worker and --threads-per-worker are not negative; leave them out")
         self.recipe, self._address, self._workers, self._gpus = recipe, address, workers, gpus_per_worker
         self.threads = threads or torch.get_num_threads()
-        self._first: Any = None  # a worker that has loaded the model already
+        self._first: Any = None  # a worker that has loaded the model already, and what it said of it
+        self._card: Card | None = None
         self._own = False
         self._ray = _import_ray()
 
     def card(self) -> Card:
-        """The model as a worker loads it; that worker goes on to measure."""
+        """The model as a worker loads it, once; that worker goes on to measure."""
+        if self._first is not None and self._card is not None:
+            return self._card
         self._connect()
         self._first = self._make(self.threads)
         try:
@@ -162,9 +165,10 @@ class RayExecutor:
             raise _plain(error) from error
         except self._ray.exceptions.RayError as error:
             raise ForwardInfluenceError(f"loading the model: a worker died ({type(error).__name__})") from error
-        if card.free_bytes is None or torch.device(card.device).type != "cpu":
-            return card
-        return dataclasses.replace(card, free_bytes=card.free_bytes // max(1, self._most_on_one_node()))
+        if card.free_bytes is not None and torch.device(card.device).type == "cpu":
+            card = dataclasses.replace(card, free_bytes=card.free_bytes // max(1, self._most_on_one_node()))
+        self._card = card
+        return card
 
     def run(
         self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
@@ -189,6 +193,7 @@ class RayExecutor:
         finally:
             if crew is not None:
                 crew.dismiss()
+            self._first = None
             if self._own:
                 self._ray.shutdown()
                 self._own = False

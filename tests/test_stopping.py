@@ -7,7 +7,7 @@ import pytest
 import tiny_data
 from scipy import stats
 
-from forward_influence.analysis.stopping import LEVEL, Until, far_means, half_width
+from forward_influence.analysis.stopping import LEVEL, Until, far_means, half_width, widths_of
 from forward_influence.errors import UsageError
 from forward_influence.measurement import measure
 from forward_influence.request import Request
@@ -33,6 +33,23 @@ def test_the_far_half_is_averaged_over_draws_and_at_sampled_positions():
     where = np.array([3, 19, 20, 33])
     sampled = {**row, "distance": where, "kl": np.array([9.0, 9.0, 0.1, 0.3])}
     assert list(far_means([sampled]).values()) == [pytest.approx(0.2)]
+
+
+def test_names_of_layers_are_plain_whole_numbers():
+    """A part holds its layers as an array; what is noted of them is read again by people and programs."""
+    stop = Until(50)
+    for mean in (0.01, 0.02, 0.01, 0.03, 0.02, 0.01):
+        found = stop.add([{**row, "layers": np.array([0, 1, 4], np.int32)} for row in rows(mean)])
+    assert list(found["half_widths"]) == ["r0 0.2 drop total layers 0-1,4"]
+
+
+def test_widths_over_documents_are_those_that_were_looked_at():
+    measured = [rows(mean, 2 * mean**2) for mean in (0.01, 0.02, 0.01, 0.03, 0.02, 0.01)]
+    stop = Until(50)
+    found = [stop.add(document) for document in measured][-1]
+    assert widths_of(measured) == found["half_widths"]
+    assert widths_of(measured[:5]) == dict.fromkeys(["r0 0.2 drop total", "r1 0.2 drop total"], np.inf)
+    assert widths_of([]) == {}
 
 
 def test_half_width_is_that_of_the_t_interval_on_logs():
