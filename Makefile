@@ -80,6 +80,7 @@ lock: $(VENV)/.extras-installed $(VENV)/.dev-installed
 
 bench: $(VENV)/.installed model
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/curves.py
 
 clean:
 	rm -rf $(VENV) .typed build dist *.egg-info

