@@ -11,6 +11,7 @@ two is larger is known, and that is all a crossover is about.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -183,4 +184,9 @@ def _pairs(wide: dict[str, pd.DataFrame], pairs: list[tuple[str, str]] | None) -
 def _far_to_near(group: pd.DataFrame) -> float:
     mean = matrix(group).geometric_mean
     half = max(len(mean) // 2, 1)
-    return float(mean[half:].mean() / mean[:half].mean()) if len(mean) > 1 else 1.0
+    if len(mean) < 2:
+        return 1.0
+    near, far = float(mean[:half].mean()), float(mean[half:].mean())
+    if near == 0:  # as of a rule that protects the newest tokens, which has no influence on the near ones
+        return math.inf if far > 0 else 1.0
+    return far / near

@@ -358,3 +358,26 @@ def test_rules_and_budgets_are_taken_as_typed(runs: Runs) -> None:
     assert data.wanted_rules == ["entropy", "attention"]
     assert set(data.curves["budget"]) == {"0.1"}
     assert set(data.curves["selector"]) == {"attention", "entropy"}
+
+
+def _luminance(colour: object) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    return float(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+def test_numbers_of_the_overlap_stand_out_from_their_cells(tmp_path: Path) -> None:
+    """Also on the middling colours, on which neither white nor a dark grey does."""
+    inks = set()
+    for budget in ("0.1", "0.3", "0.4", "0.5", "0.6"):
+        run = simulate(tmp_path / budget, RULES, documents=2, draws=2, budgets=(budget,), save_selections=True)
+        upper = plots.draw("overlap", PlotData((run,))).axes[0]
+        cells = upper.collections[0].get_facecolor()
+        columns = len(upper.get_xticks())
+        assert len(upper.texts) == 6
+        for text in upper.texts:
+            x, y = text.get_position()
+            dark, light = sorted([_luminance(text.get_color()), _luminance(cells[int(y) * columns + int(x)])])
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, text
+            inks.add(text.get_color())
+    assert len(inks) == 2

@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from seaborn.utils import relative_luminance
 
 from forward_influence.analysis import style
 from forward_influence.analysis.overlap import overlap_matrix, overlap_summary
@@ -21,6 +22,9 @@ from forward_influence.errors import UsageError
 
 #: Inches of a panel that shows layers.
 _LAYERS = 1.75
+#: Of numbers on cells: one of the two has a contrast of at least 4.5 to any colour. Not the style's ink, which turns
+#: light on a dark page where cells do not; nor pure black, which SVG leaves to the page.
+_INKS = ("#010101", "#ffffff")
 
 
 def draw(data: PlotData) -> Figure:
@@ -79,6 +83,7 @@ def _pairs(axes: Axes, title: str, part: pd.DataFrame, cell: float) -> None:
     looks |= {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 7 if cell > 0.25 else 5.5}}
     # lines around cells would be drawn around masked ones too, white on a dark page
     sns.heatmap(matrix, mask=above, ax=axes, linewidths=0, xticklabels=shown[:-1], yticklabels=shown[1:], **looks)
+    _readable(axes, matrix.shape[1])
     axes.grid(False)
     axes.spines[:].set_visible(False)
     chance = part["chance"].mean() * 100
@@ -87,6 +92,21 @@ def _pairs(axes: Axes, title: str, part: pd.DataFrame, cell: float) -> None:
     axes.set_xticks(axes.get_xticks(), shown[:-1], rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(axes.get_yticks(), shown[1:], rotation=0)
     axes.tick_params(length=0)
+
+
+def _readable(axes: Axes, columns: int) -> None:
+    """Give each number of a heat map of so many columns the ink that stands out more from its cell."""
+    cells = axes.collections[0].get_facecolor()
+    for text in axes.texts:
+        x, y = text.get_position()
+        contrasts = {_contrast(ink, cells[int(y) * columns + int(x)]): ink for ink in _INKS}
+        text.set_color(contrasts[max(contrasts)])
+
+
+def _contrast(one: Any, other: Any) -> float:
+    """The contrast ratio of two colours as WCAG defines it, 1 to 21."""
+    dark, light = sorted(float(relative_luminance(colour)) for colour in (one, other))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def _layers(axes: Axes, part: pd.DataFrame, against: str, data: PlotData) -> None:
