@@ -29,7 +29,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.files import WRITING, storing, write_whole
 from forward_influence.manifests import differing_fields, wrong_in
 from forward_influence.parts import KINDS, SCHEMA, SCHEMA_VERSION, Part, encode_part, load_part, part_stem, read_part
-from forward_influence.remote import Mirror, mirror_of
+from forward_influence.remote import TOKENS, Mirror, mirror_of
 
 __all__ = [
     "KINDS",
@@ -53,6 +53,12 @@ STOPPED = "stopped.json"
 #: Where rules that are added to a run are measured, and the mark that all of it is ready to take the run's place.
 ADDING, READY = ".adding", "ready"
 _LOCK = ".lock"
+_FOLDERS = ("parts", "timings", "selections")
+#: What is written into, so that none of it may lead elsewhere.
+_WRITTEN = (
+    *(_LOCK, *_FOLDERS, ADDING, f"{ADDING}/run", f"{ADDING}/whole"),
+    *(f"{ADDING}/whole/{name}" for name in _FOLDERS),
+)
 
 
 def configuration_hash(configuration: Mapping[str, Any]) -> str:
@@ -228,13 +234,16 @@ def _sha256(data: bytes) -> str:
 def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a run folder for writing, made if it is not there; a second process is refused rather than mixed in.
 
+    What an earlier process could not write to the folder's address is written there first.
+
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or links that lead out of it.
         ForwardInfluenceError: another process writes there.
         StorageError: it cannot be written.
     """
-    path, _ = mirror_of(out)
+    path, mirror = mirror_of(out)
     _refuse_foreign(path)
+    _refuse_links(path)
     lock = FileLock(path / _LOCK)
     with storing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -245,36 +254,70 @@ def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
                 f"{path} is being written by another process; wait for it, or choose another --out"
             ) from None
     try:
-        for folder in (path, *(path / name for name in ("parts", "timings", "selections"))):
+        for folder in (path, *(path / name for name in _FOLDERS)):
             for leftover in folder.glob(f"{WRITING}*"):  # of a killed process: nobody else writes now
                 leftover.unlink(missing_ok=True)
         finish_adding(path)
+        if mirror is not None:
+            mirror.pull()
+            _push_missing(path, mirror)
         yield
     finally:
         lock.release()
 
 
+def _push_missing(path: Path, mirror: Mirror) -> None:
+    """Write to the address what is measured and not there: a part after what belongs to it, the manifest last."""
+    if not (path / MANIFEST).is_file():
+        return
+    run = Run(path, _read_manifest(path), mirror)
+    places = (run.selections_path, run.timings_path, run.part_path)
+    stems = [document["part"] for document in run.manifest["documents"]]
+    missing = mirror.missing([path / MANIFEST, *(place(stem) for stem in stems for place in places)])
+    for stem in stems:
+        files = [place(stem) for place in places if place(stem) in missing]
+        if files and run.is_measured(stem):
+            run.push(*files)
+    if path / MANIFEST in missing:
+        run.push(path / MANIFEST)
+
+
 def finish_adding(folder: Path) -> None:
-    """Let a run that rules were added to take the place of the old one, if it is ready; call it while holding it."""
+    """Let a run that rules were added to take the place of the old one, if it is ready; call it while holding it.
+
+    Raises:
+        UsageError: what is ready is no run.
+        StorageError: it cannot be written.
+    """
     adding = folder / ADDING
     if not (adding / READY).exists():
         return
     whole = adding / "whole"
     with storing(folder):
-        for kind in ("selections", "parts"):
-            for path in sorted((whole / kind).glob("*")):
-                (folder / kind).mkdir(exist_ok=True)
-                os.replace(path, folder / kind / path.name)
-        if (whole / MANIFEST).exists():
+        if (whole / MANIFEST).exists():  # else all of it has taken its place, for the manifest is the last
+            _read_manifest(whole, f"delete {adding}: the run stays as it was")
+            for kind in ("selections", "parts"):
+                for path in sorted((whole / kind).glob("*")):
+                    (folder / kind).mkdir(exist_ok=True)
+                    os.replace(path, folder / kind / path.name)
             os.replace(whole / MANIFEST, folder / MANIFEST)
         shutil.rmtree(adding)
+
+
+def _refuse_links(path: Path) -> None:
+    """What would be written through a link lands in a folder that nobody named."""
+    for link in (path / name for name in _WRITTEN):
+        if link.is_symlink():
+            raise UsageError(f"{link} is a symbolic link, and runs are not written through one; remove it")
 
 
 def _refuse_foreign(path: Path) -> None:
     """A folder that is somebody else's is left alone; what a killed start left behind is not somebody else's."""
     if not path.exists() or (path / MANIFEST).exists():
         return
-    if not path.is_dir() or any(e.name != _LOCK and not e.name.startswith(WRITING) for e in path.iterdir()):
+    if not path.is_dir() or any(
+        e.name not in (_LOCK, TOKENS) and not e.name.startswith(WRITING) for e in path.iterdir()
+    ):
         raise UsageError(f"{path} exists and is not a run folder; choose another --out")
 
 
@@ -289,22 +332,35 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
         mirror.pull()
     if not (path / MANIFEST).is_file():
         raise UsageError(f"{folder} is not a run folder (no {MANIFEST} in it); give one that `measure --out` named")
+    return Run(path, _read_manifest(path), mirror)
+
+
+def _read_manifest(folder: Path, remedy: str = "restore it or measure anew") -> dict[str, Any]:
+    """The manifest of a run folder, looked through.
+
+    Args:
+        remedy: what to do where it cannot be used.
+
+    Raises:
+        UsageError: it cannot be read, is of an unknown schema, or does not hold what it must.
+    """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path / MANIFEST} is not a readable manifest ({error}); restore it, measure anew") from error
+        raise UsageError(f"{path} is not a readable manifest ({error}); {remedy}") from error
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{path} was made with schema {version}, this version reads {SCHEMA_VERSION}; "
-            "read it with the version named in its manifest, or measure anew"
+            f"{folder} was made with schema {version}, this version reads {SCHEMA_VERSION}; "
+            f"read it with the version named in its manifest, or {remedy}"
         )
     wrong = wrong_in(manifest)
     if wrong is None and configuration_hash(manifest["configuration"]) != manifest["configuration_hash"]:
         wrong = "its configuration was changed"
     if wrong is not None:
-        raise UsageError(f"{path / MANIFEST} is not a readable manifest ({wrong}); restore it or measure anew")
-    return Run(path, manifest, mirror)
+        raise UsageError(f"{path} is not a readable manifest ({wrong}); {remedy}")
+    return manifest
 
 
 def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> Run:

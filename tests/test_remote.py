@@ -128,3 +128,112 @@ def test_a_shared_folder_by_its_address(tmp_path):
     run = measure(tiny_data.model(), tiny_data.documents(1, 100), asked(), f"file://{tmp_path}/shared/run")
     assert run.folder == tmp_path / "shared" / "run"
     assert len(open_run(tmp_path / "shared" / "run").measured()) == 1
+
+
+def failing_once(monkeypatch, matches, left: bytes | None = b"half") -> list[str]:
+    """The first file whose name at the address `matches` is not written there, but `left`."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    honest, failed = MemoryFileSystem.put_file, []
+
+    def put_file(self, local, there, **options):
+        if matches(there) and not failed:
+            failed.append(there)
+            if left is not None:
+                self.pipe(there, left)
+            raise ConnectionError("the line went dead")
+        return honest(self, local, there, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    return failed
+
+
+KINDS = ("manifest.json", ".parquet", "timings", "selections")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("left", [None, b"half"])
+def test_what_could_not_be_written_there_is_written_by_the_next_start(tmp_path, elsewhere, monkeypatch, kind, left):
+    model, documents = tiny_data.model(), tiny_data.documents(2, 100)
+    failed = failing_once(monkeypatch, lambda name: kind in name, left)
+    with pytest.raises(StorageError, match="the line went dead"):
+        measure(model, documents, asked(), "memory://bucket/run")
+    assert len(measure(model, documents, asked(), "memory://bucket/run").measured()) == 2
+    assert failed and elsewhere.cat(failed[0]) != left
+    forget_the_mirror(tmp_path)
+    local = measure(model, documents, asked(), tmp_path / "local")
+    there = open_run("memory://bucket/run")
+    assert contents(there) == contents(local)
+    assert len(there.measured()) == 2
+    assert all(there.timings_path(d["part"]).exists() for d in there.documents)
+
+
+@pytest.mark.parametrize("kind", ["manifest.json", ".parquet", "selections"])
+@pytest.mark.parametrize("way", ["add", "measure"])
+def test_what_was_added_and_could_not_be_written_there_is_too(tmp_path, elsewhere, monkeypatch, kind, way):
+    from forward_influence.additions import add
+
+    model, documents = tiny_data.model(), tiny_data.documents(2, 100)
+    run = measure(model, documents, asked("recent"), "memory://bucket/run")
+    failed = failing_once(monkeypatch, lambda name: kind in name)
+    with pytest.raises(StorageError, match="the line went dead"):
+        add(model, run, documents, ["first"])
+    assert failed
+    if way == "add":
+        with pytest.raises(UsageError, match="has first already"):
+            add(model, open_run("memory://bucket/run"), documents, ["first"])
+    else:
+        measure(model, documents, asked("recent", "first"), "memory://bucket/run")
+    forget_the_mirror(tmp_path)
+    once = measure(model, documents, asked("recent", "first"), tmp_path / "once")
+    assert contents(open_run("memory://bucket/run")) == contents(once)
+    assert len(open_run("memory://bucket/run").measured()) == 2
+
+
+@pytest.mark.parametrize("kept", ["nothing", "manifest.json"])
+def test_an_address_that_was_emptied_is_measured_again(tmp_path, kept):
+    model, documents = tiny_data.model(), tiny_data.documents(2, 100)
+    address, folder = f"local://{tmp_path}/shared/run", tmp_path / "shared" / "run"
+    measure(model, documents, asked(), address)
+    before = sorted(path.name for path in folder.rglob("*"))
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    if kept == "nothing":
+        shutil.rmtree(folder)
+        with pytest.raises(UsageError, match="is not a run folder"):
+            open_run(address)
+    assert len(measure(model, documents, asked(), address).measured()) == 2
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    shutil.rmtree(folder)
+    assert len(measure(model, documents, asked("first"), address).measured()) == 2, "nor is the old one in the way"
+
+
+def test_an_address_that_does_not_answer_is_not_taken_for_empty(tmp_path, elsewhere, monkeypatch):
+    model, documents = tiny_data.model(), tiny_data.documents(1, 100)
+    run = measure(model, documents, asked(), "memory://bucket/run")
+
+    def silent(*arguments, **options):
+        raise ConnectionError("no route to host")
+
+    with monkeypatch.context() as cut:
+        for name in ("ls", "info"):
+            cut.setattr(f"fsspec.implementations.memory.MemoryFileSystem.{name}", silent)
+        with pytest.raises(StorageError, match="cannot read memory://bucket/run: no route to host"):
+            measure(model, documents, asked(), "memory://bucket/run")
+    assert (run.folder / "manifest.json").exists()
+    assert len(run.measured()) == 1
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///", "://bucket/run", "1s://bucket", "runs/s3://bucket", "a::s3://b"])
+def test_what_only_looks_like_an_address_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is not an address; give one like s3://bucket/run, or a folder"):
+        measure(tiny_data.model(), tiny_data.documents(1, 100), asked(), text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_protocol_may_be_written_large(tmp_path):
+    assert mirror_of(f"FILE://{tmp_path}/run") == (tmp_path / "run", None)
+    assert mirror_of("MEMORY://bucket/Run")[0] == mirror_of("memory://bucket/Run")[0]
+    assert mirror_of("memory://bucket/Run")[0] != mirror_of("memory://bucket/run")[0]

@@ -159,3 +159,45 @@ def test_arguments_that_steer_the_terminal_are_refused(capsys, command, payload)
     assert code == 2
     assert "holds the control character" in err
     assert payload not in out + err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["parts", "timings", "selections", ".adding", ".lock", ".adding/run", ".adding/whole", ".adding/whole/parts"],
+)
+def test_a_run_folder_is_not_written_through_links(capsys, place, tmp_path, name):  # noqa: F811
+    given, run, outside = arguments(place, tmp_path / "run"), tmp_path / "run", tmp_path / "outside"
+    code, _, err = call(capsys, *given)
+    assert code == 0, err
+    link = run / name
+    if link.is_dir():
+        link.rename(outside)
+    else:
+        link.unlink(missing_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        outside.mkdir()
+    link.symlink_to(outside)
+    before = {path: path.read_bytes() for path in outside.iterdir()}
+    for command in (given, ["measure", "--add", run, "--selector", "first"]):
+        code, _, err = call(capsys, *command)
+        assert code == 2
+        assert err == f"error: {link} is a symbolic link, and runs are not written through one; remove it\n"
+    assert {path: path.read_bytes() for path in outside.iterdir()} == before
+
+
+@pytest.mark.parametrize("hostile", ["{}", "[]", "no json", '{"schema": 0}'])
+def test_what_is_no_run_does_not_take_a_runs_place(capsys, place, tmp_path, hostile):  # noqa: F811
+    given, run = arguments(place, tmp_path / "run"), tmp_path / "run"
+    code, _, err = call(capsys, *given)
+    assert code == 0, err
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    whole = run / ".adding" / "whole"
+    (whole / "parts").mkdir(parents=True)
+    (run / ".adding" / "ready").touch()
+    (whole / "manifest.json").write_text(hostile)
+    for path in (run / "parts").iterdir():
+        (whole / "parts" / path.name).write_bytes(b"not a part")
+    code, _, err = call(capsys, *given)
+    assert code == 2
+    assert err.endswith(f"delete {run / '.adding'}: the run stays as it was\n") and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before
