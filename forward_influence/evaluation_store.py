@@ -117,10 +117,10 @@ class Evaluation:
     def unfinished(self) -> str | None:
         """How much of an evaluation is there and how to go on, in a line; None where it is whole."""
         asked = self.configuration
-        axes = [asked.get(name) for name in ("tasks", "lengths", "protocols")]
-        if not all(isinstance(axis, list) for axis in axes) or not isinstance(asked.get("items"), int):
+        axes = [len(axis) for name in ("tasks", "lengths", "protocols") if isinstance(axis := asked.get(name), list)]
+        if len(axes) < 3 or not isinstance(asked.get("items"), int):
             return None  # nothing that `evaluate` wrote
-        total = asked["items"] * math.prod(map(len, axes))
+        total = asked["items"] * math.prod(axes)
         found = self.frame()
         there = len(found[["task", "length", "protocol", "item"]].drop_duplicates())
         if there >= total:
