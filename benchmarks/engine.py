@@ -37,6 +37,8 @@ GRID = (
     ("random:4x256x4096", 2048, 2048, "attention,entropy,infokv,random", 512, "total"),
     ("random:4x256x4096", 1024, 4096, "attention,entropy", 128, "total"),
     ("random:4x256x4096", 4096, 512, "h2o", 512, "total"),
+    ("random:4x256x4096", 512, 512, "recent", 512, "total"),
+    ("random:4x256x4096", 2048, 256, "attention", 512, "total"),
     ("random:8x768x8192", 2048, 2048, "infokv,recent", 512, "both"),
     ("random:8x768x8192", 1024, 1024, "oracle:far", 512, "total"),
 )
