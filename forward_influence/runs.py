@@ -350,6 +350,10 @@ def _read_manifest(folder: Path, remedy: str = "restore it or measure anew") -> 
         version = manifest["schema"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is not a readable manifest ({error}); {remedy}") from error
+    if manifest.get("kind") == "evaluation":
+        raise UsageError(
+            f"{folder} is no run but an evaluation; `evaluate --results` shows it, `plot --kind retention` draws it"
+        )
     if version != SCHEMA_VERSION:
         raise UsageError(
             f"{folder} was made with schema {version}, this version reads {SCHEMA_VERSION}; "

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from forward_influence.errors import UsageError
 from forward_influence.evaluation_store import RESULTS, SCHEMA, Evaluation, create_or_continue, open_evaluation
-from forward_influence.runs import MANIFEST
+from forward_influence.runs import MANIFEST, open_run
 
 CONFIGURATION = {"model": "tiny", "budgets": ["0.4", "0.2"], "items": 2, "every": None, "temperature": 0.5}
 STEMS = ["needle-600-seen-00000", "needle-600-seen-00001"]
@@ -164,3 +164,9 @@ def test_a_folder_without_an_answer_takes_another_request(tmp_path):
     second.write(STEMS[0], rows(0))
     with pytest.raises(UsageError, match="another configuration's results"):
         create_or_continue(tmp_path / "e", {"configuration": CONFIGURATION})
+
+
+def test_an_evaluation_is_no_run(tmp_path):
+    made(tmp_path / "e")
+    with pytest.raises(UsageError, match="is no run but an evaluation"):
+        open_run(tmp_path / "e")
