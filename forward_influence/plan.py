@@ -77,7 +77,10 @@ def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
         routed = "experts" in name.split(".") or (weight.dim() == 3 and weight.shape[0] == experts)
         if id(weight) not in aside:
             active += weight.numel() * (share if routed else 1.0)
-    return replace(sizes, parameters=sum(weight.numel() for weight in model.parameters()), active=round(active))
+    parameters = sum(weight.numel() for weight in model.parameters())
+    if sizes.tied and head is not None and head.weight is not model.get_input_embeddings().weight:
+        parameters -= head.weight.numel()  # transformers 5.0 ties weights only once they are loaded
+    return replace(sizes, parameters=parameters, active=round(active))
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
