@@ -57,6 +57,7 @@ def plan_command(
     workers: Annotated[int, typer.Option(help="Workers that share the documents.", min=1)] = 1,
 ) -> None:
     """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone."""
+    from forward_influence.anatomy import refuse_unfit_caches
     from forward_influence.cli.measure import DEFAULT_RULES
     from forward_influence.errors import UsageError
     from forward_influence.memory import Sizes
@@ -87,7 +88,7 @@ def plan_command(
     accelerated, itemsize = _accelerated(device), choose_dtype(dtype).itemsize
     resolved = _resolved(model)
     request.check_positions(resolved.positions, model)
-    _refuse_states(resolved)
+    refuse_unfit_caches(resolved.spec, resolved.config.get_text_config(decoder=True))
     sizes = counted(Sizes.of(resolved.config, itemsize, accelerated), resolved.config)
     throughput = tflops * 1e12 if tflops is not None else _measured(sizes)
     found = plan(sizes, request, documents, chunk=chunk, throughput=throughput, workers=workers)
@@ -128,28 +129,6 @@ def _resolved(model: str) -> Resolved:
     except Exception as error:  # transformers raises whatever its readers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{model} is no readable configuration ({reason})") from error
-
-
-def _refuse_states(resolved: Resolved) -> None:
-    """Refuse what `measure` would refuse once it is loaded: layers whose state holds no single tokens.
-
-    Raises:
-        UsageError: the model has such layers.
-    """
-    from transformers.cache_utils import DynamicCache
-
-    from forward_influence.errors import UsageError
-
-    config = resolved.config.get_text_config(decoder=True)
-    try:
-        layers = DynamicCache(config=config).layers
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise UsageError(f"{resolved.spec}: transformers makes no cache for a {config.model_type} model") from error
-    if any("Linear" in type(layer).__name__ for layer in layers):
-        raise UsageError(
-            f"{resolved.spec} ({config.model_type}) has state-space or linear-attention layers, whose state holds no "
-            "single tokens: it cannot be measured"
-        )
 
 
 def _measured(sizes: Sizes) -> float:

@@ -93,7 +93,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
     """
     name = type(model).__name__
     config = text_config(model.config)
-    _refuse_unfit_caches(name, config)
+    refuse_unfit_caches(name, config)
     vocabulary = int(config.vocab_size)
     device = next(model.parameters()).device
     tokens = _probe_tokens(config, vocabulary).to(device)[None]
@@ -145,7 +145,12 @@ def examine(model: PreTrainedModel) -> Anatomy:
     )
 
 
-def _refuse_unfit_caches(name: str, config: object) -> None:
+def refuse_unfit_caches(name: str, config: object) -> None:
+    """Refuse what no single tokens can be removed from, as far as a decoder's configuration shows it.
+
+    Raises:
+        UsageError: an encoder-decoder model, or a cache that is not one of keys and values in every layer.
+    """
     if getattr(config, "is_encoder_decoder", False):
         raise UsageError(f"{name} is an encoder-decoder model; a decoder-only language model is needed")
     try:
