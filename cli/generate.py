@@ -114,7 +114,7 @@ def report(found: Generated) -> list[str]:
     head = f", the head for entropy {stats.head_seconds:.2f} s" if stats.head_seconds else ""
     times = f"{stats.compressions} compression{'' if stats.compressions == 1 else 's'}"
     lines.append(f"scoring: {stats.scoring_seconds:.2f} s in {times}{head}")
-    return lines + [f"note: {remark}" for remark in stats.remarks]
+    return lines + [f"note: {remark}" for remark in (*stats.remarks, *found.remarks)]
 
 
 def _held(found: Generated) -> str:

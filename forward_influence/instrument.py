@@ -41,6 +41,7 @@ _HARMLESS = frozenset(
         "logits_to_keep",
         "output_router_logits",
         "is_training",
+        "tokenizer",  # what `generate` was given to find stop strings with reaches every layer
     }
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forward_influence.backbone import backbone
-from forward_influence.cache import SelectiveCache, SelectiveLayer
+from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
 from forward_influence.errors import UsageError
 from forward_influence.forward import given_cache
 from forward_influence.instrument import Instrument
@@ -61,11 +61,13 @@ class Passes:
         ):
             stack.callback(handle.remove)
 
-    def _enter_model(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+    def _enter_model(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         """Before the whole model: its logits will come, so that the pass ends with them."""
-        if not self._nested:
-            self._inside_model = True
-            self._adopt()
+        if self._nested:
+            return None
+        self._inside_model = True
+        self._adopt()
+        return _with_cache_in_use(module, inputs, named)
 
     def _leave_model(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         """After the whole model, or its failure."""
@@ -85,12 +87,12 @@ class Passes:
         if self._nested:
             return None
         self._adopt()
-        named = _by_name(module, inputs, named)
+        _, named = _with_cache_in_use(module, inputs, named)
         length = self._check(named)
         self._tokens, self._done = named.get("input_ids"), []
         if self._cache.get_seq_length() == 0:
             self._make_room(length)
-        wants_all = named.get("output_hidden_states") or named.get("output_attentions")
+        wants_all = any(self._wants(named, output) for output in ("output_hidden_states", "output_attentions"))
         if length > CHUNK and not wants_all:
             for start in range(0, length - CHUNK, CHUNK):
                 part = _part(named, length, start, start + CHUNK)
@@ -115,6 +117,11 @@ class Passes:
             finally:
                 self._release()
         return output
+
+    def _wants(self, named: dict[str, Any], output: str) -> bool:
+        """Whether a pass is asked for an output of every layer, by the call or by the model's configuration."""
+        asked = named.get(output)
+        return bool(getattr(text_config(self._model.config), output, False) if asked is None else asked)
 
     def _adopt(self) -> None:
         assert self._instrument is not None
@@ -192,6 +199,20 @@ def _by_name(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) 
         return named
     names = [n for n in inspect.signature(module.forward).parameters if n != "self"]
     return {**dict(zip(names, inputs, strict=False)), **named}
+
+
+def _with_cache_in_use(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call by their names, with the cache in use: a model's configuration may say otherwise.
+
+    Raises:
+        UsageError: the call itself says that it is not to be used.
+    """
+    named = _by_name(module, inputs, named)
+    if named.get("use_cache") is False:
+        raise UsageError("use_cache=False inside a `with compress(...)` block contradicts its cache; leave it out")
+    if "use_cache" in inspect.signature(module.forward).parameters:
+        named = {**named, "use_cache": True}
+    return (), named
 
 
 def _part(named: dict[str, Any], length: int, start: int, end: int) -> dict[str, Any]:

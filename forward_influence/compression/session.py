@@ -25,6 +25,7 @@ from forward_influence.anatomy import Anatomy, examine
 from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
 from forward_influence.compression.choice import Held, choose, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
+from forward_influence.compression.guard import guarded
 from forward_influence.compression.held_trace import Group, HeldTrace
 from forward_influence.compression.live_recorder import LiveRecorder
 from forward_influence.compression.passes import Passes
@@ -89,7 +90,7 @@ class _Session:
         self, model: PreTrainedModel, anatomy: Anatomy, compressor: Compressor, cache: CompressedCache
     ) -> None:
         self.model, self.compressor, self.cache = model, compressor, cache
-        self.layers = cache.full_layers()
+        self.layers, self.heads = cache.full_layers(), anatomy.kv_heads
         needs = compressor.needs
         self.rotation = Rotation(model, anatomy.decoder_layers) if needs.query_moments else None
         self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
@@ -171,7 +172,10 @@ class _Session:
         return layer
 
     def _held(self) -> Tensor:
-        return torch.stack([(self._layer(i).positions() >= 0).sum(-1).cpu() for i in self.layers])
+        """Entries per layer and kv head; a pass that failed may have left some layers empty."""
+        empty = torch.zeros(self.heads, dtype=torch.int64)
+        layers = [self._layer(i) for i in self.layers]
+        return torch.stack([empty if x.keys is None else (x.positions() >= 0).sum(-1).cpu() for x in layers])
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
@@ -237,7 +241,8 @@ def compress(
 
     Raises:
         UsageError: an unknown compressor, a budget of nothing, a model without full-attention layers, and later on
-            batches, beam search, padded prompts, prompt lookup, or a forward pass without the cache.
+            batches, padded prompts, generation settings that cannot be with a compressed cache (see
+            `forward_influence.generation_settings`), or a forward pass without the cache.
     """
     if isinstance(rule, Compressor):
         compressor = rule
@@ -265,5 +270,6 @@ def compress(
             session.rotation.verify(plain, torch.zeros(1, dtype=torch.int64, device=plain.device), session.layers)
         watched = anatomy.decoder_layers if compressor.needs.representation_change else {}
         instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache))
+        stack.enter_context(guarded(plain))
         Passes(plain, cache, session, span).attach(instrument, stack)
         yield cache
