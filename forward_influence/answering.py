@@ -56,7 +56,7 @@ class Clock:
 
 def end_tokens(model: Model) -> set[int]:
     """Tokens that end an answer."""
-    own = model.tokenizer.eos_token_id
+    own = getattr(model.tokenizer, "eos_token_id", None)
     return {*generation_settings.end_tokens(model.model), *([] if own is None else [int(own)])}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from forward_influence import generation_settings
 from forward_influence.anatomy import full_layers
 from forward_influence.memory import Sizes, free_bytes
 from forward_influence.models import Model
@@ -66,6 +67,7 @@ class Card:
                 "provenance": dict(model.provenance),
                 "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
                 "special_tokens": special,
+                "generation": generation_settings.described(model.model),
             },
         )
 

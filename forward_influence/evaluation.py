@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing
+from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.cards import Card
 from forward_influence.compression.compressor import FULL
 from forward_influence.contenders import CONTROL, CONTROL_WHILE_DECODING, Contender, contenders, needs_of
@@ -224,6 +224,7 @@ def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[s
             "dtype": str(model.dtype).removeprefix("torch."),
             **plan.configuration(),
             "chat": chat,
+            "end_tokens": sorted(end_tokens(model)),
         },
         "model": Card.of(model).described(max(plan.lengths)),
         "versions": found,

@@ -30,7 +30,7 @@ from forward_influence.manifests import steering_in
 from forward_influence.runs import MANIFEST, configuration_hash, differing_fields, write_whole
 
 KIND = "evaluation"
-SCHEMA_VERSION = 2  # 2: parts carry a digest of their values
+SCHEMA_VERSION = 3  # 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once
 RESULTS = "results.parquet"
 
 #: The columns of results, in order; one row per item, protocol, compressor and budget.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from forward_influence.errors import UsageError
+from forward_influence.errors import UsageError, printable
 
 #: What chooses tokens from logits, ends a text, or says what is returned: as it is with any other cache.
 HONOURED = frozenset(
@@ -138,9 +138,7 @@ REFUSED: dict[str, Refusal] = {
     "num_return_sequences": Refusal(_more_than_one, f"that {_SEVERAL}", 1),
     "constraints": Refusal(_given, f"constrained beam search {_SEVERAL}", chooses=True),
     "force_words_ids": Refusal(_given, f"constrained beam search {_SEVERAL}", chooses=True),
-    "penalty_alpha": Refusal(
-        lambda v: v is not None and v > 0, f"contrastive search {_SEVERAL}", chooses=True
-    ),
+    "penalty_alpha": Refusal(lambda v: v is not None and v > 0, f"contrastive search {_SEVERAL}", chooses=True),
     "dola_layers": Refusal(_given, "DoLa decodes in a loop of its own from the hub", chooses=True),
     "guidance_scale": Refusal(
         lambda v: v not in (None, 1), "guidance runs the model on a second text without the cache", chooses=True
@@ -249,6 +247,11 @@ def for_people(
     return config, tuple(remarks)
 
 
+def described(model: PreTrainedModel) -> dict[str, Any]:
+    """What a manifest says about the settings with which a model is measured, JSON values."""
+    return {"settings": "neutral", "end_tokens": end_tokens(model), "left_out": left_out(model)}
+
+
 def left_out(model: PreTrainedModel) -> dict[str, Any]:
     """The checkpoint's settings that would decide what it writes and do not hold in measuring, JSON values."""
     brought = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
@@ -256,8 +259,12 @@ def left_out(model: PreTrainedModel) -> dict[str, Any]:
     return {
         name: _plain(value)
         for name, value in brought.items()
-        if name not in _NAMES_ONLY and not name.startswith("_") and value is not None and value != usual.get(name)
+        if name not in _NAMES_ONLY and not name.startswith("_") and not _as_usual(value, usual.get(name))
     }
+
+
+def _as_usual(value: Any, usual: Any) -> bool:
+    return value is None or value == usual or (value is False and not usual)
 
 
 def _plain(value: Any) -> Any:
@@ -266,7 +273,7 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+    return value if isinstance(value, int | float | bool) or value is None else printable(str(value))
 
 
 def run_generate(model: PreTrainedModel, tokens: Tensor, config: GenerationConfig, **more: Any) -> Tensor:

@@ -57,8 +57,8 @@ def cut(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int, spe
 
 def cut_at(ids: Sequence[int], first: int, after: int) -> Prompt:
     """A prompt whose question is ids[first:after]; where nothing follows, its last token is the lead."""
-    after = min(after, len(ids) - 1)
-    first = min(first, after)
+    after = max(0, min(after, len(ids) - 1))
+    first = max(0, min(first, after))
     whole = torch.tensor(ids, dtype=torch.int64)
     return Prompt(whole[:first], whole[first:after], whole[after:])
 
@@ -93,13 +93,13 @@ def make_prompt(
     Raises:
         UsageError: the chat template does not hold the question as it was written.
     """
+    asked = f"{context}\n\n{question}" + ("" if answer_prefix else "\n")  # an answer begins on a line of its own
     if not chat:
-        text = f"{context}\n\n{question}\n{answer_prefix}"
         at = len(context) + 2
-        prompt = cut(tokenizer, text, at, at + len(question))
+        prompt = cut(tokenizer, asked + (f"\n{answer_prefix}" if answer_prefix else ""), at, at + len(question))
         leading = torch.tensor(leading_tokens(tokenizer), dtype=torch.int64)
         return dataclasses.replace(prompt, context=torch.cat([leading, prompt.context]))
-    message = [{"role": "user", "content": f"{context}\n\n{question}"}]
+    message = [{"role": "user", "content": asked}]
     text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     at = text.rfind(question)
     if at < 0:

@@ -108,7 +108,7 @@ def test_results_of_an_older_schema_are_refused_in_words(tmp_path):
     made(tmp_path / "e")
     path = tmp_path / "e" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
-    with pytest.raises(UsageError, match="made with schema 1, this version reads 2; evaluate anew"):
+    with pytest.raises(UsageError, match="made with schema 1, this version reads 3; evaluate anew"):
         open_evaluation(tmp_path / "e")
 
 
