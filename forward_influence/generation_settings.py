@@ -346,9 +346,13 @@ def check_asked(asked: Mapping[str, Any]) -> None:
     Raises:
         UsageError: an unknown setting, or one that cannot be.
     """
+    known = (HONOURED - {*_FORM}) | WITHOUT_EFFECT | REPLACED.keys() | REFUSED.keys()
     for name, value in asked.items():
-        if name not in HONOURED | WITHOUT_EFFECT | REPLACED.keys() | REFUSED.keys():
-            raise UsageError(f"generation setting {name}={_short(value)} is unknown; leave it out of generation_kwargs")
+        if name not in known:
+            raise UsageError(
+                f"generation setting {name}={_short(value)} is not one that a task can ask for; leave it out of "
+                "generation_kwargs"
+            )
         if name in REFUSED and REFUSED[name].wrong(value):
             raise UsageError(f"{name}={_short(value)} cannot be with a compressed cache: {REFUSED[name].why}")
 

@@ -13,6 +13,7 @@ import pytest
 import tiny_data
 import tiny_files
 import torch
+from plain_writing import by_full_passes
 from tiny import tiny_model
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from transformers import GenerationConfig, PreTrainedModel
@@ -158,27 +159,28 @@ def test_these_tests_try_all_of_them():
 # --- a caller's own generate ---
 
 
-@pytest.mark.parametrize("way", ["kwargs", "passed", "brought"])
-@pytest.mark.parametrize("name", [*WRONG, "assistant_model"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*((name, way) for name in WRONG for way in ("kwargs", "passed", "brought")), ("assistant_model", "kwargs")],
+)
 def test_what_cannot_be_is_refused_in_one_line_wherever_it_comes_from(name: str, way: str) -> None:
-    model, value = tiny_model("llama"), WRONG.get(name)
-    if name == "assistant_model":
-        if way != "kwargs":
-            return
-        value = tiny_model("llama", seed=4)
+    model = tiny_model("llama")
+    value = {**WRONG, "assistant_model": tiny_model("llama", seed=4)}[name]
     # transformers refuses a checkpoint that wants several answers and does not sample
     settings = {name: value, **({"do_sample": True} if name == "num_return_sequences" else {})}
+    passed = GenerationConfig(max_new_tokens=NEW)
+    setattr(passed, name, value)
+    arguments = {
+        "kwargs": {"max_new_tokens": NEW, **settings},
+        "passed": {"generation_config": passed},
+        "brought": {"max_new_tokens": NEW},
+    }[way]
     with compress(model, "attention", budget=0.3) as cache:
-        with pytest.raises(UsageError, match=f"^{name}=") as raised:
-            if way == "kwargs":
-                call(model, past_key_values=cache, **settings)
-            elif way == "passed":
-                passed = GenerationConfig(max_new_tokens=NEW)
-                setattr(passed, name, value)
-                model.generate(prompt(N), attention_mask=ONES, past_key_values=cache, generation_config=passed)
-            else:
-                with brought(model, **settings):
-                    call(model, past_key_values=cache)
+        with (
+            brought(model, **(settings if way == "brought" else {})),
+            pytest.raises(UsageError, match=f"^{name}=") as raised,
+        ):
+            model.generate(prompt(N), attention_mask=ONES, past_key_values=cache, **arguments)
         assert "\n" not in str(raised.value)
         where = {"kwargs": "as passed to generate", "passed": "that was passed", "brought": "the model's"}[way]
         assert where in str(raised.value)
@@ -319,7 +321,7 @@ def test_passes_by_hand_without_the_cache_in_use_are_refused():
     model = tiny_model("llama")
     with torch.no_grad(), compress(model, "attention", budget=0.3) as cache:
         for run in (model, model.model):
-            with pytest.raises(UsageError, match="use_cache=False inside .* contradicts its cache"):
+            with pytest.raises(UsageError, match=r"use_cache=False inside .* contradicts its cache"):
                 run(prompt(N), past_key_values=cache, use_cache=False)
         assert cache.stats.seen == 0
         model(prompt(N), past_key_values=cache)
@@ -385,18 +387,6 @@ def hostile(model: Model) -> Iterator[None]:
             yield
     finally:
         del model.model.generate
-
-
-def by_full_passes(model: PreTrainedModel, tokens: torch.Tensor, new: int, never: tuple[int, ...] = ()) -> list[int]:
-    """The plainest reference: the most likely token after a whole pass, again and again."""
-    written: list[int] = []
-    with torch.no_grad():
-        for _ in range(new):
-            whole = torch.cat([tokens, torch.tensor(written, dtype=torch.int64)])
-            logits = model(whole[None], use_cache=False).logits[0, -1].clone()
-            logits[list(never)] = float("-inf")
-            written.append(int(logits.argmax()))
-    return written
 
 
 def test_continuations_are_the_models_own_distributions():
@@ -531,10 +521,9 @@ def test_how_it_is_decoded_is_what_the_command_says():
     bending = {*BENDING, "stop_strings", "max_time"}
     others = {name: value for name, value in {**HOSTILE, **SAMPLING, **WITHOUT}.items() if name not in bending}
     with brought(model.model, **others):
-        assert (found := generate(model, text, compressor, max_new_tokens=10)).text == plain.text
-        assert (sampled := generate(model, text, compressor, max_new_tokens=10, temperature=1.5, seed=4)).text == (
-            drawn.text
-        )
+        found = generate(model, text, compressor, max_new_tokens=10)
+        sampled = generate(model, text, compressor, max_new_tokens=10, temperature=1.5, seed=4)
+    assert (found.text, sampled.text) == (plain.text, drawn.text)
     assert found.stats.seen == len(text) + 9
     assert found.stats.held.unique().tolist() == [int(0.3 * len(text)) + 9]
     named = [remark.split("=")[0].split()[-1] for remark in found.remarks]
@@ -555,7 +544,7 @@ def test_the_command_with_a_hostile_checkpoint(capsys: Any, tmp_path: Path, form
     given = ["generate", "--model", str(folder), "--compressor", "snapkv", "--budget", "10", "--max-new-tokens", "6"]
     with pytest.raises(SystemExit) as stopped:
         main([*given, "the tide turns twice a day"])
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert not stopped.value.code, err
     assert "6 generated" in err
     assert "held: 15 of" in err

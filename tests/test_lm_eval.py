@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,19 +69,48 @@ def test_a_compressed_context_changes_every_scored_token(folder: Path) -> None:
     assert full != pytest.approx(small, abs=1e-6)
 
 
-def test_rolling_log_likelihoods(folder: Path) -> None:
+def test_rolling_log_likelihoods_with_a_compressed_context(folder: Path) -> None:
+    """The full cache in the same windows is what whole passes say; what is compressed shows from the second one on."""
     text = "".join(chr(97 + (7 * i * i) % 26) for i in range(300))
-    whole = model(folder).loglikelihood_rolling([request(text)], disable_tqdm=True)[0]
-    assert whole == pytest.approx(log_likelihood(folder, "<s>", text), abs=1e-8)
-    windows = model(folder, window=100)
-    small = model(folder, window=100, compressor="streaming", budget=0.3)
-    assert windows.loglikelihood_rolling([request(text)], disable_tqdm=True)[0] == pytest.approx(whole, rel=0.2)
-    one, other = (m.loglikelihood_rolling([request(text)], disable_tqdm=True)[0] for m in (windows, small))
-    assert one != pytest.approx(other, abs=1e-6)
-    first = [request(text[:80])]  # one window: nothing to compress
-    assert windows.loglikelihood_rolling(first, disable_tqdm=True) == small.loglikelihood_rolling(
-        first, disable_tqdm=True
-    )
+    plain = model(folder).loaded.model
+    ids = torch.tensor([byte_tokenizer()(text)["input_ids"]])
+    wanted = log_likelihood(folder, "<s>", text[:40])
+    for start in range(40, 300, 61):
+        window = ids[:, start - 40 : start + 61]
+        with torch.no_grad():
+            log_p = plain(window[:, :-1]).logits[0].log_softmax(-1)[39:]
+        wanted += float(log_p.gather(-1, window[0, 40:, None]).sum())
+    windows = {"window": 100, "rolling_context": 40}
+    full = model(folder, **windows)
+    small = model(folder, compressor="streaming", budget=0.3, **windows)
+    whole = [m.loglikelihood_rolling([request(text)], disable_tqdm=True)[0] for m in (full, small)]
+    assert whole[0] == pytest.approx(wanted, abs=1e-8)
+    assert whole[1] != pytest.approx(wanted, abs=1e-3)
+    first = [m.loglikelihood_rolling([request(text[:40])], disable_tqdm=True)[0] for m in (full, small)]
+    assert first[0] == first[1], "nothing comes before these tokens"
+
+
+def test_windows_in_which_nothing_can_be_compressed_are_refused(folder: Path) -> None:
+    """With the harness's own windows a compressor would be the full cache under another name."""
+    with pytest.raises(UsageError, match="rolling_context=1024"):
+        model(folder, compressor="streaming", budget=0.3).loglikelihood_rolling([request("x")], disable_tqdm=True)
+    assert model(folder, compressor="streaming", budget=1.0).rolling_context == 1
+    for context in (0, 100, 2048):
+        with pytest.raises(UsageError, match="leaves nothing to score in a window of 100"):
+            model(folder, window=100, rolling_context=context)
+
+
+def test_windows_score_every_token_once() -> None:
+    from forward_influence.lm_eval.reading import rolling_windows
+
+    for length in (0, 1, 6, 7, 13, 40):
+        tokens = list(range(100, 100 + length))
+        found = list(rolling_windows(tokens, 1, 12, 7))
+        assert [t for _, scored in found for t in scored] == tokens
+        assert all(len(context) + len(scored) <= 13 for context, scored in found)  # the last one scored is not read
+        assert [context for context, _ in found[:1]] in ([], [[1]])
+        for context, scored in found[1:]:
+            assert context == list(range(scored[0] - 7, scored[0]))
 
 
 def test_generation_is_that_of_transformers(folder: Path) -> None:
@@ -106,12 +136,49 @@ def test_the_question_is_found_in_the_prompt(folder: Path) -> None:
     settings = {"max_gen_toks": 4, "until": []}
     text = "A long context. " * 10 + "What is it?" + " Answer:"
     unseen = model(folder, protocol="unseen", compressor="random", budget=0.3)
-    context, question = unseen._split(text, {"question": "What is it?"})
-    assert byte_tokenizer().decode(question) == "What is it? Answer:"
-    assert len(context) + len(question) == len(text)
     unseen.generate_until([request(text, settings, doc={"question": "What is it?"})], disable_tqdm=True)
     with pytest.raises(UsageError, match="does not hold its document's 'question'"):
         unseen.generate_until([request(text, settings, doc={"query": "?"})], disable_tqdm=True)
+    with pytest.raises(UsageError, match="does not hold its document's 'question'"):
+        unseen.loglikelihood([request(text, "x", doc={"query": "?"})], disable_tqdm=True)
+
+
+@pytest.mark.parametrize("protocol", ["seen", "unseen"])
+def test_a_scored_context_is_compressed_where_an_answered_one_is(folder: Path, protocol: str) -> None:
+    """The first entries held, whatever is asked after them; the reference keeps by hand what the compressor keeps."""
+    from forward_influence.instrument import Instrument
+
+    document = {"question": "What is it?", "answer_prefix": "It is"}
+    text = "A long context. " * 20 + "What is it?\nIt is"
+    harness = model(folder, protocol=protocol, compressor="attention", budget=0.2)
+    found = harness.loglikelihood([request(text, " a word", doc=document)], disable_tqdm=True)[0][0]
+    at = text.index("What") if protocol == "unseen" else text.index("\nIt is")
+    ids = torch.tensor(byte_tokenizer()(text + " a word")["input_ids"])
+    trace = harness._trace(ids[:at], 50)
+    cache = trace.cache.branch(harness.contender.keep(trace, 0), 60)
+    with torch.no_grad(), Instrument(harness.loaded.model, cache=cache):
+        logits = harness.loaded.model(ids[None, at:-1], past_key_values=cache).logits[0]
+    log_p = logits.log_softmax(-1).gather(-1, ids[at + 1 :, None])[:, 0]
+    assert found == pytest.approx(float(log_p[-len(" a word") :].sum()), abs=1e-9)
+
+
+def test_choices_of_one_context_that_reach_beyond_a_window(tmp_path: Path) -> None:
+    """The recorded context is shared by the choices, but a layer is full only as long as its window covers them."""
+    tiny_model("gemma3_text", torch.float32, vocab_size=VOCABULARY, sliding_window=40).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    requests = [request("x the context" * 2, " y" * n) for n in (1, 12, 1)]
+    found = model(tmp_path).loglikelihood(requests, disable_tqdm=True)
+    for one, (value, _) in zip(requests, found, strict=True):
+        assert value == pytest.approx(log_likelihood(tmp_path, *one.args), abs=1e-9)
+
+
+def test_a_question_without_room_for_its_context_is_refused(folder: Path) -> None:
+    small = model(folder, protocol="unseen", compressor="attention", budget=0.5, max_length=60)
+    question = "What is it, and what was it before?"
+    asked = request("A context. " * 9 + question, {"max_gen_toks": 30, "until": []}, doc={"question": question})
+    with pytest.raises(UsageError, match="leaves no room for it: 30 tokens"):
+        small.generate_until([asked], disable_tqdm=True)
+    assert small.generate_until([request(*asked.args[:1], {"max_gen_toks": 20}, doc=asked.doc)], disable_tqdm=True)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +189,7 @@ def test_the_question_is_found_in_the_prompt(folder: Path) -> None:
         ({"protocol": "both"}, "seen or unseen"),
         ({"batch_size": 8}, "one sequence"),
         ({"budgets": 0.2}, "unknown"),
+        ({"max_length": 0}, "at least one token"),
     ],
 )
 def test_wrong_arguments_say_why(folder: Path, arguments: dict, message: str) -> None:
@@ -172,6 +240,32 @@ def test_every_task_has_a_task_file_that_says_the_same() -> None:
         assert settings["max_gen_toks"] == task.answer_tokens
         assert tuple(settings["until"]) == task.until
         assert len(loaded.test_docs()) == 100
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_harness_asks_what_evaluate_asks(chat: bool) -> None:
+    """Text for text, so that both read the same tokens."""
+    from lm_eval.tasks import TaskManager
+
+    from forward_influence.data.tasks import TASKS
+    from forward_influence.prompts import make_prompt
+
+    tokenizer = byte_tokenizer(chat=True)
+
+    def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        more = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return tokenizer.apply_chat_template(messages, tokenize=False, **more)
+
+    manager = TaskManager(include_path=str(task_folder()), include_defaults=False)
+    for name in TASKS:
+        if name.startswith("reasoning") and find_spec("reasoning_gym") is None:
+            continue
+        (task,) = manager.load_task_or_group([f"fi_{name.replace('-', '_')}"]).values()
+        for doc in list(task.test_docs())[:3]:
+            asked = {"apply_chat_template": True, "chat_template": template} if chat else {}
+            theirs = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc), **asked)
+            ours = make_prompt(tokenizer, doc["context"], doc["question"], doc["answer_prefix"], chat)
+            assert tokenizer.decode(torch.cat(ours.parts("seen"))) == theirs
 
 
 def run(folder: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
