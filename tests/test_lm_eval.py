@@ -167,9 +167,13 @@ def test_choices_of_one_context_that_reach_beyond_a_window(tmp_path: Path) -> No
     tiny_model("gemma3_text", torch.float32, vocab_size=VOCABULARY, sliding_window=40).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     requests = [request("x the context" * 2, " y" * n) for n in (1, 12, 1)]
-    found = model(tmp_path).loglikelihood(requests, disable_tqdm=True)
-    for one, (value, _) in zip(requests, found, strict=True):
-        assert value == pytest.approx(log_likelihood(tmp_path, *one.args), abs=1e-9)
+    for arguments in ({}, {"compressor": "streaming", "budget": 0.5}):
+        shared = model(tmp_path, **arguments).loglikelihood(requests, disable_tqdm=True)
+        for one, (value, _) in zip(requests, shared, strict=True):
+            alone = model(tmp_path, **arguments).loglikelihood([one], disable_tqdm=True)[0][0]
+            assert value == pytest.approx(alone, abs=1e-9)
+            if not arguments:
+                assert value == pytest.approx(log_likelihood(tmp_path, *one.args), abs=1e-9)
 
 
 def test_a_question_without_room_for_its_context_is_refused(folder: Path) -> None:
