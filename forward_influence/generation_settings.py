@@ -130,7 +130,9 @@ _GOES_BACK = "takes tokens back, which a compressed cache cannot"
 
 #: Settings, and arguments of `generate` that decide as much.
 REFUSED: dict[str, Refusal] = {
-    "use_cache": Refusal(lambda v: v is False, "every step would read the whole text into the cache again", True),
+    "use_cache": Refusal(
+        lambda v: v is not None and not v, "every step would read the whole text into the cache again", True
+    ),
     "cache_implementation": Refusal(
         lambda v: v not in (None, "dynamic", "hybrid"), "a cache of that kind would take its place"
     ),
@@ -334,10 +336,12 @@ def settled(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"stop_strings={_short(value[0])} ({value[1]}) are found with the tokenizer; pass tokenizer=tokenizer too"
         )
-    settled = {name: value for name, value in REPLACED.items() if found(name)[0] != value}
+    added = {name: value for name, value in REPLACED.items() if found(name)[0] != value}
     if found("cache_implementation")[0] is not None:
-        settled["cache_implementation"] = None  # dynamic, which a compressed cache is
-    return settled
+        added["cache_implementation"] = None  # dynamic, which a compressed cache is
+    if "use_cache" in given and given["use_cache"] is None:
+        added["use_cache"] = True  # `generate` takes None for no
+    return added
 
 
 def check_asked(asked: Mapping[str, Any]) -> None:

@@ -328,6 +328,15 @@ def test_passes_by_hand_without_the_cache_in_use_are_refused():
         assert cache.stats.held.unique().tolist() == [int(0.3 * N)]
 
 
+def test_a_cache_that_is_not_spoken_of_is_in_use():
+    """`generate` fills in a setting that is left out, but takes one that is None for no."""
+    model = tiny_model("llama")
+    for given in ({}, {"use_cache": None}, {"use_cache": True}, {"cache_implementation": "dynamic"}):
+        with compress(model, "attention", budget=0.3) as cache:
+            call(model, past_key_values=cache, **given)
+        assert cache.stats.seen == N + NEW - 1, given
+
+
 def test_a_generate_of_the_models_own_is_put_back():
     model = copy.deepcopy(tiny_model("llama"))
     calls = []

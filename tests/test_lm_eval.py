@@ -209,6 +209,14 @@ def test_registered_once_and_more(folder: Path) -> None:
     assert get_model(MODEL).__name__ == "CompressedModel"
 
 
+def test_the_harnesses_own_models_are_there_too() -> None:
+    """To compare with; in a process of its own, for other tests have them loaded."""
+    code = "from forward_influence.lm_eval import register; register()\n"
+    code += "from lm_eval.api.registry import get_model; print(get_model('hf').__name__)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stdout.strip().endswith("HFLM"), ended.stderr[-500:]
+
+
 def test_a_missing_harness_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
     with pytest.raises(UsageError, match=r"forward-influence\[evaluate\]"):

@@ -208,7 +208,7 @@ def _with_cache_in_use(module: nn.Module, inputs: tuple[Any, ...], named: dict[s
         UsageError: the call itself says that it is not to be used.
     """
     named = _by_name(module, inputs, named)
-    if named.get("use_cache") is False:
+    if named.get("use_cache") not in (None, True):
         raise UsageError("use_cache=False inside a `with compress(...)` block contradicts its cache; leave it out")
     if "use_cache" in inspect.signature(module.forward).parameters:
         named = {**named, "use_cache": True}
