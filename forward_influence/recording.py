@@ -170,13 +170,15 @@ def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> T
     return tokens.long()
 
 
-def ready_rotation(model: PreTrainedModel, anatomy: Anatomy, token: Tensor, layers: tuple[int, ...]) -> Rotation:
-    """A model's rotary embedding, checked on one token (1,), not attached.
+def ready_rotation(
+    model: PreTrainedModel, anatomy: Anatomy, token: Tensor, layers: tuple[int, ...], span: int
+) -> Rotation:
+    """A model's rotary embedding in sequences of `span` tokens, checked on one token (1,), not attached.
 
     Raises:
         UsageError: it cannot be undone in all of the layers.
     """
-    rotation = Rotation(model, anatomy.decoder_layers)
+    rotation = Rotation(model, anatomy.decoder_layers, span)
     rotation.attach()
     try:
         with torch.no_grad():
@@ -230,7 +232,9 @@ def record(
     recorder = ContextRecorder(anatomy, layers, n, needs, model.device)
     signals = _HeadSignals(anatomy.head, tokens, needs)
     watched = anatomy.decoder_layers if needs.representation_change else {}
-    rotary = ready_rotation(model.model, anatomy, tokens[:1], layers) if needs.query_moments or rotation else None
+    rotary = None
+    if needs.query_moments or rotation:
+        rotary = ready_rotation(model.model, anatomy, tokens[:1], layers, span or n)
     recorder.rotation = rotary
     hidden = tokens.new_empty(0)
     with ExitStack() as stack:
@@ -238,7 +242,7 @@ def record(
         if rotary is not None:
             rotary.attach()
             stack.callback(rotary.detach)
-        instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache))
+        instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache, span=span or n))
         for part in tokens.split(chunk):
             hidden = forward_hidden(model.model, part, instrument)
             recorder.after_chunk(len(part))
