@@ -93,7 +93,7 @@ def _run_gated(model: Model, trace: Trace, continuation: Tensor, later: Entries,
         for distances in torch.arange(len(continuation), device=continuation.device).split(chunk):
             queries = Queries(trace.n, distances, together=True)
             cache, _ = gated_cache(trace, later, queries, gate)
-            with Instrument(model.model, cache=cache) as instrument:
+            with Instrument(model.model, cache=cache, span=trace.span) as instrument:
                 forward_hidden(model.model, continuation[distances], instrument, queries.positions)
             for layer, entries in zip(cache.layers, later, strict=True):
                 for new, kept in zip(layer.own, entries, strict=True):  # type: ignore[attr-defined]

@@ -230,7 +230,7 @@ class _Segment:
             progress=self.progress,
         )
         if trace.last_hidden is not None and not bool(torch.isfinite(trace.last_hidden).all()):
-            bad = first_not_finite(self.model, self.context)
+            bad = first_not_finite(self.model, self.context, span=request.span)
             raise ForwardInfluenceError(
                 f"{self.document.name}: token {bad} of its context (segment {self.number}) makes the model's states "
                 "NaN or infinite; try --dtype float32, or leave this document out"

@@ -23,6 +23,7 @@ from forward_influence.progress import Progress, Silent
 from forward_influence.recording import checked_tokens
 from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps
+from forward_influence.rotary_span import changes_with_length
 from forward_influence.selection import MODES, Selection
 from forward_influence.trace import Trace
 
@@ -206,6 +207,11 @@ def _check_span(model: Model, trace: Trace, m: int) -> None:
             f"the context was recorded for {trace.span} tokens, context and continuation are {span}, and a window lies "
             f"between; record with span={span}"
         )
+    if trace.span is not None and span > trace.span and changes_with_length(model.model, trace.span, span):
+        raise UsageError(
+            f"the context was recorded for {trace.span} tokens, context and continuation are {span}, for which this "
+            f"model's rotary embedding has other factors; record with span={span}"
+        )
     positions = model.anatomy.positions
     if positions is not None and span > positions:
         raise UsageError(f"context and continuation have {span} tokens, but the model was made for {positions}")
@@ -235,7 +241,7 @@ def run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, ke
     cache = trace.cache.branch(None, m)
     if keeps:
         cache = noting(cache, model.model.config)
-    with torch.no_grad(), Instrument(model.model, cache=cache) as instrument:
+    with torch.no_grad(), Instrument(model.model, cache=cache, span=trace.span) as instrument:
         hidden = continuation_hidden(model.model, continuation, instrument, chunk)
     return Baseline(hidden, continuation_entries(cache, m) if keeps else ())
 
@@ -253,14 +259,14 @@ def _run(
         assert ablation.branch is not None
         where = ablation.distances().to(continuation.device)
         branch = ablation.branch(0)
-        with Instrument(model.model) as instrument:
+        with Instrument(model.model, span=trace.span) as instrument:
             return direct_hidden(model.model, instrument, branch, trace.n, later, continuation, where, chunk)
     length = ablation.length if ablation.positions is None else int(ablation.positions[-1]) + 1
     if ablation.hidden is not None:
         hidden = ablation.hidden(continuation[:length])
     else:
         assert ablation.branch is not None
-        with Instrument(model.model, cache=ablation.branch(length)) as instrument:
+        with Instrument(model.model, cache=ablation.branch(length), span=trace.span) as instrument:
             hidden = continuation_hidden(model.model, continuation[:length], instrument, chunk)
     return hidden if ablation.positions is None else hidden[ablation.positions.to(hidden.device)]
 
@@ -421,7 +427,7 @@ def masked_influence(model: Model, tokens: Tensor, trace: Trace, selection: Sele
     tokens = tokens.to(model.device)
     n, span = trace.n, int(tokens.shape[0])
     hidden: list[Tensor] = []
-    with torch.no_grad(), Instrument(model.model) as instrument:
+    with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         for removed in (torch.zeros_like(selection.mask), ~selection.kept(mode)):
             cache = masked(model.model.config, span, list(removed), after=n)
             instrument.cache = cache
@@ -445,7 +451,7 @@ def masked_direct_influence(
     tokens = tokens.to(model.device)
     span = int(tokens.shape[0])
     hidden: list[list[Tensor]] = [[], []]
-    with torch.no_grad(), Instrument(model.model) as instrument:
+    with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         for position in (trace.n + distances).tolist():
             for found, gone in zip(hidden, (torch.zeros_like(removed.mask), removed.mask), strict=True):
                 instrument.cache = masked(model.model.config, span, list(gone), after=position)

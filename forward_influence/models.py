@@ -18,6 +18,7 @@ from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.fingerprint import fingerprint
 from forward_influence.paths import is_there, typed_path
+from forward_influence.positions import positions_of
 from forward_influence.quiet import quiet
 from forward_influence.store import checked_folder, problem
 
@@ -51,12 +52,7 @@ class Resolved:
     @property
     def positions(self) -> int | None:
         """The longest sequence the model was made for, in tokens; None where its configuration sets no limit."""
-        text = self.config.get_text_config()
-        for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-            value = getattr(text, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-        return None
+        return positions_of(self.config)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from forward_influence.backbone import backbone
 from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
 from forward_influence.instrument import Instrument
+from forward_influence.rotary_span import at_span, depends_on_length
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,22 @@ class Rotation:
     Args:
         model: the model.
         decoder_layers: layer index -> module that is given `position_embeddings`.
+        span: tokens of the sequences, on which the factors of some models depend.
 
     Raises:
         UsageError: no rotary embedding that could be undone is found.
     """
 
-    def __init__(self, model: PreTrainedModel, decoder_layers: Mapping[int, nn.Module]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, decoder_layers: Mapping[int, nn.Module], span: int | None = None
+    ) -> None:
         self._modules = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1].startswith("rotary_emb")]
         apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
         if not self._modules or apply is None:
             raise _absent(type(model).__name__)
         self._name = type(model).__name__
+        self.span = span
+        self._depends = depends_on_length(model)
         self._apply: Callable[..., tuple[Tensor, Tensor]] = apply
         self._decoder_layers = dict(decoder_layers)
         self._pending: list[_Call] = []
@@ -124,7 +130,7 @@ class Rotation:
         seen: list[dict[int, Tensor]] = []
         for position in (0, 5):
             recorder = _Undone(self)
-            with torch.no_grad(), Instrument(model, recorder):
+            with torch.no_grad(), Instrument(model, recorder, span=self.span):
                 backbone(model)(token[None], position_ids=token.new_tensor([[position]]), use_cache=False)
             seen.append(recorder.plain)
         narrow = model.dtype in (torch.bfloat16, torch.float16)
@@ -140,13 +146,20 @@ class Rotation:
         call = self._call(layer)
         # Some modules grow with the positions they see; the model's own must not. Its hooks stay behind: they lead to
         # the whole model.
-        module = copy.deepcopy(call.module, {id(call.module._forward_hooks): OrderedDict()})
-        cos, sin = module(like, positions[None].to(like.device), *call.extra)
+        module = copy.deepcopy(call.module, {id(hooks): OrderedDict() for hooks in _hooks_of(call.module)})
+        positions = positions.to(like.device)
+        if self._depends and self.span is not None:
+            return at_span(module, like, positions, call.extra, self.span)
+        cos, sin = module(like, positions[None], *call.extra)
         return cos, sin
 
     def apply(self, plain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate (heads, q, d)."""
         return self._apply(plain[None], plain[None], cos.to(plain.dtype), sin.to(plain.dtype))[0][0]
+
+
+def _hooks_of(module: nn.Module) -> list[Any]:
+    return [value for name, value in vars(module).items() if name.startswith("_forward_") and isinstance(value, dict)]
 
 
 class _Undone:

@@ -145,7 +145,8 @@ def greedy(
     answers: list[list[int]] = [[] for _ in caches]
     over = [False] * len(caches)
     cache = stack(caches, len(question) + limit)
-    with torch.no_grad(), Instrument(model.model, cache=cache):
+    span = cache.get_seq_length() + len(question) + limit
+    with torch.no_grad(), Instrument(model.model, cache=cache, span=span):
         tokens = question.expand(len(caches), -1)
         for step in range(limit):
             best = next_logits(model.model, tokens, cache).argmax(-1)

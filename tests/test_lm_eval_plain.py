@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from plain_writing import by_full_passes
-from tiny import tiny_model
+from tiny import COMMON, tiny_model
 from tiny_files import VOCABULARY, tiny_tokenizer
 
 from forward_influence.errors import UsageError
@@ -26,15 +27,31 @@ from forward_influence.lm_eval.model import CompressedModel
 
 #: name -> (family, the tokenizer puts <s> before a text). The vocabulary merges line breaks, blanks and "the".
 KINDS = {"plain": ("llama", False), "begins": ("llama", True), "windows": ("gemma3_text", True)}
+#: A rotary embedding that depends on how much is read at once; `generate` itself mixes its factors.
+LENGTHS = "lengths"
 POSITIONS = 64
+HALF = COMMON["hidden_size"] // COMMON["num_attention_heads"] // 2
+ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * HALF,
+    "long_factor": [1.5 + i for i in range(HALF)],
+    "original_max_position_embeddings": POSITIONS // 4,
+}
 WORDS = ("the", " the", "t", "he", " ", "  ", "\n", "\n\n", "x", "tree", "é", "😀", "<s>", "</s>", "0", ".")
 
 
 @lru_cache(maxsize=8)
 def folder(kind: str) -> str:
-    family, begins = KINDS[kind]
+    family, begins = KINDS.get(kind, ("llama", True))
     path = mkdtemp()
-    tiny_model(family, torch.float32, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS).save_pretrained(path)
+    model = tiny_model(family, torch.float32, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS)
+    if kind == LENGTHS:
+        config, weights = copy.deepcopy(model.config), model.state_dict()
+        config.rope_parameters = ROPE
+        model = type(model)(config)
+        model.load_state_dict(weights)
+    model.save_pretrained(path)
     tiny_tokenizer(begins).save_pretrained(path)
     return path
 
@@ -93,7 +110,7 @@ def test_token_ids_are_the_harnesses(kind: str, max_length: int | None) -> None:
             )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, LENGTHS])
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_log_likelihoods(kind: str, max_length: int | None) -> None:
     """Random pairs of any length: empty, joined inside a token, up to and beyond what can be read."""
@@ -152,7 +169,7 @@ def test_several_requests_keep_their_order() -> None:
         same(one, other)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, LENGTHS])
 @pytest.mark.parametrize("max_length", [None, 20, 1])
 def test_whole_texts(kind: str, max_length: int | None) -> None:
     """One window, several, a last one that is full of context, nothing at all."""

@@ -34,6 +34,7 @@ from forward_influence.errors import UsageError
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.rotary import Rotation
+from forward_influence.rotary_span import depends_on_length
 from forward_influence.selectors import Selector
 
 _anatomies: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
@@ -87,12 +88,17 @@ class _Session:
     """One `compress` block: records what passes, and compresses when it is time."""
 
     def __init__(
-        self, model: PreTrainedModel, anatomy: Anatomy, compressor: Compressor, cache: CompressedCache
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        compressor: Compressor,
+        cache: CompressedCache,
+        span: int | None,
     ) -> None:
         self.model, self.compressor, self.cache = model, compressor, cache
         self.layers, self.heads = cache.full_layers(), anatomy.kv_heads
         needs = compressor.needs
-        self.rotation = Rotation(model, anatomy.decoder_layers) if needs.query_moments else None
+        self.rotation = Rotation(model, anatomy.decoder_layers, span) if needs.query_moments else None
         self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
         self.prompt = 0
         self._events: list[Event] = []
@@ -235,6 +241,8 @@ def compress(
             ready `Compressor` brings its own.
         seed: of random rules; default: the rule's own.
         span: how long the sequence will get at most; layers with a sliding window at least that long count as full.
+            Needed for models whose rotary embedding depends on it (LongRoPE, dynamic NTK): all of the sequence is
+            rotated by the factors of that length.
 
     Yields:
         The `CompressedCache`. It serves one sequence; its `stats` tell what is held.
@@ -254,6 +262,11 @@ def compress(
         compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
     plain = model.model if isinstance(model, Model) else model
     anatomy = model.anatomy if isinstance(model, Model) else anatomy_of(plain)
+    if span is None and depends_on_length(plain):
+        raise UsageError(
+            f"the rotary embedding of {type(plain).__name__} depends on how long a sequence gets; say so with span=N, "
+            "prompt and what is generated together"
+        )
     cache = CompressedCache(plain.config, span=span)
     if not cache.full_layers():
         raise UsageError(
@@ -261,7 +274,7 @@ def compress(
             "sequence stays within it, say so with span=N"
         )
     cache.compressor = compressor
-    session = cache._session = _Session(plain, anatomy, compressor, cache)
+    session = cache._session = _Session(plain, anatomy, compressor, cache, span)
     with ExitStack() as stack:
         stack.callback(cache.close)
         if session.rotation is not None:
@@ -269,7 +282,7 @@ def compress(
             stack.callback(session.rotation.detach)
             session.rotation.verify(plain, torch.zeros(1, dtype=torch.int64, device=plain.device), session.layers)
         watched = anatomy.decoder_layers if compressor.needs.representation_change else {}
-        instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache))
+        instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache, span=span))
         stack.enter_context(guarded(plain))
         Passes(plain, cache, session, span).attach(instrument, stack)
         yield cache

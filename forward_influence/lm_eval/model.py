@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from forward_influence.answering import answer_side_by_side, answer_while_compressing, end_tokens
-from forward_influence.cache import SelectiveCache
+from forward_influence.cache import SelectiveCache, text_config
 from forward_influence.compression.compressor import FULL
 from forward_influence.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
@@ -28,6 +28,7 @@ from forward_influence.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models import load_model
 from forward_influence.prompts import PROTOCOLS
 from forward_influence.recording import record
+from forward_influence.rotary_span import depends_on_length
 from forward_influence.trace import Trace
 
 _log = logging.getLogger(__name__)
@@ -111,8 +112,10 @@ class CompressedModel(TemplateLM):
         self._last: tuple[object, Trace] | None = None
 
     def _positions(self, asked: int | None) -> int:
-        """Tokens that the model may read at once."""
-        said = [self.loaded.anatomy.positions, getattr(self.tokenizer, "model_max_length", None)]
+        """Tokens that the model may read at once, as the harness takes them from a configuration."""
+        config = text_config(self.loaded.model.config)
+        said = [getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx")]
+        said.append(getattr(self.tokenizer, "model_max_length", None))
         made_for = next((int(n) for n in said if n is not None and n < _UNBOUNDED), _POSITIONS)
         if asked is not None and int(asked) < 1:
             raise UsageError(f"max_length={asked}: a model reads at least one token")
@@ -236,10 +239,12 @@ class CompressedModel(TemplateLM):
     def _trace(self, context: Tensor, follows: int) -> Trace:
         """The recorded context; the last one is kept, for the choices of one question share it.
 
-        How much follows decides which layers count as full: a window that covers everything is none.
+        How much follows decides which layers count as full (a window that covers everything is none), and rotary
+        factors where they depend on the length.
         """
         span = len(context) + follows
-        key = (tuple(context.tolist()), self.loaded.anatomy.full_layers(span))
+        length = span if depends_on_length(self.loaded.model) else None
+        key = (tuple(context.tolist()), self.loaded.anatomy.full_layers(span), length)
         if self._last is None or self._last[0] != key:
             self._last = (key, record(self.loaded, context, self._needs, span=span))
         return self._last[1]
@@ -307,11 +312,12 @@ class CompressedModel(TemplateLM):
         compressed = max(0, compressed - dropped)
         first = torch.tensor(context[dropped:], dtype=torch.int64)[:compressed]
         read = torch.tensor([*context[dropped:], *scored], dtype=torch.int64, device=self.loaded.device)[compressed:]
-        cache = SelectiveCache(self.loaded.model.config, span=len(read))
+        after, span = len(read) - 1, len(first) + len(read) - 1  # the last token is not read
+        cache = SelectiveCache(self.loaded.model.config, span=span)
         if len(first):
-            trace = self._trace(first, len(read))
-            cache = trace.cache.branch(self.contender.keep(trace, self.seed), len(read))
-        with torch.no_grad(), Instrument(self.loaded.model, cache=cache) as instrument:
+            trace = self._trace(first, after)
+            cache = trace.cache.branch(self.contender.keep(trace, self.seed), after)
+        with torch.no_grad(), Instrument(self.loaded.model, cache=cache, span=span) as instrument:
             hidden = continuation_hidden(self.loaded.model, read[:-1], instrument, _CHUNK)[-len(scored) :]
             return self._log_likelihood(hidden, read[-len(scored) :])
 
