@@ -25,7 +25,8 @@ from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor
 from forward_influence.files import storing, write_whole
-from forward_influence.measurement import Source, build_configuration, measure
+from forward_influence.manifests import differences
+from forward_influence.measurement import Source, build_configuration, measure, model_configuration
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.request import Request
@@ -39,6 +40,7 @@ from forward_influence.runs import (
     held_for_writing,
     open_run,
 )
+from forward_influence.versions import library_versions
 
 
 def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = ()) -> Request:
@@ -98,10 +100,11 @@ def add(
         _check(run, documents, selectors, compressors)
         request = request_of(run, selectors, compressors)
         card = _card(model, executor)
-        if card.fingerprint != run.configuration["model_fingerprint"]:
+        now = {"configuration": model_configuration(card), "versions": library_versions()}
+        if fields := differences(_of_model(run.manifest), now):
             raise UsageError(
-                f"{run.where} was measured with other weights of {run.configuration['model']}; nothing is added; bring "
-                "those back (or name their --revision), or measure anew"
+                f"{run.where} was measured with another {run.configuration['model']} ({'; '.join(fields)}); nothing is "
+                "added; bring that back (or name its --revision), or measure anew"
             )
         source = Source(documents=tuple(run.configuration["documents"]), command=run.manifest.get("command", ""))
         _discard_others(run.folder / ADDING, card, build_configuration(card, documents, request, source))
@@ -130,6 +133,12 @@ def add(
             run.push(run.selections_path(name), run.part_path(name))
         run.push(run.folder / MANIFEST)
     return open_run(run.where)
+
+
+def _of_model(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with what its configuration says of the model alone."""
+    kept = {key: value for key, value in manifest["configuration"].items() if key.startswith("model_")}
+    return {"configuration": kept, "versions": manifest.get("versions", {})}
 
 
 def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str], compressors: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ class Card:
     """A model, described.
 
     Attributes:
-        spec, fingerprint, dtype, device: as of `Model`, in words.
+        spec, fingerprint, configuration, dtype, device: as of `Model`, in words.
+        weights: their digest.
         positions: how many it was made for; None where it does not say.
         windows: per layer, in tokens; None for full attention.
         unlike: layers with other numbers of heads than the full ones.
@@ -28,6 +29,8 @@ class Card:
 
     spec: str
     fingerprint: str
+    weights: str
+    configuration: dict[str, Any]
     dtype: str
     device: str
     positions: int | None
@@ -40,7 +43,12 @@ class Card:
 
     @classmethod
     def of(cls, model: Model) -> Card:
-        """Describe a loaded model."""
+        """Describe a loaded model.
+
+        Raises:
+            UsageError: it was changed since it was loaded.
+        """
+        model.require_unchanged()
         anatomy = model.anatomy
         special = {}
         if model.tokenizer is not None:
@@ -48,6 +56,8 @@ class Card:
         return cls(
             spec=model.spec,
             fingerprint=model.fingerprint,
+            weights=model.digests.weights,
+            configuration=model.configuration,
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             positions=anatomy.positions,

@@ -26,13 +26,14 @@ from forward_influence.compression.compressor import FULL
 from forward_influence.contenders import CONTROL, CONTROL_WHILE_DECODING, Contender, contenders, needs_of
 from forward_influence.errors import UsageError
 from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
-from forward_influence.measurement import versions
+from forward_influence.measurement import model_configuration
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.prompts import PROTOCOLS, counter, make_prompt, wants_chat
 from forward_influence.recording import record
 from forward_influence.runs import configuration_hash
 from forward_influence.streams import can_stack
+from forward_influence.versions import versions
 
 MOST_ITEMS = 1_000_000
 MOST_TOKENS = 1 << 30
@@ -216,17 +217,17 @@ def _check(model: Model, plan: Plan, shard: tuple[int, int]) -> None:
 
 def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[str, Any]:
     """What an evaluation's folder says about it beside results."""
-    found = versions()
+    found, card = versions(), Card.of(model)
     return {
         "configuration": {
             "model": model.spec,
-            "model_fingerprint": model.fingerprint,
+            **model_configuration(card),
             "dtype": str(model.dtype).removeprefix("torch."),
             **plan.configuration(),
             "chat": chat,
             "end_tokens": sorted(end_tokens(model)),
         },
-        "model": Card.of(model).described(max(plan.lengths)),
+        "model": card.described(max(plan.lengths)),
         "versions": found,
         "execution": {"device": str(model.device), "threads": torch.get_num_threads()},
         "command": command or shlex.join(["forward-influence", *sys.argv[1:]]),

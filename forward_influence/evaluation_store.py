@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.manifests import steering_in
-from forward_influence.runs import MANIFEST, configuration_hash, differing_fields, write_whole
+from forward_influence.manifests import differences, steering_in
+from forward_influence.runs import MANIFEST, configuration_hash, write_whole
 
 KIND = "evaluation"
 SCHEMA_VERSION = 3  # 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once
@@ -221,11 +221,12 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     with FileLock(path / ".lock"):
         if (path / MANIFEST).exists():
             there = open_evaluation(path)
-            if there.manifest["configuration_hash"] == digest:
+            fields = differences(there.manifest, {"configuration_hash": digest, **manifest})
+            if not fields:
                 return there
             if there.started():  # a request that was refused leaves a manifest only, which the corrected one replaces
-                fields = "; ".join(differing_fields(there.configuration, manifest["configuration"]))
-                raise UsageError(f"{path} holds another configuration's results ({fields}); choose another --out")
+                shown = "; ".join(fields)
+                raise UsageError(f"{path} holds another configuration's results ({shown}); choose another --out")
         else:
             _refuse_foreign(path)
         content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}

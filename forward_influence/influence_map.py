@@ -21,15 +21,17 @@ from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
+from forward_influence.manifests import differing_fields
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.runs import write_whole
 from forward_influence.selection import Selection
 from forward_influence.trace import Trace
+from forward_influence.versions import library_versions
 
 #: Raised where a map's columns change, so that maps of two kinds do not mix in one file.
-_FORMAT = 2
+_FORMAT = 3
 #: A value below so many times the noise floor is flagged, as in the analysis of runs.
 FLAG_FACTOR = 3
 #: Fields of a map's identity whose values say nothing to people.
@@ -173,7 +175,8 @@ def _controls(
 def _identity(model: Model, tokens: Tensor, request: MapRequest) -> dict[str, Any]:
     """What a map is a map of; another in the same file is refused."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes()).hexdigest()
-    return {"format": _FORMAT, "model": model.fingerprint, "tokens": digest, **vars(request)}
+    shared = {"format": _FORMAT, "model": model.fingerprint, "configuration": model.configuration}
+    return {**shared, "versions": library_versions(), "tokens": digest, **vars(request)}
 
 
 def _piece(model: Model, token: int) -> str:
@@ -196,9 +199,11 @@ def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     known = _metadata(table, b"influence_map")
     if known is None:
         raise UsageError(f"{path} exists and is no influence map; choose another --out")
-    if differing := [name for name in {**identity, **known} if known.get(name) != identity.get(name)]:
-        shown = [n if n in _DIGESTS else f"{n} {known.get(n)} there, {identity.get(n)} here" for n in differing]
-        raise UsageError(f"{path} holds another map (different: {'; '.join(shown)}); choose another --out")
+    if known != identity:
+        digests = [name for name in _DIGESTS if known.get(name) != identity.get(name)]
+        rest = [{k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity)]
+        shown = "; ".join([*digests, *differing_fields(*rest)])
+        raise UsageError(f"{path} holds another map (different: {shown}); choose another --out")
     return table.to_pandas()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from forward_influence import gguf_models, hub
 from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
-from forward_influence.fingerprint import fingerprint
+from forward_influence.fingerprint import Fingerprint, configuration_of, fingerprint, mark
 from forward_influence.paths import is_there, typed_path
 from forward_influence.positions import positions_of
 from forward_influence.quiet import quiet
@@ -59,7 +59,7 @@ class Resolved:
 class Model:
     """A causal language model in eval mode, without gradients, with its tokenizer and what is known about it.
 
-    `fingerprint` is the SHA-256 over names, shapes, types and bytes of its parameters and buffers as loaded.
+    `digests` are of its weights and of everything that decides what it computes, see `forward_influence.fingerprint`.
     """
 
     model: PreTrainedModel
@@ -67,9 +67,35 @@ class Model:
     anatomy: Anatomy
     spec: str
     provenance: dict[str, str]
-    fingerprint: str
+    digests: Fingerprint
     device: torch.device
     dtype: torch.dtype
+    _mark: str = field(default="", init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_mark", mark(self.model))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides what it computes, when it was loaded."""
+        return self.digests.whole
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Its configuration, without what decides no number."""
+        return configuration_of(self.model)
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on with a model that is not what its fingerprint and anatomy say any more.
+
+        Raises:
+            UsageError: an adapter was switched, weights or settings were changed, or it was moved, since it was loaded.
+        """
+        if mark(self.model) != self._mark:
+            raise UsageError(
+                f"{self.spec} was changed since it was loaded (an adapter, weights, settings or its device): results "
+                "would not be told from the old ones; wrap it anew with wrap_model"
+            )
 
 
 def resolve_spec(spec: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Resolved:
@@ -202,7 +228,7 @@ def load_model(
             raise UsageError("--device-map spreads safetensors weights over devices: leave --device and GGUF files out")
         spread = {"device_map": device_map, "max_memory": max_memory}
     model = _load_weights(spec, chosen_dtype, spread).eval().requires_grad_(False)
-    digest = fingerprint(model)
+    digests = fingerprint(model)
     if spread:
         chosen_device = _first_device(model)
     else:
@@ -216,7 +242,7 @@ def load_model(
         anatomy=examine(model),
         spec=spec.spec,
         provenance=dict(spec.provenance),
-        fingerprint=digest,
+        digests=digests,
         device=chosen_device,
         dtype=chosen_dtype,
     )
@@ -236,13 +262,14 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
     model = model.eval().requires_grad_(False)
     parameter = next(model.parameters())
+    anatomy = examine(model)  # it forgets sequences that the model has seen, which some rotary embeddings keep
     return Model(
         model=model,
         tokenizer=tokenizer,  # type: ignore[arg-type]
-        anatomy=examine(model),
+        anatomy=anatomy,
         spec=spec or type(model).__name__,
         provenance={"source": "memory", "note": "given as an object"},
-        fingerprint=fingerprint(model),
+        digests=fingerprint(model),
         device=parameter.device,
         dtype=parameter.dtype,
     )

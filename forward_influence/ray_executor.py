@@ -181,7 +181,7 @@ class RayExecutor:
             self._connect()
             self.threads = int(run.manifest["execution"]["threads"])
             size = self._size(len(documents), progress)
-            crew = _Crew(self, run.manifest["model"]["fingerprint"], documents, task, progress)
+            crew = _Crew(self, task.fingerprint, documents, task, progress)
             crew.hire(size, self._first)
             self._first = None
             for stem, result in crew.work():

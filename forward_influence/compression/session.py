@@ -31,13 +31,15 @@ from forward_influence.compression.live_recorder import LiveRecorder
 from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
+from forward_influence.fingerprint import mark
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.rotary import Rotation
 from forward_influence.rotary_span import depends_on_length
 from forward_influence.selectors import Selector
 
-_anatomies: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
+#: Model -> its mark when it was examined, and what was found.
+_anatomies: WeakKeyDictionary[PreTrainedModel, tuple[str, Anatomy]] = WeakKeyDictionary()
 
 
 class CompressedCache(SelectiveCache):
@@ -212,10 +214,11 @@ def _full_bytes(layer: CacheLayerMixin) -> int:
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
-    """What a model is made of, examined once."""
-    if model not in _anatomies:
-        _anatomies[model] = examine(model)
-    return _anatomies[model]
+    """What a model is made of, examined once, and again where it was changed."""
+    now = mark(model)
+    if model not in _anatomies or _anatomies[model][0] != now:
+        _anatomies[model] = now, examine(model)
+    return _anatomies[model][1]
 
 
 @contextmanager
@@ -260,6 +263,8 @@ def compress(
         compressor = make_compressor(rule, budget, every=every, prefill=prefill, scheme=scheme, **pinned)
     if seed is not None:
         compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
+    if isinstance(model, Model):
+        model.require_unchanged()
     plain = model.model if isinstance(model, Model) else model
     anatomy = model.anatomy if isinstance(model, Model) else anatomy_of(plain)
     if span is None and depends_on_length(plain):

@@ -183,7 +183,7 @@ CASES: dict[str, tuple[bool, Callable[[World], Any]]] = {
                 "position-matched:of=knorm",
             ],
         ),
-    ),  # fmt: skip
+    ),
     "oracle": (False, lambda w: w.measure("oracle", rules=["oracle", "oracle:zone=far,by=fisher,samples=2"])),
     "sweep": (False, lambda w: w.measure("sweep", "--per-layer", "--layers", "0,2", "--heads", "1")),
     "rerotate": (False, lambda w: w.measure("rerotate", "--rerotate")),
@@ -205,7 +205,7 @@ CASES: dict[str, tuple[bool, Callable[[World], Any]]] = {
             16,
             rules=[],
         ),
-    ),  # fmt: skip
+    ),
     "generation": (False, _generation),
     "screening": (False, _screening),
     "map": (False, _map),
