@@ -53,8 +53,8 @@ def _told_apart(one: Run, other: Run) -> str:
     names = [run.manifest.get("model", {}).get("spec") for run in (one, other)]
     if names[0] != names[1]:
         return f"{names[0]} against {names[1]}"
-    settings = [{"model": run.configuration.get("model_configuration", {})} for run in (one, other)]
-    fields = differing_fields(*settings)
+    here, there = ({"model": run.configuration.get("model_configuration", {})} for run in (one, other))
+    fields = differing_fields(here, there)
     return f"{names[0]} with {', '.join(fields)}" if fields else f"{names[0]} with other weights, adapters or code"
 
 

@@ -201,8 +201,8 @@ def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
         raise UsageError(f"{path} exists and is no influence map; choose another --out")
     if known != identity:
         digests = [name for name in _DIGESTS if known.get(name) != identity.get(name)]
-        rest = [{k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity)]
-        shown = "; ".join([*digests, *differing_fields(*rest)])
+        there, here = ({k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity))
+        shown = "; ".join([*digests, *differing_fields(there, here)])
         raise UsageError(f"{path} holds another map (different: {shown}); choose another --out")
     return table.to_pandas()
 
