@@ -91,7 +91,7 @@ class _Session:
         self.model, self.compressor, self.cache = model, compressor, cache
         self.layers = cache.full_layers()
         needs = compressor.needs
-        self.rotation = Rotation(model, anatomy.decoder_layers) if needs.query_moments else None
+        self.rotation = Rotation(model) if needs.query_moments else None
         self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
         self.prompt = 0
         self._events: list[Event] = []
