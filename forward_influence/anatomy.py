@@ -17,6 +17,7 @@ from forward_influence.cache import SelectiveCache, layer_windows, masked, text_
 from forward_influence.closeness import close, largest_difference
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import run
+from forward_influence.given import uncompiled
 from forward_influence.heads import Head, find_head
 from forward_influence.instrument import Instrument, implementations
 
@@ -98,7 +99,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
     vocabulary = int(config.vocab_size)
     device = next(model.parameters()).device
     tokens = _probe_tokens(config, vocabulary).to(device)[None]
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         whole, native = _native_logits(model, tokens, sum(_PROBE)), _native_logits(model, tokens, _PROBE)
         if not _close(whole, native):
             raise UsageError(

@@ -7,7 +7,7 @@ shows queries and keys (after the rotary embedding) to a recorder and attends ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from forward_influence.active import active
 from forward_influence.attention import Geometry, attend, causal_tail
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.given import uncompiled
 
 #: The registered name. transformers branches on names that contain sdpa, flash or flex: this one contains none.
 NAME = "forward_influence"
@@ -80,6 +81,7 @@ class Instrument:
         self._decoder_layers = dict(decoder_layers or {})
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._before: str | dict[str, Any] = "sdpa"
+        self._uncompiled = ExitStack()
 
     def __enter__(self) -> Instrument:
         if active.instrument is not None:
@@ -89,6 +91,7 @@ class Instrument:
         self._before = implementations(self.model)
         active.instrument = self
         try:
+            self._uncompiled.enter_context(uncompiled())
             self.model.set_attn_implementation(NAME)
             for index, module in self._decoder_layers.items():
                 self._handles.append(module.register_forward_hook(self._hidden_hook(index)))
@@ -101,6 +104,7 @@ class Instrument:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         active.instrument = None
+        self._uncompiled.close()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -30,6 +30,7 @@ from forward_influence.compression.live_recorder import LiveRecorder
 from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
+from forward_influence.given import given_model
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.rotary import Rotation
@@ -226,7 +227,8 @@ def compress(
     """A cache that compresses itself while `model.generate(..., past_key_values=cache)` runs.
 
     Args:
-        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented.
+        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented, compiled by torch or
+            adapted by PEFT too; inside the block it runs uncompiled.
         rule, budget, every, prefill, scheme, protect_first, protect_last, keep_prompt: see `make_compressor`. A
             ready `Compressor` brings its own.
         seed: of random rules; default: the rule's own.
@@ -247,7 +249,7 @@ def compress(
         compressor = make_compressor(rule, budget, every=every, prefill=prefill, scheme=scheme, **pinned)
     if seed is not None:
         compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
-    plain = model.model if isinstance(model, Model) else model
+    plain = model.model if isinstance(model, Model) else given_model(model)
     anatomy = model.anatomy if isinstance(model, Model) else anatomy_of(plain)
     cache = CompressedCache(plain.config, span=span)
     if not cache.full_layers():
