@@ -37,8 +37,8 @@ def given_model(model: object) -> PreTrainedModel:
             inner = _adapted(inner)
         else:
             raise UsageError(
-                f"a {type(model).__name__} is no transformers model; give a PreTrainedModel, or one that was compiled by "
-                "torch or adapted by PEFT"
+                f"a {type(model).__name__} is no transformers model; give a PreTrainedModel, or one that torch compiled "
+                "or PEFT adapted"
             )
     return inner
 
@@ -98,7 +98,7 @@ def _adapted(wrapped: Any) -> nn.Module:
     config = wrapped.peft_config[adapters_of(wrapped)[0]]
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     reason = UsageError(
-        f"its PEFT adapter ({kind}) does more than the model inside shows, learned prompts for example, which cannot be "
+        f"its PEFT adapter ({kind}) does more than the model inside shows, as learned prompts do, which cannot be "
         "measured; merge it (merge_and_unload) or take it off"
     )
     if getattr(config, "is_prompt_learning", False) or getattr(config, "alora_invocation_tokens", None):

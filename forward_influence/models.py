@@ -110,8 +110,8 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
         if not (path / "config.json").is_file():
             if (path / "adapter_config.json").is_file():
                 raise UsageError(
-                    f"the folder {spec!r} holds a PEFT adapter, not a model; save the model with it merged, or give the "
-                    "loaded PeftModel to wrap_model"
+                    f"the folder {spec!r} holds a PEFT adapter, not a model; save the model with it merged, or give "
+                    "the loaded PeftModel to wrap_model"
                 )
             raise UsageError(f"the folder {spec!r} holds no model: it has no config.json")
         loading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}

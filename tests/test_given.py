@@ -1,4 +1,4 @@
-"""Models as people have them: compiled by torch, adapted by PEFT, wrapped: measured as what they are, or refused in words."""
+"""Models as people have them: compiled by torch or wrapped: measured as what they are, or refused in words."""
 
 from __future__ import annotations
 
