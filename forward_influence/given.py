@@ -37,8 +37,8 @@ def given_model(model: object) -> PreTrainedModel:
             inner = _adapted(inner)
         else:
             raise UsageError(
-                f"a {type(model).__name__} is no transformers model; give a PreTrainedModel, or one that torch compiled "
-                "or PEFT adapted"
+                f"a {type(model).__name__} is no transformers model; give a PreTrainedModel, or one that torch "
+                "compiled or PEFT adapted"
             )
     return inner
 
