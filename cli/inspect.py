@@ -68,6 +68,10 @@ def inspect_command(
     typer.echo(f"written to {out}")
 
 
+#: Characters of a line of text where the output is no terminal.
+_WIDEST = 160
+
+
 def _show(found: Inspected, layer: int | None, head: int | None) -> None:
     """Print the document, once or in two columns."""
     from rich.columns import Columns
@@ -77,7 +81,7 @@ def _show(found: Inspected, layer: int | None, head: int | None) -> None:
 
     out = tables.console()
     views = [found.view(i, layer, head) for i in range(len(found.rules))]
-    width = max(20, (out.width - 2) // len(views))
+    width = max(20, (min(out.width, _WIDEST) - 2) // len(views))
     plain = out.color_system is None  # piped, NO_COLOR: neither shade nor underlining would be seen
     panels = [
         Panel(_marked(found, view) if plain else _shaded(found, view), title=_title(view), width=width)
