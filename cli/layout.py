@@ -141,5 +141,9 @@ def _item(name: str, value: str, size: int, width: int) -> str:
     blanks = " " * (size - cell_len(name) + 2)
     if size + 2 + cell_len(value) <= width:
         return f"{name}{blanks}{value}".rstrip()
-    lines = wrap(value, max(width - 2, 1), break_on_hyphens=False, break_long_words=False)
-    return "\n".join([name, *(f"  {line}" for line in lines)])
+    return "\n".join([name, *(f"  {line}" for line in wrapped(value, width - 2).split("\n"))])
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text on lines that are broken between words alone."""
+    return "\n".join(wrap(text, max(width, 1), break_on_hyphens=False, break_long_words=False))

@@ -46,7 +46,7 @@ def console(error: bool = False) -> Console:
 def show(frame: pd.DataFrame, title: str | None = None, out: Console | None = None) -> None:
     """Print a frame of strings as a table that fits the terminal, on standard output if no console is given."""
     out = out or console()
-    out.print(rich_table(frame, title, out.width))
+    out.print(rich_table(frame, title, out.width), crop=False)  # a word longer than a line is the terminal's to wrap
 
 
 def fits(frame: pd.DataFrame, width: int) -> bool:
@@ -74,9 +74,12 @@ def rich_table(frame: pd.DataFrame, title: str | None = None, width: int = PIPED
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(shown(title), style="italic", overflow="fold")] if title else []
+    def lines(text: str, style: str = "") -> Text:
+        return Text(text, style, no_wrap=True, overflow="ignore")
+
+    parts: list[RenderableType] = [lines(layout.wrapped(shown(title), width), "italic")] if title else []
     for block in layout.laid_out(_cells(frame), width):
-        parts.append(_drawn(block) if isinstance(block, layout.Grid) else Text(block, overflow="fold"))
+        parts.append(_drawn(block) if isinstance(block, layout.Grid) else lines(block))
     return Group(*parts)
 
 
