@@ -35,11 +35,14 @@ def laid_out(cells: Cells, width: int) -> list[Grid | str]:
     sizes = longest_lines(cells)
     if across(sizes, WIDE_GAP) <= width:
         return [Grid(cells, right, sizes, WIDE_GAP)]
-    for halves in (False, True):
-        narrow = _narrowed(cells, halves)
+    narrowed = [_narrowed(cells, halves) for halves in (False, True)]
+    for narrow in narrowed:
         if across(_least(narrow, right), NARROW_GAP) <= width:
             return [_grid(narrow, right, width)]
-    return _divided(narrow, right, width) or [_listed(cells, width)]
+    for narrow in narrowed:
+        if grids := _divided(narrow, right, width):
+            return grids
+    return [_listed(cells, width)]
 
 
 def across(sizes: Sequence[int], gap: int) -> int:
