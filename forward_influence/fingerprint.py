@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from forward_influence.errors import UsageError
+from forward_influence.threads import processors
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     named = model.state_dict(keep_vars=True)
     tensors = [(name, _real(model, name, named[name])) for name in sorted(named)]
     unique = {_identity(tensor): tensor for _, tensor in tensors}
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=processors()) as pool:
         digests = dict(zip(unique, pool.map(_digest, unique.values()), strict=True))
     state = hashlib.sha256()
     for name, tensor in tensors:
