@@ -160,17 +160,17 @@ def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> T
     return tokens.long()
 
 
-def ready_rotation(model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], reach: int) -> Rotation:
-    """A model's rotary embedding, checked on one token (1,) up to `reach` positions, not attached.
+def ready_rotation(model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], length: int) -> Rotation:
+    """A model's rotary embedding, checked on one token (1,) for sequences of `length` tokens, not attached.
 
     Raises:
         UsageError: it cannot be undone in all of the layers.
     """
-    rotation = Rotation(model)
+    rotation = Rotation(model, length)
     rotation.attach()
     try:
         with torch.no_grad():
-            rotation.verify(model, token, layers, reach)
+            rotation.verify(model, token, layers)
     finally:
         rotation.detach()
     return rotation

@@ -65,13 +65,14 @@ class Rotation:
 
     Args:
         model: the model.
+        length: tokens of the sequence that it is about, where that is known.
 
     Raises:
         UsageError: it has no rotary embedding.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._name = type(model).__name__
+    def __init__(self, model: PreTrainedModel, length: int = 1) -> None:
+        self._name, self.length = type(model).__name__, length
         self._modules = list(_rotary_modules(model))
         if not self._modules:
             raise _absent(self._name)
@@ -99,19 +100,19 @@ class Rotation:
         plain = [value for value in (*inputs, *named.values()) if not isinstance(value, Tensor)]
         self._calls[(id(module), repr(plain))] = _Call(module, inputs, named, found)
 
-    def verify(self, model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], reach: int = 1) -> None:
+    def verify(self, model: PreTrainedModel, token: Tensor, layers: tuple[int, ...]) -> None:
         """Find how each layer rotates queries and keys, with one token at several positions; call it while attached.
 
         Args:
             token: (1,) any token id.
-            reach: how many positions will be used, where that is known: some models scale queries far out.
 
         Raises:
             UsageError: a layer's queries and keys depend on their position in another way.
         """
         last = (getattr(text_config(model.config), "max_position_embeddings", None) or _POSITIONS[-1] + 1) - 1
         seen: list[_Seen] = []
-        for position in sorted({min(position, last) for position in (*_POSITIONS, reach - 1)}):
+        positions = (*_POSITIONS, self.length - 1)  # some models scale queries far out
+        for position in sorted({min(position, last) for position in positions}):
             self._calls.clear()
             recorder = _Seen()
             with torch.no_grad(), Instrument(model, recorder):
