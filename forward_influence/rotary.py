@@ -142,7 +142,7 @@ class Rotation:
             if not all(key in one.calls for one in seen):
                 continue
             for reading in READINGS:
-                turns = [reading.turn(*one.calls[key].output) for one in seen]
+                turns = [_turn(reading, one.calls[key].output, one.heads[layer][0]) for one in seen]
                 if all(fits(turn, one.heads[layer][0].shape[-1]) for turn, one in zip(turns, seen, strict=True)):
                     spread = _spread(layer, seen, turns)
                     best = (spread, (call, key, reading)) if spread < best[0] else best
@@ -158,7 +158,7 @@ class Rotation:
         if way is None:
             return rotated
         _, key, reading = way
-        return reading.turn(*(part.to(rotated) for part in self._calls[key].output)).undo(rotated)
+        return _turn(reading, self._calls[key].output, rotated).undo(rotated)
 
     def at(self, layer: int, positions: Tensor, like: Tensor) -> Turn:
         """How a layer rotates at positions (p,), in `like`'s dtype and device.
@@ -176,7 +176,7 @@ class Rotation:
                 f"{self._name} has no angle for position {int(positions.max())}: its rotary embedding ends at {end}; "
                 "shorten the context, or give expected-attention a smaller future"
             )
-        return reading.turn(*(part.to(like) for part in call.at(positions, like)))
+        return _turn(reading, call.at(positions, like), like)
 
     def _way(self, layer: int) -> tuple[_Call, _Key, Reading] | None:
         if layer not in self._ways:
@@ -199,14 +199,18 @@ class _Seen:
     def hidden(self, layer: int, states: Tensor) -> None: ...
 
 
+def _turn(reading: Reading, output: tuple[Tensor, Tensor], like: Tensor) -> Turn:
+    """What a module's output means, in `like`'s dtype and on its device."""
+    return reading.turn(*(part.to(like) for part in output))
+
+
 def _spread(layer: int, seen: list[_Seen], turns: list[Turn]) -> float:
     """The largest difference between positions of queries and of keys once undone, relative to their size."""
-    largest = 0.0
+    spreads = []
     for which in (0, 1):
-        undone = [turn.undo(one.heads[layer][which]) for one, turn in zip(seen, turns, strict=True)]
-        size = 1 + float(undone[0].abs().max())
-        largest = max(largest, *(float((other - undone[0]).abs().max()) / size for other in undone[1:]))
-    return largest
+        undone = torch.stack([turn.undo(one.heads[layer][which]) for one, turn in zip(seen, turns, strict=True)])
+        spreads.append((undone - undone[0]).abs().max() / (1 + undone[0].abs().max()))
+    return float(torch.stack(spreads).nan_to_num(float("inf")).max())
 
 
 def _rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
