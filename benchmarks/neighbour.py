@@ -4,7 +4,7 @@
     python benchmarks/neighbour.py --neighbour run       beside a second measurement, whose threads wait alike
 
 Each time is that of one document (`measure_document`) in a process of its own, after a warm-up. The four cases take
-turns, so that whatever else the machine does falls on all of them; figures are medians, and ratios of medians.
+turns, so that whatever else the machine does falls on all of them; figures are medians and, in brackets, the shortest.
 """
 
 from __future__ import annotations
