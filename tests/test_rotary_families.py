@@ -23,21 +23,12 @@ from forward_influence.signals import Needs
 N, M, FUTURE = 14, 5, 3
 KEPT = torch.tensor([0, 2, 3, 6, 7, 9, 12, 13])
 
-#: Ways to rotate that must work, whatever the installed version of transformers: part of a head (Phi, StableLM,
-#: Persimmon, GPT-NeoX, Nemotron), neighbouring channels (GPT-J, CodeGen, GLM, Cohere).
+#: Ways to rotate that must work: part of a head, neighbouring channels, sine before cosine, the other way round, complex
+#: numbers, a module per layer, several speeds, and layers without any rotation.
 WORKING = (
-    "llama",
-    "phi",
-    "stablelm",
-    "persimmon",
-    "gptj",
-    "codegen",
-    "gpt_neox",
-    "nemotron",
-    "glm",
-    "cohere",
-    "gemma3_text",
-)
+    "llama", "phi", "stablelm", "persimmon", "gpt_neox", "nemotron", "glm", "cohere", "gptj", "codegen", "nanochat",
+    "llama4_text", "moshi", "gemma3_text", "gemma4_text", "granite_swa", "cohere2", "exaone4", "afmoe",
+)  # fmt: skip
 #: Families with a rotary embedding whose queries depend on positions in another way too.
 REFUSED = {
     "beam": "queries are scaled by position",
