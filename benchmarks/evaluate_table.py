@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from forward_influence.threads import processors, start_anew
+
 COMPRESSORS = (
     "attention",
     "infokv",
@@ -57,7 +59,7 @@ def evaluate_shard(options: argparse.Namespace, shard: tuple[int, int]) -> None:
     from forward_influence.models import load_model
 
     if shard[1] > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // shard[1]))
+        torch.set_num_threads(max(1, processors() // shard[1]))
     plan = Plan(
         tasks=tuple(parse_task(task) for task in options.tasks),
         compressors=COMPRESSORS,
@@ -138,4 +140,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_anew()
     main()

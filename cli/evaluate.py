@@ -152,7 +152,7 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
         return
     for title, part in _parts(table, chosen, evaluation.configuration["model"], baseline):
         if form is Format.table:
-            tables.console().print(tables.rich_table(part, title))
+            tables.show(part, title)
         else:
             typer.echo(tables.text(part, form, title))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
             raise UsageError(f"there is no file {str(file)!r}; --file takes a text file")
         parts.append(text_file(file).text)
     if prompt == "-":
-        parts.append(sys.stdin.read())
+        parts.append(standard_input())
     elif prompt is not None:
         parts.append(prompt)
     if not parts:

@@ -149,7 +149,6 @@ def _write(rows: list[dict[str, Any]], form: Format, title: str) -> None:
         return
     shown = table.map(lambda v: tables.number(v, 3) if isinstance(v, float) else str(v))
     if form is Format.table:
-        out = tables.console()
-        out.print(tables.rich_table(shown, title, out.width))
+        tables.show(shown, title)
     else:
         typer.echo(tables.text(shown, form, title), nl=False)

@@ -80,15 +80,15 @@ def show_summary(run: Run) -> None:
     means, compared = readable(table), multiples(table)
     whole = means.merge(compared, how="left").fillna(tables.ABSENT) if len(compared) else means
     if tables.fits(whole, out.width):
-        out.print(tables.rich_table(whole, title, out.width))
+        tables.show(whole, title, out)
     else:
-        out.print(tables.rich_table(means, title, out.width))
+        tables.show(means, title, out)
         if len(compared):
             title = "as a multiple of controls on the same documents"
-            out.print(tables.rich_table(compared, title, out.width))
+            tables.show(compared, title, out)
     kept = fidelity(table)
     if len(kept):
         title = "what stays: mean shift of the text's NLL in nats, and how often the most likely token is the same"
-        out.print(tables.rich_table(kept, title, out.width))
+        tables.show(kept, title, out)
     for line in [*table.attrs["notes"], *flag_remarks(table)]:
         out.print(line, markup=False, style="dim", soft_wrap=True)

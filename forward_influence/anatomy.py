@@ -15,8 +15,10 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from forward_influence.attention import Geometry
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache, layer_windows, masked, text_config
+from forward_influence.closeness import close, largest_difference
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import run
+from forward_influence.given import uncompiled
 from forward_influence.heads import Head, find_head
 from forward_influence.instrument import Instrument, implementations
 from forward_influence.positions import positions_of
@@ -100,7 +102,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
     vocabulary = int(config.vocab_size)
     device = next(model.parameters()).device
     tokens = _probe_tokens(config, vocabulary).to(device)[None]
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         whole, native = _native_logits(model, tokens, sum(_PROBE)), _native_logits(model, tokens, _PROBE)
         if not _close(whole, native):
             raise UsageError(
@@ -118,7 +120,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         except IndexError as error:  # gemma4 in transformers 5.12.1
             raise UsageError(f"{name} has more attending layers than its cache has, which is not supported") from error
         layers = _check_probe(name, probe, cache)
-        difference = _difference(native, logits)
+        difference = largest_difference(native, logits)
         if not _close(native, logits):
             raise UsageError(
                 f"{name}: instrumented logits differ from the model's own by {difference:.2g}, so that it is refused; "
@@ -173,14 +175,9 @@ def refuse_unfit_caches(name: str, config: object) -> None:
             raise UsageError(f"{name} keeps its cache in {kind}, which is not supported (keys and values are needed)")
 
 
-def _difference(one: Tensor, two: Tensor) -> float:
-    return float((one.double() - two.double()).abs().max())
-
-
 def _close(one: Tensor, two: Tensor) -> bool:
     """Whether two ways to the same logits agree as far as their dtype goes."""
-    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 1e-1
-    return _difference(one, two) <= tolerance * (1 + float(one.double().abs().max()))
+    return close(one, two, 1e-3 if one.dtype in (torch.float32, torch.float64) else 1e-1)
 
 
 def _native_logits(model: PreTrainedModel, tokens: Tensor, lengths: int | tuple[int, ...]) -> Tensor:
@@ -228,7 +225,7 @@ def _check_own_masks(model: PreTrainedModel, name: str, tokens: Tensor, native: 
     if not _close(native, logits):
         raise UsageError(
             f"{name}: its attention masks or biases depend on more than order (logits differ by "
-            f"{_difference(native, logits):.2g} under a plain causal mask), which removal would lose"
+            f"{largest_difference(native, logits):.2g} under a plain causal mask), which removal would lose"
         )
 
 
@@ -254,7 +251,7 @@ def _check_lengths(model: PreTrainedModel, name: str, tokens: Tensor) -> None:
         if len(found) == 2 and not _close(*found):
             raise UsageError(
                 f"{name}: what it makes of the first tokens changes when a text gets {length} tokens long, and not by "
-                f"its rotary embedding alone (logits differ by {_difference(*found):.2g}); this is not supported"
+                f"its rotary embedding alone (logits differ by {largest_difference(*found):.2g}); this is not supported"
             )
 
 

@@ -111,7 +111,9 @@ def divergence_gradients(head: Head, full: Tensor, hidden: Tensor) -> Tensor:
         with torch.enable_grad():
             states = after.detach().requires_grad_()
             p = head(before.detach()).softmax(-1)
-            crossed = -(p * head(states).log_softmax(-1)).sum()  # but for p's entropy, which does not change
+            log_q = head(states).log_softmax(-1)
+            possible = torch.where(p > 0, log_q, 0)  # a word that does not exist has p = 0 and log q = -inf
+            crossed = -(p * possible).sum()  # but for p's entropy, which does not change
             [found] = torch.autograd.grad(crossed, states)
         parts.append(found)
     return torch.cat(parts)

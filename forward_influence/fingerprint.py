@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError
+from forward_influence.threads import processors
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
 def _digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Of named tensors; each one's bytes are hashed once, under however many names."""
     unique = {_identity(tensor): tensor for tensor in tensors.values()}
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=processors()) as pool:
         digests = dict(zip(unique, pool.map(_digest, unique.values()), strict=True))
     state = hashlib.sha256()
     for name in sorted(tensors):

@@ -140,7 +140,8 @@ def measure_ablations(
         baseline: the full cache's run, from `run_in_full`, where it is known already.
 
     Raises:
-        ForwardInfluenceError: logits that are NaN or infinite, or an ablation that changed nothing.
+        ForwardInfluenceError: logits that are NaN or infinite, a continuation token or a divergence that words with a
+            logit of minus infinity make impossible, or an ablation that changed nothing.
     """
     progress = progress or Silent()
     continuation = checked_tokens(continuation, "the continuation").to(model.device)
@@ -172,6 +173,12 @@ def measure_ablations(
             nll = found_nll if nll is None else nll
             influences += found
     assert nll is not None
+    if bool(torch.isinf(nll).any()):
+        where = int(torch.isinf(nll).nonzero()[0, 0])
+        raise ForwardInfluenceError(
+            f"the continuation's token {where + 1} is {int(continuation[where + 1])}, a word that the model never "
+            "writes (its logit is minus infinity); leave this document out"
+        )
     if not bool(torch.isfinite(nll[:-1]).all()):
         whole = shuffled(trace, m)  # in any order: what is looked for is no matter of rounding
         raise ForwardInfluenceError(
@@ -179,11 +186,17 @@ def measure_ablations(
             "try --dtype float32, or leave this document out"
         )
     for ablation, influence in zip(ablations, influences, strict=True):
+        if bool(torch.isposinf(influence.kl).any()):
+            raise ForwardInfluenceError(
+                f"{ablation.label}: KL is infinite at distance {_distance(ablation, torch.isposinf(influence.kl))}, "
+                "where words become impossible (logits of minus infinity) that the full cache thinks possible; leave "
+                "this document out"
+            )
         if not bool(torch.isfinite(influence.kl).all()):
             raise ForwardInfluenceError(
                 f"{ablation.label}: NaN or infinite logits at distance "
                 f"{_bad_distance(model, trace, continuation, ablation, influence)}; try --dtype float32, or leave this "
-                "document out"
+                "this document out"
             )
         _check(ablation, influence)
     return nll, influences
@@ -304,8 +317,13 @@ def _check(ablation: Ablation, influence: Influence) -> None:
 def _bad_distance(model: Model, trace: Trace, continuation: Tensor, ablation: Ablation, influence: Influence) -> int:
     """The first distance that is not finite: positions of a direct effect are run each by itself."""
     if ablation.direct or ablation.hidden is not None:
-        return int(ablation.distances()[(~torch.isfinite(influence.kl)).nonzero()[0, 0]])
+        return _distance(ablation, ~torch.isfinite(influence.kl))
     return _first_bad(model, trace, continuation, ablation)
+
+
+def _distance(ablation: Ablation, bad: Tensor) -> int:
+    """The first distance of an ablation where `bad` (p,) is set."""
+    return int(ablation.distances()[bad.nonzero()[0, 0]])
 
 
 def _first_bad(model: Model, trace: Trace, continuation: Tensor, ablation: Ablation) -> int:
@@ -316,7 +334,8 @@ def _first_bad(model: Model, trace: Trace, continuation: Tensor, ablation: Ablat
         with torch.no_grad():
             shorter = dataclasses.replace(total, length=length)
             hidden = _run(model, trace, continuation, shorter, (), length)
-            return bool(torch.isfinite(model.anatomy.head(hidden[-1:])).all() and torch.isfinite(hidden).all())
+            logits = model.anatomy.head(hidden[-1:])
+            return not bool((torch.isnan(logits) | torch.isposinf(logits)).any()) and bool(torch.isfinite(hidden).all())
 
     most = int(ablation.distances()[-1]) + 1
     return most - 1 if is_finite(most) else first_bad_length(most, is_finite) - 1

@@ -19,6 +19,7 @@ from forward_influence.active import active
 from forward_influence.attention import Geometry, attend, causal_tail
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.given import uncompiled
 from forward_influence.rotary_span import depends_on_length, pinned
 
 #: The registered name. transformers branches on names that contain sdpa, flash or flex: this one contains none.
@@ -99,6 +100,7 @@ class Instrument:
             )
         active.instrument = self
         try:
+            self._stack.enter_context(uncompiled())
             self.model.set_attn_implementation(NAME)
             for index, module in self._decoder_layers.items():
                 self._stack.callback(module.register_forward_hook(self._hidden_hook(index)).remove)

@@ -130,6 +130,11 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
         return Resolved(spec, "gguf", str(path.parent), config, provenance, gguf=path)
     if is_there(path) and path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise UsageError(
+                    f"the folder {spec!r} holds a PEFT adapter, not a model; save the model with it merged, or give "
+                    "the loaded PeftModel to wrap_model"
+                )
             raise UsageError(f"the folder {spec!r} holds no model: it has no config.json")
         loading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         provenance = {"source": f"folder {path.absolute().name}", "note": "as stored"}
@@ -248,27 +253,33 @@ def load_model(
     )
 
 
-def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, spec: str = "") -> Model:
+def wrap_model(
+    model: PreTrainedModel | torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, spec: str = ""
+) -> Model:
     """A model that is in memory already, ready to be measured; it is put in eval mode and its gradients are off.
 
     Args:
+        model: a transformers model; also one that `torch.compile` made, which is measured as it was before, or one that
+            PEFT adapted, which is measured as adapted.
         tokenizer: needed where text is measured; token ids do without.
-        spec: how results name it; default: its class.
+        spec: how results name it; default: its class, and its adapters.
 
     Raises:
-        UsageError: its architecture cannot be measured.
+        UsageError: it is no transformers model, or its architecture cannot be measured.
     """
     from forward_influence.anatomy import examine
+    from forward_influence.given import adapters_of, given_model
 
-    model = model.eval().requires_grad_(False)
+    adapters = adapters_of(model)
+    model = given_model(model).eval().requires_grad_(False)
     parameter = next(model.parameters())
     anatomy = examine(model)  # it forgets sequences that the model has seen, which some rotary embeddings keep
     return Model(
         model=model,
         tokenizer=tokenizer,  # type: ignore[arg-type]
         anatomy=anatomy,
-        spec=spec or type(model).__name__,
-        provenance={"source": "memory", "note": "given as an object"},
+        spec=spec or "+".join([type(model).__name__, *adapters]),
+        provenance={"source": "memory", "note": " with adapter ".join(["given as an object", *adapters])},
         digests=fingerprint(model),
         device=parameter.device,
         dtype=parameter.dtype,

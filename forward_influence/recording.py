@@ -170,15 +170,13 @@ def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> T
     return tokens.long()
 
 
-def ready_rotation(
-    model: PreTrainedModel, anatomy: Anatomy, token: Tensor, layers: tuple[int, ...], span: int
-) -> Rotation:
-    """A model's rotary embedding in sequences of `span` tokens, checked on one token (1,), not attached.
+def ready_rotation(model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], length: int) -> Rotation:
+    """A model's rotary embedding, checked on one token (1,) for sequences of `length` tokens, not attached.
 
     Raises:
         UsageError: it cannot be undone in all of the layers.
     """
-    rotation = Rotation(model, anatomy.decoder_layers, span)
+    rotation = Rotation(model, length)
     rotation.attach()
     try:
         with torch.no_grad():
@@ -233,9 +231,8 @@ def record(
     recorder = ContextRecorder(anatomy, layers, n, needs, model.device)
     signals = _HeadSignals(anatomy.head, tokens, needs)
     watched = anatomy.decoder_layers if needs.representation_change else {}
-    rotary = None
-    if needs.query_moments or rotation:
-        rotary = ready_rotation(model.model, anatomy, tokens[:1], layers, span or n)
+    moves = needs.query_moments or rotation
+    rotary = ready_rotation(model.model, tokens[:1], layers, span or n) if moves else None
     recorder.rotation = rotary
     hidden = tokens.new_empty(0)
     with ExitStack() as stack:

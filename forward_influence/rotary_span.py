@@ -117,28 +117,6 @@ def reset(model: PreTrainedModel) -> None:
         call.at(torch.zeros(1, dtype=torch.int64, device=_device(call)))
 
 
-def at_span(
-    module: nn.Module, like: Tensor, positions: Tensor, extra: tuple[Any, ...], span: int
-) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of a rotary module at positions (p,) with the factors of a sequence of `span` tokens, (1, p, d) each.
-
-    Positions beyond the span have its factors too: they are reached by adding angles.
-    """
-    last = span - 1
-    inside = positions.clamp_max(last)
-    cos, sin = module(like, torch.cat([inside, inside.new_tensor([last])])[None], *extra)
-    cos, sin = cos[:, :-1], sin[:, :-1]
-    beyond = positions - inside
-    while bool((beyond > 0).any()):
-        step = beyond.clamp_max(last)
-        more_cos, more_sin = module(like, torch.cat([step, step.new_tensor([last])])[None], *extra)
-        scale = module(like, torch.tensor([[0, last]], device=positions.device), *extra)[0][:, :1]
-        more_cos, more_sin = more_cos[:, :-1] / scale, more_sin[:, :-1] / scale
-        cos, sin = cos * more_cos - sin * more_sin, sin * more_cos + cos * more_sin
-        beyond = beyond - step
-    return cos, sin
-
-
 def _lengthen(span: int) -> Any:
     def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         def longer(positions: Tensor) -> Tensor:
@@ -214,8 +192,7 @@ def _calls_of(model: PreTrainedModel) -> list[_Call]:
         plain = [v for v in (*inputs, *named.values()) if not isinstance(v, Tensor)]
         noted.setdefault((id(module), *map(str, plain)), _Call(module, inputs, named))
 
-    modules = [m for name, m in model.named_modules() if _is_rotary(name, m)]
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in rotary_modules(model)]
     try:
         with torch.no_grad():
             token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
@@ -227,6 +204,13 @@ def _calls_of(model: PreTrainedModel) -> list[_Call]:
     return _calls[model]
 
 
-def _is_rotary(name: str, module: nn.Module) -> bool:
-    kind = type(module).__name__
-    return name.rsplit(".", 1)[-1].startswith(("rotary", "rope")) or "Rotary" in kind or "RoPE" in kind
+def rotary_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that may give rotary factors: their name, their class or the name of what holds them says so."""
+    found = []
+    for name, module in model.named_modules():
+        parent, own = ["", *name.split(".")][-2:]
+        kind = type(module).__name__
+        named = "rotary" in own or own.startswith("rope") or parent.startswith("rotary_emb")
+        if named or "rotary" in kind.lower() or "RoPE" in kind or "Rope" in kind:
+            found.append(module)
+    return found

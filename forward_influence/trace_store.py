@@ -202,7 +202,7 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
         return None
     rotary = None
     if needs.query_moments or rotation:
-        rotary = ready_rotation(model.model, model.anatomy, tensors["tokens"][:1], layers, values["span"])
+        rotary = ready_rotation(model.model, tensors["tokens"][:1], layers, values["span"] or n)
     return Trace(
         tokens=tensors["tokens"],
         layers=layers,

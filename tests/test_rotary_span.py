@@ -157,36 +157,22 @@ def test_a_compressed_run_that_keeps_everything_equals_one_pass(model):
     torch.testing.assert_close(logits, one_pass(model, tokens)[N:], atol=1e-10, rtol=0)
 
 
-def test_moved_keys_and_undone_queries_have_the_factors_of_the_span(model):
-    """The rotation equals that of one call of the model's own module on all positions of the span."""
-    wrapped, tokens = wrap_model(model), tokens_of()
-    layers = wrapped.anatomy.full_layers(SPAN)
-    like = torch.zeros(1, dtype=torch.float64)
+def test_turns_have_the_factors_of_the_span_and_go_on_with_them_beyond_it(model):
+    """Turned by a, then by b, is turned by a + b, also where a + b lies beyond the span; one call on all positions."""
+    wrapped, head = wrap_model(model), torch.randn(2, 1, 8, dtype=torch.float64)
+    layer = wrapped.anatomy.full_layers(SPAN)[0]
     with Float64():
-        rotation = ready_rotation(model, wrapped.anatomy, tokens[:1], layers, SPAN)
-        cos, sin = rotation.at(layers[0], torch.arange(SPAN), like)
-        beyond = rotation.at(layers[0], torch.tensor([5, SPAN + 9]), like)
-    call = rotation._calls[layers[0]]
-    reset(model)
-    with Float64():
-        own = call.module(like, torch.arange(SPAN)[None], *call.extra)
-    reset(model)
-    torch.testing.assert_close((cos, sin), own, atol=1e-6, rtol=0)
-    torch.testing.assert_close(beyond[0][:, 0], cos[:, 5], atol=1e-6, rtol=0)
-
-
-def test_angles_beyond_the_span_go_on_with_its_factors(model):
-    """Twice the angle by multiplication of complex numbers, from the factors of the span alone."""
-    wrapped = wrap_model(model)
-    layers = wrapped.anatomy.full_layers(SPAN)
-    rotation = ready_rotation(model, wrapped.anatomy, tokens_of()[:1], layers, SPAN)
-    like = torch.zeros(1, dtype=torch.float64)
-    a, b = SPAN - 3, 21
-    zero, one, other, both = (
-        torch.complex(*(part[0, 0] for part in rotation.at(layers[0], torch.tensor([p]), like)))
-        for p in (0, a, b, a + b)
-    )
-    torch.testing.assert_close(both, one * other / zero.abs(), atol=1e-5, rtol=0)
+        rotation = ready_rotation(model, tokens_of()[:1], wrapped.anatomy.full_layers(SPAN), SPAN)
+        at = {p: rotation.at(layer, torch.tensor([p]), head) for p in (0, 5, 21, SPAN - 3, SPAN + 18)}
+        whole = rotation.at(layer, torch.arange(SPAN), head)
+    for p in (5, 21, SPAN - 3):
+        torch.testing.assert_close(at[p].cos[0], whole.cos[p], atol=1e-12, rtol=0)
+    both = at[SPAN - 3].apply(head)
+    one_by_one = at[21].apply(at[0].undo(both))
+    torch.testing.assert_close(at[SPAN + 18].apply(head), one_by_one, atol=1e-10, rtol=0)
+    short = record(wrapped, tokens_of()[:N], span=BORDER, rotation=True)
+    other = short.rotation.at(layer, torch.tensor([21]), head)
+    assert float((other.cos - at[21].cos).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("rule", ["expected-attention", "infokv:window=8", "h2o"])

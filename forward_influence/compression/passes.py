@@ -18,6 +18,8 @@ from forward_influence.instrument import Instrument
 
 #: Tokens of a prompt that are read at a time.
 CHUNK = 512
+#: Outputs that hold something of every token: who asks for them gets a long prompt read at once.
+_OF_ALL_TOKENS = ("hidden_states", "router_logits")
 _WITH_TOKENS = ("input_ids", "position_ids", "cache_position", "token_type_ids")
 
 
@@ -65,6 +67,7 @@ class Passes:
         """Before the whole model: its logits will come, so that the pass ends with them."""
         if self._nested:
             return None
+        self._refuse_attentions(named)
         self._inside_model = True
         self._adopt()
         return _with_cache_in_use(module, inputs, named)
@@ -86,14 +89,14 @@ class Passes:
         """Before the layers: refuse what cannot be compressed, read all but the last chunk of a long prompt."""
         if self._nested:
             return None
+        self._refuse_attentions(named)
         self._adopt()
         _, named = _with_cache_in_use(module, inputs, named)
         length = self._check(named)
         self._tokens, self._done = named.get("input_ids"), []
         if self._cache.get_seq_length() == 0:
             self._make_room(length)
-        wants_all = any(self._wants(named, output) for output in ("output_hidden_states", "output_attentions"))
-        if length > CHUNK and not wants_all:
+        if length > CHUNK and not any(self._wants(named, f"output_{what}") for what in _OF_ALL_TOKENS):
             for start in range(0, length - CHUNK, CHUNK):
                 part = _part(named, length, start, start + CHUNK)
                 self._done.append(self._run_nested(module, part))
@@ -118,10 +121,22 @@ class Passes:
                 self._release()
         return output
 
-    def _wants(self, named: dict[str, Any], output: str) -> bool:
-        """Whether a pass is asked for an output of every layer, by the call or by the model's configuration."""
-        asked = named.get(output)
-        return bool(getattr(text_config(self._model.config), output, False) if asked is None else asked)
+    def _wants(self, named: dict[str, Any], what: str) -> bool:
+        """Whether a pass is asked for an output, in its call or in the model's configuration."""
+        asked = named.get(what)
+        return bool(getattr(text_config(self._model.config), what, False) if asked is None else asked)
+
+    def _refuse_attentions(self, named: dict[str, Any]) -> None:
+        """Attention weights are not made: each layer and head holds tokens of its own, of which they could not tell.
+
+        Raises:
+            UsageError: they are asked for.
+        """
+        if self._wants(named, "output_attentions"):
+            raise UsageError(
+                "attention weights are not given inside a `with compress(...)` block, where every layer holds other "
+                "tokens; leave out output_attentions=True, also in the model's configuration"
+            )
 
     def _adopt(self) -> None:
         assert self._instrument is not None

@@ -32,6 +32,7 @@ from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
 from forward_influence.fingerprint import mark
+from forward_influence.given import given_model
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.rotary import Rotation
@@ -100,7 +101,7 @@ class _Session:
         self.model, self.compressor, self.cache = model, compressor, cache
         self.layers, self.heads = cache.full_layers(), anatomy.kv_heads
         needs = compressor.needs
-        self.rotation = Rotation(model, anatomy.decoder_layers, span) if needs.query_moments else None
+        self.rotation = Rotation(model, span or 1) if needs.query_moments else None
         self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
         self.prompt = 0
         self._events: list[Event] = []
@@ -239,7 +240,8 @@ def compress(
     """A cache that compresses itself while `model.generate(..., past_key_values=cache)` runs.
 
     Args:
-        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented.
+        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented, compiled by torch or
+            adapted by PEFT too; inside the block it runs uncompiled.
         rule, budget, every, prefill, scheme, protect_first, protect_last, keep_prompt: see `make_compressor`. A
             ready `Compressor` brings its own.
         seed: of random rules; default: the rule's own.
@@ -265,7 +267,7 @@ def compress(
         compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
     if isinstance(model, Model):
         model.require_unchanged()
-    plain = model.model if isinstance(model, Model) else model
+    plain = model.model if isinstance(model, Model) else given_model(model)
     anatomy = model.anatomy if isinstance(model, Model) else anatomy_of(plain)
     if span is None and depends_on_length(plain):
         raise UsageError(
