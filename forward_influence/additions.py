@@ -53,6 +53,12 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
     choices |= {"selectors": tuple(selectors), "compressors": tuple(compressors)}
     if not compressors:
         choices.pop("every", None)
+        choices.pop("match_held", None)
+    if selectors and configuration.get("match_held") and not configuration.get("budgets"):
+        raise UsageError(
+            f"{run.where} measures compressors that hold equally much (--match-held) and has no budget, which rules need; "
+            "measure them with another --out"
+        )
     choices = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
     request = Request(**choices)
     if request.protected_last != configuration["protect_last"]:

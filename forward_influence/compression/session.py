@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from forward_influence.anatomy import Anatomy, examine
 from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
-from forward_influence.compression.choice import Held, choose, remarks
+from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
 from forward_influence.compression.held_trace import Group, HeldTrace
 from forward_influence.compression.live_recorder import LiveRecorder
@@ -32,6 +32,7 @@ from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
+from forward_influence.protection import PROTECT_FIRST
 from forward_influence.rotary import Rotation
 from forward_influence.selectors import Selector
 
@@ -127,10 +128,11 @@ class _Session:
                 number=len(self._events),
             )
             keep = choose(self.compressor, held, lambda g, s: self._trace(held, g, s), self._frame)
+            ends = None if keep is None else pins(self.compressor, held)[:2]
             if keep is not None:
                 self._evict(keep)
             self._remarks.update(dict.fromkeys(remarks(self.compressor, held)))
-        self._events.append(Event(held.seen, self._held(), self._now() - begun))
+        self._events.append(Event(held.seen, self._held(), self._now() - begun, ends))
 
     def _trace(self, held: Held, group: Group, skip: int) -> HeldTrace:
         return self.recorder.trace(group, held.of(group), self._evicted(), skip)
@@ -170,8 +172,11 @@ class _Session:
         assert isinstance(layer, SelectiveLayer)
         return layer
 
+    def _positions(self) -> tuple[Tensor, ...]:
+        return tuple(self._layer(i).positions() for i in self.layers)
+
     def _held(self) -> Tensor:
-        return torch.stack([(self._layer(i).positions() >= 0).sum(-1).cpu() for i in self.layers])
+        return torch.stack([(row >= 0).sum(-1).cpu() for row in self._positions()])
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
@@ -185,6 +190,7 @@ class _Session:
             prompt=self.prompt,
             seen=self.recorder.seen,
             held=self._held(),
+            positions=self._positions(),
             bytes=self.cache.bytes(),
             full_bytes=sum(_full_bytes(layer) for layer in self.cache.layers),
             events=tuple(self._events),
@@ -217,8 +223,8 @@ def compress(
     every: int | None = None,
     prefill: bool = True,
     scheme: str | None = None,
-    protect_first: int = 4,
-    protect_last: int | None = None,
+    protect_first: int = PROTECT_FIRST,
+    protect_last: int | float | str | None = None,
     keep_prompt: bool | None = None,
     seed: int | None = None,
     span: int | None = None,
