@@ -33,7 +33,7 @@ from forward_influence.zones import zones
 
 RULES = [
     "attention", "attention:per=token", "h2o", "h2o:per=token", "tova", "knorm", "keydiff", "expected-attention",
-    "expected-attention:per=token", "entropy", "entropy:shift=1", "surprisal", "infokv", "recent", "random",
+    "expected-attention:per=token", "entropy", "entropy:alignment=next", "surprisal", "infokv", "recent", "random",
     "random:per=token",
 ]  # fmt: skip
 ORACLES = ["oracle:near", "oracle:far", "oracle:far,per=token"]

@@ -37,7 +37,7 @@ def scores_of(model: PreTrainedModel, rule: str, context: Tensor) -> tuple[Dynam
         return cache, torch.rand_like(attention)
     logits = torch.cat([first.logits, last.logits], dim=1)[0].float()
     top = logits.topk(256, dim=-1).values.log_softmax(-1)
-    entropy = -(top.exp() * top).sum(-1)
+    entropy = F.pad(-(top.exp() * top).sum(-1)[:-1], (1, 0))  # of the distribution that predicted each token
     if rule == "entropy":
         return cache, entropy[: n - WINDOW].expand_as(attention)
     states = torch.stack(first.hidden_states[1:])[:, 0].float()

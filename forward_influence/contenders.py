@@ -13,7 +13,6 @@ from torch import Tensor
 from forward_influence.compression import Compressor, Outcome, make_compressor
 from forward_influence.compression.choice import Held, choose, pins
 from forward_influence.compression.compressor import FULL
-from forward_influence.compression.schemes import SCHEMES
 from forward_influence.errors import UsageError
 from forward_influence.protection import PROTECT_FIRST, PROTECT_LAST
 from forward_influence.selection import Budget
@@ -143,5 +142,4 @@ def narrowed(found: Sequence[Contender]) -> list[str]:
 def needs_of(found: Sequence[Contender]) -> Needs:
     """What one pass has to record for all of them."""
     compressors = [c.compressor for c in found if c.name != FULL]
-    merged = [c.rule.needs | SCHEMES[c.scheme][1] for c in compressors]
-    return Needs.merge(need for needs in merged for need in needs)
+    return Needs.merge(need for c in compressors for need in c.signals)

@@ -24,7 +24,7 @@ from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
 from forward_influence.kvpress_adapter import load_kvpress, rotary_embeddings_restored
 from forward_influence.selectors.attention import POOLINGS, REDUCTIONS, pooled, reduced
-from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW
+from forward_influence.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW
 
 _kvpress = load_kvpress()
 _HEAD_ROWS = 64
@@ -41,6 +41,7 @@ class InfoKVPress(_kvpress.BasePress):  # type: ignore[misc,name-defined]
         alpha: weight of attention; 1 is attention alone.
         tau: added to the representation change.
         top_k: logits that the entropy is over; 0 for the whole vocabulary.
+        alignment: whose entropy, as in the rule `entropy`: "own" or "next".
         window_size, kernel_size: as in SnapKVPress.
         pooling, group: as in the rule `attention`.
         scores: after a pass, layer index -> (kv_heads, tokens).
@@ -50,6 +51,7 @@ class InfoKVPress(_kvpress.BasePress):  # type: ignore[misc,name-defined]
     alpha: float = 0.9
     tau: float = 1.0
     top_k: int = DEFAULT_TOP_K
+    alignment: str = "own"
     window_size: int = DEFAULT_WINDOW
     kernel_size: int = 5
     pooling: str = "average"
@@ -61,6 +63,8 @@ class InfoKVPress(_kvpress.BasePress):  # type: ignore[misc,name-defined]
             raise UsageError("InfoKVPress: compression_ratio lies in [0, 1), alpha in [0, 1]")
         if self.pooling not in POOLINGS or self.group not in REDUCTIONS:
             raise UsageError(f"InfoKVPress: pooling is one of {POOLINGS}, group one of {REDUCTIONS}")
+        if self.alignment not in ALIGNMENTS:
+            raise UsageError(f"InfoKVPress: alignment={self.alignment} is unknown; it is {' or '.join(ALIGNMENTS)}")
 
     @contextmanager
     def __call__(self, model: PreTrainedModel) -> Generator[None, None, None]:
@@ -125,6 +129,8 @@ class _Reading:
         entropies = torch.cat(
             [entropy(_logits(self.model, head, rows), press.top_k) for rows in states.split(_HEAD_ROWS)]
         )
+        if press.alignment == "own":  # of the distribution that predicted each token; none predicts the first
+            entropies = torch.cat([entropies.new_zeros(1), entropies[:-1]])
         for layer, attended in self._attention.items():
             change = 1 - F.cosine_similarity(at_least_float32(self._outputs[layer]), last, dim=-1)
             if layer == max(self._outputs):

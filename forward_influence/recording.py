@@ -124,7 +124,8 @@ class _HeadSignals:
     def __init__(self, head: Head, tokens: Tensor, needs: Needs) -> None:
         self._head, self._tokens, self._needs = head, tokens, needs
         self._buffers: HeadBuffers | None = None
-        self.entropy: dict[int, list[Tensor]] = {k: [] for k in sorted(needs.entropy)}
+        # of the distributions given at each token, from which both alignments come
+        self._entropy: dict[int, list[Tensor]] = {k: [] for k in sorted(needs.entropy | needs.next_entropy)}
         self.surprisal: list[Tensor] = []
         self._done = 0
 
@@ -134,13 +135,22 @@ class _HeadSignals:
             self._buffers = HeadBuffers(self._head, hidden, head_rows(self._head, hidden), blocks=1)
         for rows in hidden.split(self._buffers.rows):
             logits = self._buffers.logits(0, rows)
-            for top_k, parts in self.entropy.items():
+            for top_k, parts in self._entropy.items():
                 parts.append(entropy(logits, top_k))
             if self._needs.surprisal:
                 following = self._tokens[self._done + 1 : self._done + 1 + len(rows)].to(logits.device)
                 log_p = logits[: len(following)].log_softmax(-1)
                 self.surprisal.append(-log_p.gather(-1, following[:, None])[:, 0])
             self._done += len(rows)
+
+    def next_entropy(self) -> dict[int, Tensor]:
+        """top_k -> (n,), uncertainty about what comes after each token."""
+        return {k: torch.cat(parts) for k, parts in self._entropy.items() if k in self._needs.next_entropy}
+
+    def own_entropy(self) -> dict[int, Tensor]:
+        """top_k -> (n,), uncertainty about each token itself; 0 for the first, which nothing predicts."""
+        wanted = {k: torch.cat(parts) for k, parts in self._entropy.items() if k in self._needs.entropy}
+        return {k: torch.cat([given.new_zeros(1), given[:-1]]) for k, given in wanted.items()}
 
 
 def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> Tensor:
@@ -249,7 +259,8 @@ def record(
             geometry=[recorder.geometry[i] for i in layers],
             position_biased=recorder.biased,
             # signals on one device, whatever devices a model is spread over
-            _entropy={k: torch.cat(parts).to(model.device) for k, parts in signals.entropy.items()},
+            _entropy={k: values.to(model.device) for k, values in signals.own_entropy().items()},
+            _next_entropy={k: values.to(model.device) for k, values in signals.next_entropy().items()},
             _representation_change=recorder.change().to(model.device) if needs.representation_change else None,
             _accumulated_attention=recorder.accumulated().to(model.device) if needs.accumulated_attention else None,
             _query_moments=recorder.moments() if needs.query_moments else None,

@@ -14,11 +14,11 @@ from forward_influence.errors import UsageError, did_you_mean
 #: Signals and what they cost.
 KNOWN = {
     "window": "the last W queries of every layer; attention of the observation window",
-    "entropy": "predictive entropy from the K largest logits (0: the whole vocabulary); needs the head on the context",
+    "entropy": "predictive entropy of each token from the K largest logits (0: all): the head runs on the context",
+    "next_entropy": "the same of what comes after each token: of the distribution that the model gives there",
     "surprisal": "-log p of each token; needs the head on the context",
     "representation_change": "1 - cos between each layer's output and the last one's",
     "accumulated_attention": "attention received from every later query; costs attention a second time",
-    "lookback": "other signals of the N tokens before each held one too; matters where tokens are evicted",
     "query_moments": "mean and covariance of the queries before the rotary embedding",
     "model": "the model itself, for rules that run a pass of their own over the context",
     "gradients_near": "Fisher gradients of the continuation's near zone, R label samples: backward passes over it",
@@ -41,9 +41,8 @@ class Needs:
 
     Attributes:
         window: how many of the last queries to keep; 0 for none.
-        entropy: the top_k values asked for.
+        entropy, next_entropy: the top_k values asked for.
         surprisal, representation_change, accumulated_attention, query_moments, model: whether to record them.
-        lookback: how many tokens before a held one keep their signals.
         gradients: label samples of the continuation's gradients; 0 for none.
         zones: of the continuation, whose gradients are wanted.
         closing: zones whose gradients are wanted while gates close.
@@ -51,12 +50,12 @@ class Needs:
 
     window: int = 0
     entropy: frozenset[int] = frozenset()
+    next_entropy: frozenset[int] = frozenset()
     surprisal: bool = False
     representation_change: bool = False
     accumulated_attention: bool = False
     query_moments: bool = False
     model: bool = False
-    lookback: int = 0
     gradients: int = 0
     zones: frozenset[str] = frozenset()
     closing: frozenset[str] = frozenset()
@@ -69,7 +68,7 @@ class Needs:
     @property
     def head(self) -> bool:
         """Whether the context's logits are needed."""
-        return bool(self.entropy) or self.surprisal
+        return bool(self.entropy or self.next_entropy) or self.surprisal
 
     @staticmethod
     def merge(needs: Iterable[str]) -> Needs:
@@ -78,7 +77,8 @@ class Needs:
         Raises:
             UsageError: an unknown signal.
         """
-        window, lookback, entropy, flags = 0, 0, set[int](), set[str]()
+        window, flags = 0, set[str]()
+        entropies: dict[str, set[int]] = {"entropy": set(), "next_entropy": set()}
         samples, zones, closing = 0, set[str](), set[str]()
         for need in needs:
             name, _, number = need.partition(":")
@@ -89,10 +89,8 @@ class Needs:
                 )
             if name == "window":
                 window = max(window, int(number or DEFAULT_WINDOW))
-            elif name == "entropy":
-                entropy.add(int(number or DEFAULT_TOP_K))
-            elif name == "lookback":
-                lookback = max(lookback, int(number or 0))
+            elif name in entropies:
+                entropies[name].add(int(number or DEFAULT_TOP_K))
             elif name.startswith(GRADIENTS):
                 samples = max(samples, int(number or DEFAULT_SAMPLES))
                 zones.add(name.removeprefix(GRADIENTS))
@@ -103,10 +101,18 @@ class Needs:
         recorded = dict.fromkeys(flags, True)
         return Needs(
             window,
-            frozenset(entropy),
-            lookback=lookback,
+            **{name: frozenset(top_k) for name, top_k in entropies.items()},
             gradients=samples,
             zones=frozenset(zones),
             closing=frozenset(closing),
             **recorded,
         )
+
+
+#: Whose uncertainty a token's predictive entropy is: about the token itself, or about what comes after it.
+ALIGNMENTS = ("own", "next")
+
+
+def entropy_need(top_k: int, alignment: str) -> str:
+    """The need of a rule that reads `trace.entropy_of(top_k, alignment)`."""
+    return f"entropy:{top_k}" if alignment == "own" else f"next_entropy:{top_k}"

@@ -15,7 +15,7 @@ from forward_influence.attention import Geometry, probabilities
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
 from forward_influence.rotary import Rotation
-from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW, Needs
+from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW, Needs, entropy_need
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Trace:
     geometry: list[Geometry] = field(default_factory=list)
     position_biased: bool = False
     _entropy: dict[int, Tensor] = field(default_factory=dict)
+    _next_entropy: dict[int, Tensor] = field(default_factory=dict)
     _surprisal: Tensor | None = None
     _representation_change: Tensor | None = None
     _accumulated_attention: Tensor | None = None
@@ -125,18 +126,21 @@ class Trace:
 
     @property
     def entropy(self) -> Tensor:
-        """Top-256 predictive entropy (n,), nats: uncertainty about the token *after* each one (arXiv:2606.26875)."""
+        """Top-256 predictive entropy of each token, (n,) in nats (arXiv:2606.26875)."""
         return self.entropy_of(DEFAULT_TOP_K)
 
-    def entropy_of(self, top_k: int, shift: int = 0) -> Tensor:
+    def entropy_of(self, top_k: int, alignment: str = "own") -> Tensor:
         """Predictive entropy (n,) in nats over the `top_k` largest logits; 0 for the whole vocabulary.
 
-        With `shift`, each token has the entropy of the one `shift` before it; the first ones, without one, 0.
+        Args:
+            alignment: "own": of the distribution that predicted the token, how uncertain the model was about *it*; 0
+                for the first token, which nothing predicts. "next": of the distribution that the model gives at the
+                token, how uncertain it is about what comes after.
         """
-        if top_k not in self._entropy:
-            raise _missing("entropy", f"entropy:{top_k}")
-        entropy = self._entropy[top_k]
-        return entropy if shift == 0 else shifted(entropy, shift)
+        recorded = self._entropy if alignment == "own" else self._next_entropy
+        if top_k not in recorded:
+            raise _missing("entropy", entropy_need(top_k, alignment))
+        return recorded[top_k]
 
     @property
     def surprisal(self) -> Tensor:
@@ -193,6 +197,7 @@ class Trace:
             self,
             window_queries=[q[:, -needs.window :] for q in self.window_queries] if needs.window else [],
             _entropy={top_k: entropy for top_k, entropy in self._entropy.items() if top_k in needs.entropy},
+            _next_entropy={top_k: e for top_k, e in self._next_entropy.items() if top_k in needs.next_entropy},
             _surprisal=self._surprisal if needs.surprisal else None,
             _representation_change=self._representation_change if needs.representation_change else None,
             _accumulated_attention=self._accumulated_attention if needs.accumulated_attention else None,
@@ -204,7 +209,8 @@ class Trace:
         """How often each recorded tensor was changed in place: a rule must leave the trace as it is."""
         layers = range(len(self.layers))
         recorded: list[Tensor | None] = [t for i in layers for t in (self.keys(i), self.values(i))]
-        recorded += [*self.window_queries, *self._entropy.values(), *self.future.values(), self.tokens]
+        recorded += [*self.window_queries, *self._entropy.values(), *self._next_entropy.values(), self.tokens]
+        recorded += self.future.values()
         recorded += [self._surprisal, self._representation_change, self._accumulated_attention]
         return tuple(t._version for t in recorded if t is not None and not t.is_inference())
 
@@ -225,11 +231,6 @@ class Trace:
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
-
-
-def shifted(signal: Tensor, shift: int) -> Tensor:
-    """(n,) moved `shift` tokens later; the first ones, which have no value, get 0."""
-    return torch.cat([signal.new_zeros(min(shift, len(signal))), signal[: max(0, len(signal) - shift)]])
 
 
 def _missing(what: str, need: str) -> UsageError:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from forward_influence.models import Model
 
 DEFAULT_LIMIT = 4 * 10**9
-_FORMAT = 1
+_FORMAT = 2  # 2: entropy is of its own token
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def packed(trace: Trace) -> Tensors:
     tensors |= {f"queries/{i}": queries for i, queries in enumerate(trace.window_queries)}
     tensors |= {f"sinks/{i}": g.sinks for i, g in enumerate(trace.geometry) if g.sinks is not None}
     tensors |= {f"entropy/{top_k}": entropy for top_k, entropy in trace._entropy.items()}
+    tensors |= {f"next_entropy/{top_k}": entropy for top_k, entropy in trace._next_entropy.items()}
     named = {
         "surprisal": trace._surprisal,
         "representation_change": trace._representation_change,
@@ -192,6 +193,7 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
     lacking = [
         min(needs.window, n) > window,
         any(f"entropy/{top_k}" not in tensors for top_k in needs.entropy),
+        any(f"next_entropy/{top_k}" not in tensors for top_k in needs.next_entropy),
         needs.surprisal and "surprisal" not in tensors,
         needs.representation_change and "representation_change" not in tensors,
         needs.accumulated_attention and "accumulated_attention" not in tensors,
@@ -202,7 +204,6 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
     rotary = None
     if needs.query_moments or rotation:
         rotary = ready_rotation(model.model, model.anatomy, tensors["tokens"][:1], layers)
-    prefix = "entropy/"
     return Trace(
         tokens=tensors["tokens"],
         layers=layers,
@@ -219,7 +220,8 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
             for i, (scaling, softcap) in enumerate(values["geometry"])
         ],
         position_biased=values["biased"],
-        _entropy={int(k.removeprefix(prefix)): t for k, t in tensors.items() if k.startswith(prefix)},
+        _entropy=_by_top_k(tensors, "entropy/"),
+        _next_entropy=_by_top_k(tensors, "next_entropy/"),
         _surprisal=tensors.get("surprisal"),
         _representation_change=tensors.get("representation_change"),
         _accumulated_attention=tensors.get("accumulated_attention"),
@@ -230,6 +232,10 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
         _model=model.model if needs.model else None,
         span=values["span"],
     )
+
+
+def _by_top_k(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    return {int(name.removeprefix(prefix)): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _cache(entry: Tensors, model: Model) -> SelectiveCache:

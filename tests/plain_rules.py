@@ -134,11 +134,15 @@ def tova(s: Seen, layer: int, kv: int) -> Tensor:
     return torch.stack([w[-1] for w in s.weights[layer].values()]).mean(0)
 
 
-def entropy(s: Seen, top_k: int) -> Tensor:
-    """-sum p log p over the largest logits, one position at a time."""
+def entropy(s: Seen, top_k: int, alignment: str = "own") -> Tensor:
+    """-sum p log p over the largest logits, one position at a time: of the row before, or of a position's own."""
     result = []
-    for row in s.logits:
-        kept = row.sort(descending=True).values[: top_k or len(row)]
+    for i in range(len(s.tokens)):
+        row = i - 1 if alignment == "own" else i
+        if row < 0:
+            result.append(s.logits.new_zeros(()))
+            continue
+        kept = s.logits[row].sort(descending=True).values[: top_k or s.logits.shape[-1]]
         p = torch.softmax(kept, -1)
         result.append(-(p * p.log()).sum())
     return torch.stack(result)

@@ -41,7 +41,7 @@ CASES = [
     ("keydiff", "heads"),
     ("knorm:per=token", None),
     ("surprisal", "heads"),
-    ("entropy:shift=2", "layers"),
+    ("entropy:alignment=next", "layers"),
     ("mix:0.9*attention+0.1*entropy", "layers"),
     ("position-matched", "heads"),
 ]

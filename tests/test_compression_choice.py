@@ -45,10 +45,13 @@ class Judge:
         return torch.cat([pooled, torch.zeros(window, dtype=torch.float64)])
 
     def entropy(self, position: int) -> float:
-        p = self.seen.logits[position].softmax(-1)
+        """Of the distribution that the token at a position was drawn from."""
+        if position == 0:
+            return 0.0
+        p = self.seen.logits[position - 1].softmax(-1)
         return -float((p * p.log()).sum())
 
-    def information(self, layer: int, held: list[int]) -> Tensor:
+    def information(self, layer: int, held: list[int], after: int = 0) -> Tensor:
         last = max(self.seen.hidden)
         change = [
             0.0
@@ -56,16 +59,17 @@ class Judge:
             else 1 - float(torch.cosine_similarity(self.seen.hidden[layer][j], self.seen.hidden[last][j], dim=0))
             for j in held
         ]
-        return torch.tensor([(d + 1) * self.entropy(j) for d, j in zip(change, held, strict=True)], dtype=torch.float64)
+        found = [(d + 1) * self.entropy(j + after) for d, j in zip(change, held, strict=True)]
+        return torch.tensor(found, dtype=torch.float64)
 
     def attention(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
         return self.observed(layer, kv, held, now, LAST)
 
-    def infokv(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
+    def infokv(self, layer: int, kv: int, held: list[int], now: int, after: int = 0) -> Tensor:
         inside = slice(FIRST, len(held) - LAST)
         attended = self.observed(layer, kv, held, now, LAST)[inside]
         scores = torch.zeros(len(held), dtype=torch.float64)
-        scores[inside] = 0.9 * attended / attended.sum() + 0.1 * self.information(layer, held)[inside].softmax(0)
+        scores[inside] = 0.9 * attended / attended.sum() + 0.1 * self.information(layer, held, after)[inside].softmax(0)
         return scores
 
     def h2o(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
@@ -87,8 +91,14 @@ class Judge:
         log_p = self.seen.logits.log_softmax(-1)
         return torch.tensor([0.0 if j == 0 else -float(log_p[j - 1, self.tokens[j]]) for j in held]).double()
 
-    def shifted(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
-        return torch.tensor([self.entropy(j - 3) if j >= 3 else 0.0 for j in held], dtype=torch.float64)
+    def next_infokv(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
+        return self.infokv(layer, kv, held, now, after=1)
+
+    def own_entropy(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
+        return torch.tensor([self.entropy(j) for j in held], dtype=torch.float64)
+
+    def next_entropy(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
+        return torch.tensor([self.entropy(j + 1) for j in held], dtype=torch.float64)
 
     def rpc(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
         """Among generated tokens before the last R."""
@@ -104,11 +114,13 @@ class Judge:
 RULES = {
     "attention": Judge.attention,
     "infokv": Judge.infokv,
+    "infokv:alignment=next": Judge.next_infokv,
     "h2o": Judge.h2o,
     "observed-attention": Judge.observed_attention,
     "tova": Judge.tova,
     "surprisal": Judge.surprisal,
-    "entropy:shift=3": Judge.shifted,
+    "entropy": Judge.own_entropy,
+    "entropy:alignment=next": Judge.next_entropy,
     "rpc:window=5": Judge.rpc,
 }
 

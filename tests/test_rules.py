@@ -72,11 +72,12 @@ def test_attention_and_key_rules(family, name, reference):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("top_k", [0, 8, 256])
-def test_entropy(family, top_k):
-    _, found = scores_of(family, f"entropy:top_k={top_k}")
-    wanted = plain.entropy(seen(family), top_k)
+@pytest.mark.parametrize("alignment", ["own", "next"])
+def test_entropy(family, top_k, alignment):
+    _, found = scores_of(family, f"entropy:top_k={top_k},alignment={alignment}")
+    wanted = plain.entropy(seen(family), top_k, alignment)
     same(found, wanted.expand_as(found))
-    _, low = scores_of(family, f"low-entropy:top_k={top_k}")
+    _, low = scores_of(family, f"low-entropy:top_k={top_k},alignment={alignment}")
     same(low, -found)
 
 
@@ -86,10 +87,10 @@ def test_entropy_of_the_whole_vocabulary_equals_top_k_of_its_size():
     same(whole, counted)
 
 
-def test_entropy_shift_scores_a_token_by_the_uncertainty_about_it():
-    _, found = scores_of("llama", "entropy:shift=1")
-    wanted = plain.entropy(seen("llama"), 256)
-    same(found[0, 0, 1:], wanted[:-1])
+def test_entropy_is_by_default_the_uncertainty_about_the_token_itself():
+    _, found = scores_of("llama", "entropy")
+    given = torch.stack([torch.distributions.Categorical(logits=row).entropy() for row in seen("llama").logits])
+    same(found[0, 0, 1:], given[:-1])  # 97 words: all of them are among the 256 largest
     assert float(found[0, 0, 0]) == 0
 
 

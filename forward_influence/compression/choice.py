@@ -117,7 +117,7 @@ def _fill(
         frame[rows] = padded
     whole = traces[0] if len(found) == 1 and not skip else frame_of(_framed(held, found, first, last, width))
     whole = dataclasses.replace(whole, first=first, last=first + width)
-    divide = SCHEMES[compressor.scheme][0]
+    divide = SCHEMES[compressor.scheme].divide
     spread = torch.zeros(*counts.shape, whole.n, dtype=frame.dtype, device=frame.device)
     spread[..., first : first + width] = frame
     wanted = torch.as_tensor(divide(compressor.rule, whole, spread, number), device=counts.device)

@@ -103,7 +103,12 @@ class Compressor:
     @property
     def needs(self) -> Needs:
         """What has to be recorded while tokens pass."""
-        return Needs.merge(self.rule.needs | SCHEMES[self.scheme][1])
+        return Needs.merge(self.signals)
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Needs of the rule and the scheme, in words."""
+        return self.rule.needs | SCHEMES[self.scheme].needs(self.rule)
 
     def kept(self, seen: int, prompt: int) -> int:
         """How many tokens to hold per layer and head on average, after `seen` tokens, `prompt` of them the prompt's.

@@ -16,7 +16,7 @@ from torch import Tensor
 from forward_influence.attention import Geometry, probabilities
 from forward_influence.compression.live_signals import TokenSignals
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.signals import DEFAULT_WINDOW
+from forward_influence.signals import DEFAULT_WINDOW, entropy_need
 from forward_influence.trace import Moments, Trace, _missing
 
 
@@ -108,21 +108,20 @@ class HeldTrace(Trace):
         visible = self.held_positions[index][:, None, None, :] <= standing[None, None, :, None]
         return probabilities(queries, self.keys(index), self.geometry[index], visible)
 
-    def _signal(self, name: str, what: str, need: str, shift: int = 0) -> Tensor:
+    def _signal(self, name: str, what: str, need: str) -> Tensor:
         column = self.signals.column(name)
         if column is None:
             raise _missing(what, need)
-        if not self.evicted and shift == 0:
+        if not self.evicted:
             return column if column.dim() == 1 else column[list(self.group.rows)]
-        positions = self.held_positions - shift if shift else self.held_positions
-        where = positions.masked_fill(self.held_positions < 0, -1) if shift else positions
         return self.memo(
-            ("signal", name, shift), lambda: self.signals.at(name, where, self.group.rows, self.seen_tokens)
+            ("signal", name), lambda: self.signals.at(name, self.held_positions, self.group.rows, self.seen_tokens)
         )
 
-    def entropy_of(self, top_k: int, shift: int = 0) -> Tensor:
-        """Predictive entropy in nats, (n,) or (layers, kv_heads, n)."""
-        return self._signal(f"entropy:{top_k}", "entropy", f"entropy:{top_k}", shift)
+    def entropy_of(self, top_k: int, alignment: str = "own") -> Tensor:
+        """Predictive entropy in nats, (n,) or (layers, kv_heads, n); see `Trace.entropy_of`."""
+        need = entropy_need(top_k, alignment)
+        return self._signal(need, "entropy", need)
 
     @property
     def surprisal(self) -> Tensor:

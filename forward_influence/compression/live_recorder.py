@@ -16,7 +16,7 @@ from forward_influence.compression.live_signals import LastRows, QueryMoments, R
 from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
 from forward_influence.rotary import Rotation
-from forward_influence.signals import Needs
+from forward_influence.signals import Needs, entropy_need
 
 _HEAD_BLOCK = 64  # rows of logits at a time
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
@@ -52,6 +52,7 @@ class LiveRecorder:
         self._biased = False
         self._hidden: dict[int, Tensor] = {}
         self._last_log_p: Tensor | None = None
+        self._last_entropy: dict[int, Tensor] = {}
 
     def attention(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry, biased: bool) -> None:
         """Keep the window's queries; add up attention and query moments where asked."""
@@ -108,11 +109,20 @@ class LiveRecorder:
         for start in range(0, hidden.shape[0], _HEAD_BLOCK):
             rows = slice(start, start + _HEAD_BLOCK)
             block = self._anatomy.head(hidden[rows]) if logits is None else at_least_float32(logits[rows])
-            for top_k in self._needs.entropy:
-                self.signals.add(f"entropy:{top_k}", entropy(block, top_k))
+            for top_k in self._needs.entropy | self._needs.next_entropy:
+                self._add_entropy(top_k, entropy(block, top_k))
             if self._needs.surprisal:
                 assert tokens is not None
                 self._add_surprisal(tokens[rows], block)
+
+    def _add_entropy(self, top_k: int, given: Tensor) -> None:
+        """Of the distributions given at some tokens (q,): each token's own is the one before, across passes too."""
+        if top_k in self._needs.next_entropy:
+            self.signals.add(entropy_need(top_k, "next"), given)
+        if top_k in self._needs.entropy:
+            before = self._last_entropy.get(top_k, given.new_zeros(1))
+            self.signals.add(entropy_need(top_k, "own"), torch.cat([before, given[:-1]]))
+            self._last_entropy[top_k] = given[-1:].clone()
 
     def _add_surprisal(self, tokens: Tensor, logits: Tensor) -> None:
         """Each token's surprisal comes from the distribution before it; the last one waits for its token."""
@@ -130,7 +140,7 @@ class LiveRecorder:
 
     def prune(self, positions: list[Tensor]) -> None:
         """Forget the signals of tokens that no layer and head holds; `positions` are those held, per layer."""
-        self.signals.prune(positions, self.seen, self._needs.lookback)
+        self.signals.prune(positions, self.seen)
 
     def stop(self) -> None:
         """Nothing will be compressed any more: record nothing, hold nothing."""
@@ -139,6 +149,7 @@ class LiveRecorder:
         for store in (self._queries, self._received, self._moments, self._hidden):
             store.clear()
         self._last_log_p = None
+        self._last_entropy.clear()
 
     def trace(self, group: Group, positions: Tensor, evicted: bool, skip: int = 0) -> HeldTrace:
         """What the layers and heads of a group hold, for rules to score.

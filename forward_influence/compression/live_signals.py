@@ -83,7 +83,7 @@ class TokenSignals:
             known = self._known(seen)
             place = torch.searchsorted(known, index.contiguous()).clamp_max(len(known) - 1)
             if bool(((known[place] != index) & (positions >= 0)).any()):
-                raise ForwardInfluenceError(f"{name} of tokens that are gone is asked for; declare the need lookback:N")
+                raise ForwardInfluenceError(f"{name} of tokens that are held no more is asked for, which is forgotten")
             index = place
         if column.dim() == 1:
             values = column[index]
@@ -91,21 +91,17 @@ class TokenSignals:
             values = column[list(rows)].gather(1, index.reshape(len(rows), -1)).reshape(index.shape)
         return values.masked_fill(positions < 0, 0)
 
-    def prune(self, held: Iterable[Tensor], seen: int, lookback: int = 0) -> None:
+    def prune(self, held: Iterable[Tensor], seen: int) -> None:
         """Forget all but the tokens at the positions `held` (negative ones are none) of `seen`.
 
         Args:
             held: per layer, any shape.
-            lookback: how many tokens before each held one stay.
         """
         known = self._known(seen)
         marked = torch.zeros(seen, dtype=torch.bool, device=known.device)
         for positions in held:
             marked[positions[positions >= 0]] = True
-        wider = marked.clone()
-        for shift in range(1, lookback + 1):
-            wider[:-shift] |= marked[shift:]
-        keep = wider[known]
+        keep = marked[known]
         for name in {*self._columns, *self._pending}:
             column = self.column(name)
             assert column is not None

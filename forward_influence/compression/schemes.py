@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from forward_influence.selection import Candidates
 from forward_influence.selectors import Selector
 from forward_influence.selectors.base import entry_counts
-from forward_influence.selectors.information import layer_shares
+from forward_influence.selectors.information import information_needs, layer_shares
 from forward_influence.selectors.pyramid import Pyramid
 from forward_influence.shares import adaptive_head_counts
 from forward_influence.signals import DEFAULT_TOP_K
@@ -42,8 +43,17 @@ def pyramid_of(protected: int) -> Pyramid:
 
 def by_layer(rule: Selector, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
     """In proportion to each layer's information, entropy times representation change (arXiv:2606.26875)."""
-    shares = layer_shares(trace, number, float(getattr(rule, "tau", 1.0)), DEFAULT_TOP_K)
+    shares = layer_shares(trace, number, float(getattr(rule, "tau", 1.0)), *_entropy_of(rule))
     return torch.tensor(shares, device=scores.device)[:, None]
+
+
+def _entropy_of(rule: Selector) -> tuple[int, str]:
+    """top_k and alignment of the entropy by which layers are divided: the rule's own, where it reads one."""
+    return int(getattr(rule, "top_k", DEFAULT_TOP_K)), str(getattr(rule, "alignment", "own"))
+
+
+def _no_needs(rule: Selector) -> frozenset[str]:
+    return frozenset()
 
 
 def by_head(rule: Selector, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
@@ -52,14 +62,27 @@ def by_head(rule: Selector, trace: Trace, scores: Tensor, number: int) -> int | 
     return adaptive_head_counts(scores, Candidates(trace.n, trace.first, trace.last), counts)
 
 
-#: Name -> (how it divides, signals that it needs). "recent" is uniform, with half of the budget for recent tokens.
-SCHEMES: dict[str, tuple[Divide, frozenset[str]]] = {
-    "rule": (as_the_rule_says, frozenset()),
-    "uniform": (uniform, frozenset()),
-    "pyramid": (pyramid, frozenset()),
-    "layers": (by_layer, frozenset({f"entropy:{DEFAULT_TOP_K}", "representation_change"})),
-    "heads": (by_head, frozenset()),
-    "recent": (as_the_rule_says, frozenset()),
+@dataclass(frozen=True)
+class Scheme:
+    """A way to divide a budget.
+
+    Attributes:
+        divide: how.
+        needs: of a rule -> signals that dividing reads beside those of the rule.
+    """
+
+    divide: Divide
+    needs: Callable[[Selector], frozenset[str]] = _no_needs
+
+
+#: "recent" is as the rule says, with half of the budget for recent tokens.
+SCHEMES = {
+    "rule": Scheme(as_the_rule_says),
+    "uniform": Scheme(uniform),
+    "pyramid": Scheme(pyramid),
+    "layers": Scheme(by_layer, lambda rule: information_needs(*_entropy_of(rule))),
+    "heads": Scheme(by_head),
+    "recent": Scheme(as_the_rule_says),
 }
 
 

@@ -13,7 +13,7 @@ from forward_influence.selectors.attention import check_window, window_attention
 from forward_influence.selectors.base import Selector, at_grain
 from forward_influence.selectors.registry import selector
 from forward_influence.shares import apportion
-from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW
+from forward_influence.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW, entropy_need
 from forward_influence.trace import Trace
 
 LAYERS = ("equal", "adaptive")
@@ -22,36 +22,43 @@ LAYERS = ("equal", "adaptive")
 @selector("entropy", source="arXiv:2606.26875")
 @dataclass(frozen=True, kw_only=True)
 class Entropy(Selector):
-    """Predictive entropy of the distribution that the model emits at a token.
+    """Predictive entropy: how uncertain the model was about a token before it came.
 
     Attributes:
         top_k: softmax over the k largest logits only; 0 for the whole vocabulary.
-        shift: score token i by the entropy at i - shift; 1 is the uncertainty about the token itself.
+        alignment: "own": of the distribution that the token was drawn from; "next": of the one that the model gives at
+            the token, which says how uncertain it is about what comes after.
     """
 
     top_k: int = DEFAULT_TOP_K
-    shift: int = 0
+    alignment: str = "own"
 
     def validate(self) -> None:
-        """Nothing negative."""
-        if self.top_k < 0 or self.shift < 0:
-            raise UsageError(f"{self.name}: top_k and shift are 0 or more")
+        """Nothing negative, a known alignment."""
+        check_entropy(self, self.top_k, self.alignment)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Entropy with this top_k, of earlier tokens too where it is shifted."""
-        earlier = {f"lookback:{self.shift}"} if self.shift else set()
-        return frozenset({f"entropy:{self.top_k}", *earlier})
+        """Entropy with this top_k and alignment."""
+        return frozenset({entropy_need(self.top_k, self.alignment)})
 
     def scores(self, trace: Trace) -> Tensor:
         """(tokens,)."""
-        return trace.entropy_of(self.top_k, self.shift)
+        return trace.entropy_of(self.top_k, self.alignment)
+
+
+def check_entropy(rule: Selector, top_k: int, alignment: str) -> None:
+    """Refuse parameters of an entropy that make no sense."""
+    if top_k < 0:
+        raise UsageError(f"{rule.name}: top_k={top_k} is negative; give 0 (the whole vocabulary) or more")
+    if alignment not in ALIGNMENTS:
+        raise UsageError(f"{rule.name}: alignment={alignment} is unknown; it is {' or '.join(ALIGNMENTS)}")
 
 
 @selector("low-entropy", source="control for entropy")
 @dataclass(frozen=True, kw_only=True)
 class LowEntropy(Entropy):
-    """The tokens after which the model is surest: entropy upside down, with its parameters."""
+    """The tokens that the model was surest of: entropy upside down, with its parameters."""
 
     def scores(self, trace: Trace) -> Tensor:
         """(tokens,)."""
@@ -78,12 +85,13 @@ class Surprisal(Selector):
 class InfoKV(Selector):
     """Window attention mixed with layer-wise information: entropy times representation change.
 
-    E = (D + tau) * H;  S = alpha * A + (1 - alpha) * softmax(E), both terms summing to 1 over the candidates.
+    E = (D + tau) * H, H the entropy of the token itself;  S = alpha * A + (1 - alpha) * softmax(E), both terms summing
+    to 1 over the candidates.
 
     Attributes:
         alpha: weight of attention; 1 is attention alone.
         tau: keeps the last layer, whose representation change is 0, from scoring zero.
-        top_k: of the entropy.
+        top_k, alignment: of the entropy, as in `entropy`.
         window, kernel, pooling, group: of the attention term, as in `attention`.
         layers: "equal": every layer selects as many; "adaptive": in proportion to a layer's information, the sum of E
             over the candidates.
@@ -92,6 +100,7 @@ class InfoKV(Selector):
     alpha: float = 0.9
     tau: float = 1.0
     top_k: int = DEFAULT_TOP_K
+    alignment: str = "own"
     window: int = DEFAULT_WINDOW
     kernel: int = 5
     pooling: str = "average"
@@ -102,8 +111,9 @@ class InfoKV(Selector):
         """0 <= alpha <= 1, nothing negative, a window that observes something."""
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"{self.name}: alpha={self.alpha} lies outside 0 to 1")
-        if self.top_k < 0 or not (math.isfinite(self.tau) and self.tau >= 0):
-            raise UsageError(f"{self.name}: top_k and tau are 0 or more")
+        if not (math.isfinite(self.tau) and self.tau >= 0):
+            raise UsageError(f"{self.name}: tau={self.tau} is no number from 0")
+        check_entropy(self, self.top_k, self.alignment)
         if self.layers not in LAYERS:
             raise UsageError(f"{self.name}: layers={self.layers} is unknown; it is one of {', '.join(LAYERS)}")
         check_window(self, self.window, self.kernel, self.pooling, self.group)
@@ -111,7 +121,7 @@ class InfoKV(Selector):
     @property
     def needs(self) -> frozenset[str]:
         """The window's queries, entropy and representation change."""
-        return frozenset({f"window:{self.window}", f"entropy:{self.top_k}", "representation_change"})
+        return frozenset({f"window:{self.window}"}) | information_needs(self.top_k, self.alignment)
 
     @property
     def observation_window(self) -> int:
@@ -129,7 +139,8 @@ class InfoKV(Selector):
         Attention is averaged to the grain before it is normalised, so that alpha=1 is `attention` at every grain.
         """
         attention = window_attention(trace, self.window, self.kernel, self.pooling, self.group)
-        share = information(trace, self.tau, self.top_k).masked_fill(~trace.candidates, float("-inf")).softmax(-1)
+        found = information(trace, self.tau, self.top_k, self.alignment)
+        share = found.masked_fill(~trace.candidates, float("-inf")).softmax(-1)
         attended = normalised(at_grain(attention, self.per), trace)
         return self.alpha * attended + (1 - self.alpha) * at_grain(share, self.per)
 
@@ -137,7 +148,7 @@ class InfoKV(Selector):
         """`number` everywhere, or divided between layers by their information."""
         if self.layers == "equal":
             return number
-        shares = layer_shares(trace, number, self.tau, self.top_k)
+        shares = layer_shares(trace, number, self.tau, self.top_k, self.alignment)
         return torch.tensor(shares, device=scores.device)[:, None]
 
 
@@ -150,13 +161,18 @@ def normalised(scores: Tensor, trace: Trace) -> Tensor:
     return inside / inside.sum(-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
 
 
-def information(trace: Trace, tau: float, top_k: int) -> Tensor:
+def information_needs(top_k: int, alignment: str) -> frozenset[str]:
+    """What `information` reads."""
+    return frozenset({entropy_need(top_k, alignment), "representation_change"})
+
+
+def information(trace: Trace, tau: float, top_k: int, alignment: str = "own") -> Tensor:
     """E = (D + tau) * H, (layers, 1, tokens), or (layers, kv_heads, tokens) where heads hold different tokens."""
     change = trace.representation_change
-    return ((change if change.dim() == 3 else change[:, None]) + tau) * trace.entropy_of(top_k)
+    return ((change if change.dim() == 3 else change[:, None]) + tau) * trace.entropy_of(top_k, alignment)
 
 
-def layer_shares(trace: Trace, number: int, tau: float, top_k: int) -> list[int]:
+def layer_shares(trace: Trace, number: int, tau: float, top_k: int, alignment: str = "own") -> list[int]:
     """`number` candidates per layer on average, divided in proportion to each layer's information; at least 1 each."""
-    mass = (information(trace, tau, top_k) * trace.candidates).sum(-1).mean(-1).tolist()
+    mass = (information(trace, tau, top_k, alignment) * trace.candidates).sum(-1).mean(-1).tolist()
     return apportion(mass, number * len(mass), 1, trace.last - trace.first)

@@ -126,10 +126,11 @@ def test_presses_whose_scores_tie_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.9, 0.0])
-def test_the_infokv_press_scores_as_our_rule(alpha):
-    spec = f"infokv:alpha={alpha},window=16,top_k=32"
+@pytest.mark.parametrize("alignment", ["own", "next"])
+def test_the_infokv_press_scores_as_our_rule(alpha, alignment):
+    spec = f"infokv:alpha={alpha},window=16,top_k=32,alignment={alignment}"
     model, tokens, trace = setup(spec, first=0)
-    press = InfoKVPress(alpha=alpha, window_size=16, top_k=32)
+    press = InfoKVPress(alpha=alpha, window_size=16, top_k=32, alignment=alignment)
     with torch.no_grad(), press(model.model):
         model.model.model(input_ids=tokens[None, :N], past_key_values=DynamicCache())
     found = torch.stack([press.scores[i] for i in range(3)])[..., : N - 16]
