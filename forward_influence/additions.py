@@ -153,10 +153,14 @@ def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str],
     from forward_influence.selectors import parse_selector
 
     known = set(run.configuration.get("selectors", []))
+    if run.configuration.get("mode") == "keep":  # there a rule and a compressor of one name have rows of one name
+        known |= set(run.configuration.get("compressors", []))
     for spec in (parse_selector(text).spec for text in selectors):
         if spec in known:
             raise UsageError(f"{run.where} has {spec} already")
     for name in compressors:
+        if run.configuration.get("mode") == "keep" and name in run.configuration.get("selectors", []):
+            raise UsageError(f"{run.where} keeps what the rule {name} chooses: results would bear one name; measure anew")
         if name in run.configuration.get("compressors", []):
             raise UsageError(f"{run.where} has the compressor {name} already")
 

@@ -172,6 +172,12 @@ class Request:
             protect_last=max(asked, window) if isinstance(asked, int) else asked,  # type: ignore[arg-type]
             window=window,
         )
+        both = {contender.name for contender in made} & {rule.spec for rule in self.rules}
+        if both and self.mode == "keep":
+            raise UsageError(
+                f"{sorted(both)[0]} is measured as a rule and as a compressor, and both keep what they choose: results "
+                "would bear one name; measure them with two --out"
+            )
         return tuple(made[1:])
 
     def _check_slices(self) -> None:

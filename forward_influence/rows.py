@@ -27,6 +27,8 @@ def described(condition: Condition, choice: Choice, request: Request, positions:
     part, grain = choice.part, choice.whole.grain
     kept = _kept(choice, request) if request.mode == "keep" else {}
     parameters = {**condition.rule.parameters, **choice.notes, "grain": grain}
+    if kept:
+        parameters["ends"] = [request.candidates.first, request.candidates.n - request.candidates.last]
     return {
         "selector": condition.rule.spec,
         # with the grain that came out: a comparison has to name it, and `per` does not tell that entropy is coherent
