@@ -102,15 +102,14 @@ class _Condition:
         """Sentences on what else tells two rules apart: unequal numbers of entries held, and (said of the first condition
         only) differing grains; "" where nothing does."""
         zones = self.of(self.found.zones)
-        differ = against(held_by(zones), rule, other)
+        differ = self.holding(rule, other)
         remarks = grain_remark(grains(zones), rule, other, option_of(zones, other)) if self.main else []
         said = f" Mind the size: {rule} {differ} of {other}." if differ else ""
         return said + (f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else "")
 
     def holding(self, rule: str, other: str) -> str:
-        """", which holds 268 against 96 entries", or "" where both hold equally much."""
-        differ = against(held_by(self.of(self.found.zones)), rule, other)
-        return f", which {differ}" if differ else ""
+        """ "holds 268 against 96 entries", or "" where both hold equally much."""
+        return against(held_by(self.of(self.found.zones)), rule, other)
 
 
 def findings(evidence: Evidence) -> list[Findings]:
@@ -199,7 +198,8 @@ def _crossing(condition: _Condition) -> list[str]:
         if row["rule"] == CLAIMED:
             made.append(crossing_sentence(row, zones, condition.what) + condition.mind(CLAIMED, REFERENCE))
         else:
-            rest.append(_crossing_clause(row, zones) + condition.holding(row["rule"], REFERENCE))
+            held = condition.holding(row["rule"], REFERENCE)
+            rest.append(_crossing_clause(row, zones) + (f" ({row['rule']} {held})" if held else ""))
     if rest:
         of_what = "of the other rules, " if made else f"in {condition.what}, "
         made.append(f"{of_what}{'; '.join(rest)}.")
@@ -285,7 +285,8 @@ def _strongest(condition: _Condition) -> list[str]:
         for rule in rows["selector"]:
             ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
-                alike.append(f"{rule} ({_ratio(ratio)}{condition.holding(rule, top['selector'])})")
+                held = condition.holding(rule, top["selector"])
+                alike.append(f"{rule} ({'; '.join(filter(None, [_ratio(ratio), held]))})")
         text += f"; {join(alike)} cannot be told from it." if alike else "."
         if top["baseline"] and top["selector"] not in minded:
             text += condition.mind(top["selector"], top["baseline"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -105,18 +105,36 @@ def held_notes(table: pd.DataFrame) -> list[str]:
     at = [f"at budget {key[0]} " if several else "" for key, _ in conditions]
     parts = [part for _, part in conditions]
     lines = [DEFINITION]
-    if any(said := [_pinned(part) for part in parts]):
-        lines.append("pinned: " + "; ".join(f"{where}{text}" for where, text in zip(at, said, strict=True) if text))
-    if any(said := [unequal(part) for part in parts]):
-        each = "; ".join(f"{where}{text}" for where, text in zip(at, said, strict=True) if text)
-        lines.append(f"not at equal size: {each} entries; --match-held compares at equal numbers")
-    if any(said := [mostly_pinned(part) for part in parts]):
-        each = "; ".join(f"{where}{text}" for where, text in zip(at, said, strict=True) if text)
-        lines.append(
-            f"more than half of what is held is pinned, which mutes differences: {each}; --protect-last says how many "
-            "recent tokens are"
-        )
+
+    def each(say: Callable[[pd.DataFrame], str]) -> str:
+        said = [(where, say(part)) for where, part in zip(at, parts, strict=True)]
+        return "; ".join(f"{where}{text}" for where, text in said if text)
+
+    for say, line in (
+        (_whole, "nothing was removed: {}"),
+        (_most, "the most that was held between compressions, and at the end: {}"),
+        (_pinned, "pinned: {}"),
+        (unequal, "not at equal size: {} entries; --match-held compares at equal numbers"),
+        (
+            mostly_pinned,
+            "more than half of what is held is pinned, which mutes differences: {}; --protect-last sets how many recent "
+            "tokens are",
+        ),
+    ):
+        if text := each(say):
+            lines.append(line.format(text))
     return lines
+
+
+def _whole(part: pd.DataFrame) -> str:
+    """The compressors that hold all that was seen."""
+    return ", ".join(str(row["selector"]) for row in part.to_dict("records") if row["pinned"] == row["held"])
+
+
+def _most(part: pd.DataFrame) -> str:
+    """The most that each compressor held, where that is more than after the last compression."""
+    rows = [row for row in part.to_dict("records") if not is_equal(row["held_most"], row["held"])]
+    return _grouped([(entries(row["held_most"]), row["selector"]) for row in rows])
 
 
 def held_sentences(table: pd.DataFrame) -> list[str]:
@@ -163,7 +181,7 @@ def mostly_pinned(part: pd.DataFrame) -> str:
     Args:
         part: rows of one condition, as `held_table` gives them.
     """
-    rows = [row for row in part.to_dict("records") if row["pinned"] > row["held"] / 2]
+    rows = [row for row in part.to_dict("records") if row["held"] / 2 < row["pinned"] < row["held"]]
     return _grouped([(f"{entries(row['pinned'])} of {entries(row['held'])}", row["selector"]) for row in rows])
 
 

@@ -23,13 +23,15 @@ def entries(count: float) -> str:
 
 
 def held_cell(row: Mapping[str, Any]) -> str:
-    """ "96 = 52 + 44", or "" where nothing is known of it.
+    """ "96 = 52 + 44", "96 (all)" where nothing was removed, or "" where nothing is known of it.
 
     Args:
         row: with `held`, `pinned` and `chosen`.
     """
     if any(math.isnan(row[name]) for name in ("held", "pinned", "chosen")):
         return ""
+    if row["chosen"] == 0 and row["pinned"] == row["held"]:
+        return f"{entries(row['held'])} (all)"
     return f"{entries(row['held'])} = {entries(row['pinned'])} + {entries(row['chosen'])}"
 
 

@@ -100,7 +100,7 @@ def _held(row: Any) -> dict[str, Cell]:
     """What a compressor holds; of two that are set against one another, what both do."""
     if "over" in row or "control_selector" in row:
         return {"held": number(row["held"], held_pair(row["held"], row["other_held"]) or ABSENT)}
-    return {HEADING: number(row["held"], cell(row) or ABSENT)}
+    return {HEADING: number(row["held"], held_cell(row) or ABSENT)}
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
