@@ -68,10 +68,10 @@ def accuracy_table(frame: pd.DataFrame, baseline: str = FULL) -> pd.DataFrame:
 
     Returns:
         Columns `CELL`, items, accuracy, low, high, difference, difference_low, difference_high, p, better, worse,
-        same_response (share of items answered word for word as the baseline), `HELD` (means), `pinned_first` and
-        `pinned_last` (medians, NaN where nothing was removed), `grain`, baseline_held and baseline_grain (of what it is
-        paired with), cache_bytes, full_bytes, compress_seconds (medians). Differences are NaN for the baseline itself and
-        where no item has both.
+        same_response (share of items answered word for word as the baseline), `HELD` (means), pinned_first and
+        pinned_last (medians, NaN where nothing was removed), grain, baseline_held and baseline_grain (of what it is
+        paired with), cache_bytes, full_bytes, compress_seconds (medians). Differences are NaN for the baseline itself
+        and where no item has both.
 
     Raises:
         UsageError: the baseline was not evaluated.
@@ -179,7 +179,8 @@ def paper_layout(table: pd.DataFrame, protocol: str, length: int) -> pd.DataFram
     """Compressors by tasks and budgets, accuracy in percent; "chain of thought / direct" where a task has both.
 
     What each compressor holds stands beside it, of which it chose: entries per layer and head, mean over tasks, one
-    budget after the other. `*` marks a paired 95% interval of the difference to the baseline that leaves out 0. A frame of strings.
+    budget after the other. `*` marks a paired 95% interval of the difference to the baseline that leaves out 0. A frame
+    of strings.
     """
     part = table[(table["protocol"] == protocol) & (table["length"] == length)]
     budgets = [b for b in part["budget"].unique() if b != "1.0"]

@@ -96,11 +96,12 @@ def compare(
     holds is in the tables (`held`), and where a rule and its baseline differ, `flags` says so.
 
     The table's columns: those of `curves.RULE` (`run` joins the names of all runs), `per`, those of `curves.HELD`,
-    `zone`, `baseline` (its spec; empty for its own rows), `other_held` (what the baseline holds), `kl`, `kl_low`, `kl_high` (geometric mean over documents, nats), `ratio`,
-    `ratio_low`, `ratio_high` (geometric mean of per-document ratios), `p` (Wilcoxon signed-rank), `p_holm` (over near,
-    middle and far of the rule), `rank_biserial` (effect size, -1..1), `wins` (documents in which the rule exceeds the
-    baseline; missing for the baseline itself), `n` (documents or clusters), `flagged` (the mean is under the
-    noise-floor flag), `ratio_flagged` (the mean or the baseline's is), `flags`.
+    `zone`, `baseline` (its spec; empty for its own rows), `other_held` (what the baseline holds), `kl`, `kl_low`,
+    `kl_high` (geometric mean over documents, nats), `ratio`, `ratio_low`, `ratio_high` (geometric mean of per-document
+    ratios), `p` (Wilcoxon signed-rank), `p_holm` (over near, middle and far of the rule), `rank_biserial` (effect size,
+    -1..1), `wins` (documents in which the rule exceeds the baseline; missing for the baseline itself), `n` (documents
+    or clusters), `flagged` (the mean is under the noise-floor flag), `ratio_flagged` (the mean or the baseline's is),
+    `flags`.
 
     Args:
         baseline: a selector spec, or the name of a rule measured in one or several variants (that of the same grain
@@ -205,7 +206,9 @@ def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Metho
             about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector)}
             rows += _zones_of_rule(about, part, group, baseline, clustered, method)
     values = ["kl", "kl_low", "kl_high", "ratio", "ratio_low", "ratio_high", "p", "p_holm", "rank_biserial", "wins"]
-    table = pd.DataFrame(rows)[[*RULE, "per", *HELD, "zone", "baseline", "other_held", *values, "n", "flagged", "ratio_flagged", "flags"]]
+    table = pd.DataFrame(rows)[
+        [*RULE, "per", *HELD, "zone", "baseline", "other_held", *values, "n", "flagged", "ratio_flagged", "flags"]
+    ]
     return table.astype({"wins": "Int64"})  # whole numbers beside missing ones
 
 

@@ -99,8 +99,8 @@ class _Condition:
         return dict(zip(("near", "middle", "far"), made, strict=False))
 
     def mind(self, rule: str, other: str) -> str:
-        """Sentences on what else tells two rules apart: unequal numbers of entries held, and (said of the first condition
-        only) differing grains; "" where nothing does."""
+        """Sentences on what else tells two rules apart: unequal numbers of entries held, and (said of the first
+        condition only) differing grains; "" where nothing does."""
         zones = self.of(self.found.zones)
         differ = self.holding(rule, other)
         remarks = grain_remark(grains(zones), rule, other, option_of(zones, other)) if self.main else []

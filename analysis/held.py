@@ -6,7 +6,6 @@ Rows of rules that remove entries (drop mode) hold nothing in this sense: their 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,8 +54,8 @@ def held_table(frame: pd.DataFrame) -> pd.DataFrame:
         frame: curves, as `curves.read` gives them.
 
     Returns:
-        Columns selector, budget, layers, `curves.HELD`, and `ends` (first and last tokens pinned, or None); rows that hold
-        something only.
+        Columns selector, budget, mode, layers, `curves.HELD`, and `ends` (first and last tokens pinned, or None); only
+        rows that hold something.
     """
     rows = []
     some = frame[frame["held"].notna()]
@@ -67,7 +66,9 @@ def held_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["selector", "budget", "mode", "layers", *HELD, "ends"])
 
 
-def with_held(table: pd.DataFrame, curves: pd.DataFrame, rule: str = "selector", other: str | None = None) -> pd.DataFrame:
+def with_held(
+    table: pd.DataFrame, curves: pd.DataFrame, rule: str = "selector", other: str | None = None
+) -> pd.DataFrame:
     """A table about rules with what each holds: `held`, `pinned` and `chosen`, and of another rule `other_held`.
 
     Args:
@@ -117,8 +118,8 @@ def held_notes(table: pd.DataFrame) -> list[str]:
         (unequal, "not at equal size: {} entries; --match-held compares at equal numbers"),
         (
             mostly_pinned,
-            "more than half of what is held is pinned, which mutes differences: {}; --protect-last sets how many recent "
-            "tokens are",
+            "more than half of what is held is pinned, which mutes differences: {}; --protect-last sets how many "
+            "recent tokens are",
         ),
     ):
         if text := each(say):
@@ -146,8 +147,8 @@ def held_sentences(table: pd.DataFrame) -> list[str]:
     said = []
     if sizes := unequal(table):
         said.append(
-            f"compressors do not hold equally much here, so that they are not compared at equal size: {sizes} entries per "
-            "layer and head; --match-held compares at equal numbers."
+            f"compressors do not hold equally much here, so that they are not compared at equal size: {sizes} entries "
+            "per layer and head; --match-held compares at equal numbers."
         )
     if pinned := mostly_pinned(table):
         said.append(f"more than half of what is held is pinned, which mutes differences: {pinned}.")

@@ -147,7 +147,11 @@ def candidate_lines(run: Run, frame: pd.DataFrame) -> list[str]:
         if math.isnan(selected):
             continue
         of_context = f"{selected / context:.0%} of the context"
-        what = f"{entries(selected)} of these dropped" if mode == "drop" else f"{entries(selected)} kept with the protected"
+        what = (
+            f"{entries(selected)} of these dropped"
+            if mode == "drop"
+            else f"{entries(selected)} kept with the protected"
+        )
         comes_to.append(f"; budget {budget}: {what}, {of_context}")
     return [
         f"candidates: {count} of {context} context tokens; the first {first} and the last {last} are protected"

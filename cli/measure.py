@@ -32,7 +32,10 @@ def measure_command(
         typer.Option(help="Compressors compress again after so many tokens.", show_default="after the context only"),
     ] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="Fraction of the context (0.2) or count of tokens (200); repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Fraction of the context (0.2; for compressors of the tokens seen) or count of tokens; repeatable."
+        ),
     ] = None,
     match_held: Annotated[
         list[int] | None,
@@ -65,8 +68,8 @@ def measure_command(
     protect_last: Annotated[
         str | None,
         typer.Option(
-            help="Last tokens that are always kept: a count, or for compressors a share of what is kept (0.25), at most "
-            "half of it.",
+            help="Last tokens that are always kept: a count, or for compressors a share of what is kept (0.25); at "
+            "most half of it.",
             show_default="64",
         ),
     ] = None,

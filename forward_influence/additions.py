@@ -56,8 +56,8 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
         choices.pop("match_held", None)
     if selectors and configuration.get("match_held") and not configuration.get("budgets"):
         raise UsageError(
-            f"{run.where} measures compressors that hold equally much (--match-held) and has no budget, which rules need; "
-            "measure them with another --out"
+            f"{run.where} measures compressors that hold equally much (--match-held) and has no budget, which rules "
+            "need; measure them with another --out"
         )
     choices = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
     request = Request(**choices)
@@ -160,7 +160,9 @@ def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str],
             raise UsageError(f"{run.where} has {spec} already")
     for name in compressors:
         if run.configuration.get("mode") == "keep" and name in run.configuration.get("selectors", []):
-            raise UsageError(f"{run.where} keeps what the rule {name} chooses: results would bear one name; measure anew")
+            raise UsageError(
+                f"{run.where} keeps what the rule {name} chooses: results would bear one name; measure anew"
+            )
         if name in run.configuration.get("compressors", []):
             raise UsageError(f"{run.where} has the compressor {name} already")
 

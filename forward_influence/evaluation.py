@@ -157,8 +157,8 @@ class Plan:
         for count in self.match_held:
             if count >= seen:
                 raise UsageError(
-                    f"--match-held {count}: no more than {seen} tokens are seen when a cache is compressed, so that nothing "
-                    "would be removed; hold fewer"
+                    f"--match-held {count}: no more than {seen} tokens are seen when a cache is compressed, so that "
+                    "nothing would be removed; hold fewer"
                 )
 
     @property

@@ -32,8 +32,8 @@ SCHEMA = pa.schema(
         ("parameters", pa.string()),
         ("budget", pa.string()),
         ("selected", pa.list_(pa.int32())),
-        # of what keeps entries (compressors, keep mode), per layer and head: after the last compression, at most, and how
-        # many of the first were kept whatever they score and how many were chosen
+        # of what keeps entries (compressors, keep mode), per layer and head: held after the last compression and at
+        # most, and of the former how many were kept whatever they score and how many were chosen
         ("held", pa.float64()),
         ("held_most", pa.float64()),
         ("pinned", pa.float64()),

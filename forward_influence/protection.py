@@ -36,7 +36,7 @@ def parse_protected(written: str | int | float) -> int | float:
         return int(text)
     if not 0 < value <= MOST_SHARE:
         raise UsageError(
-            f"--protect-last {text} is a share of what is kept, above 0 and at most {MOST_SHARE:g}; a count has no point"
+            f"--protect-last {text}: a share of what is kept is more than 0, at most {MOST_SHARE:g}; counts have none"
         )
     return value
 

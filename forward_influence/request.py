@@ -32,7 +32,8 @@ class Request:
 
     Attributes:
         selectors: rules as typed; see `forward_influence.selectors.registry`.
-        budgets: fractions of the context (with a point) or counts of tokens.
+        budgets: fractions of the context (with a point), of the tokens seen where compressors go on compressing, or
+            counts of tokens. Not fractions of the candidates.
         context, continuation: tokens per segment.
         segments: context/continuation pairs per document.
         continuation_from: "text", or "generate": what the model itself would write after the context.
@@ -103,8 +104,8 @@ class Request:
             object.__setattr__(self, "protect_last", parse_protected(self.protect_last))
         if isinstance(self.protect_last, float) and self.selectors:
             raise UsageError(
-                f"--protect-last {self.protect_last:g} is a share of what a compressor keeps; rules choose among the same "
-                "candidates at all budgets: give a count like 64"
+                f"--protect-last {self.protect_last:g} is a share of what a compressor keeps; rules choose among the "
+                "same candidates at all budgets: give a count like 64"
             )
         if self.draws > MOST_DRAWS:
             raise UsageError(f"--draws {self.draws} is a pass over the continuation each; give at most {MOST_DRAWS}")
@@ -143,8 +144,8 @@ class Request:
             budget = contender.compressor.budget
             if budget.of_all and budget.value >= seen:
                 raise UsageError(
-                    f"--match-held {int(budget.value)}: no more than {seen} tokens are seen when a cache is compressed, so "
-                    "that nothing would be removed; hold fewer"
+                    f"--match-held {int(budget.value)}: no more than {seen} tokens are seen when a cache is "
+                    "compressed, so that nothing would be removed; hold fewer"
                 )
             contender.compressor.check_prompt(self.context)
 

@@ -123,7 +123,7 @@ class PlotData:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """What legends call each rule: its name, and how many entries it holds at each of the budgets, if it holds any."""
+        """What legends call each rule that holds something: its name, and how many entries at each of the budgets."""
         frame = self.frames.zones[self.frames.zones["budget"].isin(self.wanted_budgets)]
         held = frame[frame["held"].notna()].groupby(["selector", "run", "budget"], sort=False)["held"].mean()
         counts: dict[str, list[str]] = {}

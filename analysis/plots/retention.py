@@ -57,7 +57,7 @@ def draw(evaluations: Sequence[Evaluation]) -> Figure:
 
 
 def _labels(table: pd.DataFrame) -> dict[str, str]:
-    """What the legend calls each compressor: its name, and how many entries it holds at each budget, mean over panels."""
+    """What the legend calls each compressor: its name, and how many entries it holds at each budget."""
     held = table.groupby(["compressor", "budget"], sort=False)["held"].mean().round()
     counts: dict[str, list[str]] = {}
     for (compressor, _), count in held.items():

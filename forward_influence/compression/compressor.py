@@ -84,9 +84,13 @@ class Compressor:
             )
         if self.protect_first < 0:
             raise UsageError("a negative number of tokens cannot be protected; give 0 or more")
+        if self.protect_last == 0 and self.rule.observation_window and not self.is_full:
+            raise UsageError(
+                f"{self.name} observes from the last tokens that are protected, and none is; give --protect-last 1, say"
+            )
         if self.window_on_top and not isinstance(self.protect_last, int):
             raise UsageError(
-                f"the window of {self.name} comes on top of its budget: a count, {self.rule.name}:window=32 say, no share"
+                f"the window of {self.name} comes on top of its budget: a count, {self.rule.name}:window=32 say"
             )
         if self.needs.model or self.needs.looks_ahead:
             raise UsageError(
@@ -145,8 +149,8 @@ class Compressor:
         if self.budget.value < prompt + least:
             window = f" and a window of {self._on_top} on top" if self._on_top else ""
             raise UsageError(
-                f"{self.name} keeps the prompt whole, {prompt} tokens{window}: to hold {int(self.budget.value)} entries "
-                f"leaves none to choose; hold at least {prompt + least}, or leave {self.name} out"
+                f"{self.name} keeps the prompt whole, {prompt} tokens{window}: to hold {int(self.budget.value)} "
+                f"entries leaves none to choose; hold at least {prompt + least}, or leave {self.name} out"
             )
 
     @property

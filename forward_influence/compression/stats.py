@@ -16,7 +16,7 @@ class Event:
         seen: tokens that had gone through.
         held: tokens held after it, (layers, kv_heads) int64.
         seconds: scoring and evicting.
-        ends: how many of the first and of the last tokens were kept whatever they score; None where nothing was removed.
+        ends: how many of the first and of the last tokens were kept whatever they score; None where none was removed.
     """
 
     seen: int

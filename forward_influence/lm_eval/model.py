@@ -218,8 +218,8 @@ class CompressedModel(TemplateLM):
         return trace.cache.branch(keep, room)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into its results' `config`: the compressor, and what it held, in entries per layer and
-        head, mean over the contexts that were compressed."""
+        """What the harness writes into its results' `config`: the compressor, and what it held in entries per layer
+        and head, mean over the contexts that were compressed."""
         asked = {"compressor": self.contender.name, "budget": self.contender.budget, "every": self.contender.every}
         if not self.outcomes:
             return asked
