@@ -14,7 +14,7 @@ HEADING = "held = pinned + chosen"
 
 def is_equal(one: float, other: float) -> bool:
     """Whether two numbers of entries are called equal; what is not known of is not called unequal."""
-    return math.isnan(one) or math.isnan(other) or math.isclose(one, other, rel_tol=0.9)
+    return math.isnan(one) or math.isnan(other) or math.isclose(one, other, rel_tol=EQUAL)
 
 
 def entries(count: float) -> str:
