@@ -26,6 +26,8 @@ FEWEST_BINS = 8
 #: Log-spaced bins: how many, and how many positions the first holds.
 LOG_BINS = 16
 FIRST_LOG_BIN = 16
+#: What a row says of the entries that are kept, per layer and kv head: see `analysis.held`.
+HELD = ("held", "held_most", "pinned", "chosen")
 #: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
 NEAR = 1 / 8
 MIDDLE = 1 / 2
@@ -144,6 +146,18 @@ def _floor(rows: Sequence[Mapping[str, Any]], effect: str) -> float:
     return float(np.mean([np.mean(r["kl"], dtype=np.float64) for r in same])) if same else float("nan")
 
 
+def _mean_of(values: Sequence[float | None]) -> float:
+    """Over draws and segments; NaN where one has none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else float("nan")
+
+
+def _selected(row: Mapping[str, Any]) -> float | None:
+    """Entries that a rule selects per layer and head of those that are ablated, on average."""
+    places = len(_ints(row["layers"])) * len(_ints(row["heads"]))
+    return None if row["selected"] is None or not places else float(np.sum(row["selected"])) / places
+
+
 def _ints(values: Any) -> tuple[int, ...]:
     return () if values is None else tuple(int(v) for v in values)
 
@@ -163,6 +177,8 @@ def _document_pieces(
         known = json.loads(parameters or "{}")
         floor = _floor(rows, effect)
         same = [json.loads(row["parameters"] or "{}").get("overlap") for row in found]
+        held = {name: _mean_of([row[name] for row in found]) for name in HELD}
+        held["selected"] = _mean_of([_selected(row) for row in found])
         for index, binning in enumerate(binnings):
             edges = binning(found[0]["continuation"], stretch)
             yield (
@@ -171,7 +187,9 @@ def _document_pieces(
                     **constant,
                     "selector": selector,
                     "parameters": parameters,
-                    "per": known.get("grain", known.get("per")),
+                    "per": known.get("grain", known.get("per")) or "",
+                    "compressor": bool(known.get("compressor")),
+                    **held,
                     "budget": budget,
                     "mode": mode,
                     "effect": effect,
@@ -235,7 +253,9 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
     sampled: `positions` says how many, bins without any are left out. `distance` is the bin's middle, `floor` the
     document's noise floor in nats, `overlap` what a position-matched control shares with its rule (0..1; NaN of other
     rules), `layers` "all" (or the ablated ones, where layers were ablated one by one), `per` the grain of what was
-    selected, `draws` the seeds averaged, `cluster` the document's group (or its own name).
+    selected ("" where nothing was chosen), `selected` how many entries per layer and kv head, `held`, `held_most`,
+    `pinned` and `chosen` the same where entries are kept (`analysis.held`; NaN in drop mode), `compressor` whether the
+    selector is one, `draws` the seeds averaged, `cluster` the document's group (or its own name).
 
     Args:
         cluster: a field of the manifest's documents, such as "author".

@@ -15,11 +15,13 @@ from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
+from forward_influence.analysis.held import against, held_by, held_sentences, held_table
 from forward_influence.analysis.pairing import (
     CONDITIONS,
     grain_remark,
     grains,
     is_control,
+    option_of,
     position_control_for,
     without_controls,
 )
@@ -63,7 +65,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Condition:
-    """What was found under one condition: equal budget, mode and effect.
+    """What was found under one condition: one budget, mode and effect; compressors may still hold unequally much.
 
     Attributes:
         main: it is spoken of in full; what holds of all conditions alike is said of this one.
@@ -96,12 +98,18 @@ class _Condition:
         made = ratios(*parts, clustered=self.found.clustered, method=self.found.method)
         return dict(zip(("near", "middle", "far"), made, strict=False))
 
-    def grain(self, rule: str, other: str) -> str:
-        """A sentence on what differing grains do to a comparison; "" where they agree."""
-        if not self.main:
-            return ""
-        remarks = grain_remark(grains(self.of(self.found.zones)), rule, other)
-        return f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else ""
+    def mind(self, rule: str, other: str) -> str:
+        """Sentences on what else tells two rules apart: unequal numbers of entries held, and (said of the first
+        condition only) differing grains; "" where nothing does."""
+        zones = self.of(self.found.zones)
+        differ = self.holding(rule, other)
+        remarks = grain_remark(grains(zones), rule, other, option_of(zones, other)) if self.main else []
+        said = f" Mind the size: {rule} {differ} of {other}." if differ else ""
+        return said + (f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else "")
+
+    def holding(self, rule: str, other: str) -> str:
+        """ "holds 268 against 96 entries", or "" where both hold equally much."""
+        return against(held_by(self.of(self.found.zones)), rule, other)
 
 
 def findings(evidence: Evidence) -> list[Findings]:
@@ -113,6 +121,7 @@ def findings(evidence: Evidence) -> list[Findings]:
     for place, chosen in enumerate(conditions[:MOST_CONDITIONS]):
         condition = _Condition(found, chosen, main=place == 0)
         sentences = [_KEPT] if condition.keeps and condition.main else []
+        sentences += held_sentences(held_table(condition.of(found.zones)))
         sentences += _crossing(condition) + _strongest(condition)
         if condition.main:
             sentences += _against_baseline(condition) + _against_matched(condition) + _decay(condition)
@@ -187,9 +196,10 @@ def _crossing(condition: _Condition) -> list[str]:
     for row in rows.to_dict("records"):
         zones = condition.zone_ratios(row["rule"], REFERENCE)
         if row["rule"] == CLAIMED:
-            made.append(crossing_sentence(row, zones, condition.what) + condition.grain(CLAIMED, REFERENCE))
+            made.append(crossing_sentence(row, zones, condition.what) + condition.mind(CLAIMED, REFERENCE))
         else:
-            rest.append(_crossing_clause(row, zones))
+            held = condition.holding(row["rule"], REFERENCE)
+            rest.append(_crossing_clause(row, zones) + (f" ({row['rule']} {held})" if held else ""))
     if rest:
         of_what = "of the other rules, " if made else f"in {condition.what}, "
         made.append(f"{of_what}{'; '.join(rest)}.")
@@ -275,10 +285,11 @@ def _strongest(condition: _Condition) -> list[str]:
         for rule in rows["selector"]:
             ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
-                alike.append(f"{rule} ({_ratio(ratio)})")
+                held = condition.holding(rule, top["selector"])
+                alike.append(f"{rule} ({'; '.join(filter(None, [_ratio(ratio), held]))})")
         text += f"; {join(alike)} cannot be told from it." if alike else "."
         if top["baseline"] and top["selector"] not in minded:
-            text += condition.grain(top["selector"], top["baseline"])
+            text += condition.mind(top["selector"], top["baseline"])
             minded.add(top["selector"])
         sentences.append(text)
     return sentences
@@ -298,7 +309,7 @@ def _against_baseline(condition: _Condition) -> list[str]:
                 f"{rule} {join([f'{r.zone} ({_ratio(r._asdict())})' for r in mine.itertuples()])}"
                 for rule, mine in some.groupby("selector", sort=False)
             ]
-            remarks = [condition.grain(str(rule), str(baseline)) for rule in some["selector"].unique()]
+            remarks = [condition.mind(str(rule), str(baseline)) for rule in some["selector"].unique()]
             sentences.append(f"{verdict} {baseline}: {'; '.join(each)}.{''.join(remarks)}")
     return sentences
 

@@ -92,7 +92,8 @@ def run_processes(options: argparse.Namespace) -> int:
 
 def show(folder: Path) -> None:
     """The tables as Markdown: the paper's layout per protocol, then InfoKV against attention, paired."""
-    from forward_influence.analysis.accuracy import accuracy_table, paper_layout
+    from forward_influence.analysis.accuracy import accuracy_notes, accuracy_table, paper_layout
+    from forward_influence.analysis.held_words import held_pair
     from forward_influence.cli.tables import interval, markdown, p_value
     from forward_influence.evaluation_store import open_evaluation
 
@@ -108,11 +109,14 @@ def show(folder: Path) -> None:
         for protocol in table["protocol"].unique():
             title = f"Question {protocol}, {length} tokens: accuracy in %; * differs from the full cache (95%, paired)"
             print(markdown(paper_layout(table, protocol, length), title))
+            part = table[(table["length"] == length) & (table["protocol"] == protocol)]
+            print("".join(f"- {line}\n" for line in accuracy_notes(part)))
     rows = against[against["compressor"] == "infokv"].copy()
     bounds = rows[["difference", "difference_low", "difference_high"]].to_numpy()
     rows["difference"] = [interval(*row, 2) for row in bounds]
     rows["p"] = [p_value(p) for p in rows["p"]]
-    columns = ["protocol", "task", "budget", "difference", "better", "worse", "p", "same_response"]
+    rows["held"] = [held_pair(row.held, row.baseline_held) for row in rows.itertuples()]
+    columns = ["protocol", "task", "budget", "held", "difference", "better", "worse", "p", "same_response"]
     print(markdown(rows[columns].round(2), "InfoKV minus attention, same items and budget, 95% intervals"))
     seconds = frame.groupby("compressor", sort=False)["compress_seconds"].median() * 1000
     print(f"Median of choosing and copying, ms: {seconds.round(1).to_dict()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from forward_influence.analysis.held_words import HEADING, held_cell
 from forward_influence.cli import tables
 
 if TYPE_CHECKING:
@@ -58,12 +59,19 @@ def fidelity(table: pd.DataFrame) -> pd.DataFrame:
 def _rows(
     table: pd.DataFrame, cells: Callable[[dict[str, Any]], dict[str, str]], like: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """A frame of strings: the rule, what tells its rows (those of `like`) apart, and the cells of each row."""
+    """A frame of strings: the rule, what tells its rows (those of `like`) apart, what it holds, and its cells."""
     import pandas as pd
 
-    varying = [name for name in VARYING if (table if like is None else like)[name].nunique() > 1]
+    whole = table if like is None else like
+    varying = [name for name in VARYING if whole[name].nunique() > 1]
+    holds = whole["held"].notna().any()
     rows = [
-        {"rule": row["selector"], **{name: row[name] for name in varying}, **cells(row)}
+        {
+            "rule": row["selector"],
+            **{name: row[name] for name in varying},
+            **({HEADING: held_cell(row) or tables.ABSENT} if holds else {}),
+            **cells(row),
+        }
         for row in table.to_dict("records")
     ]
     return pd.DataFrame(rows)

@@ -55,6 +55,12 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
     choices |= {"selectors": tuple(selectors), "compressors": tuple(compressors)}
     if not compressors:
         choices.pop("every", None)
+        choices.pop("match_held", None)
+    if selectors and configuration.get("match_held") and not configuration.get("budgets"):
+        raise UsageError(
+            f"{run.where} measures compressors that hold equally much (--match-held) and has no budget, which rules "
+            "need; measure them with another --out"
+        )
     choices = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
     request = Request(**choices)
     if request.protected_last != configuration["protect_last"]:
@@ -156,10 +162,16 @@ def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str],
     from forward_influence.selectors import parse_selector
 
     known = set(run.configuration.get("selectors", []))
+    if run.configuration.get("mode") == "keep":  # there a rule and a compressor of one name have rows of one name
+        known |= set(run.configuration.get("compressors", []))
     for spec in (parse_selector(text).spec for text in selectors):
         if spec in known:
             raise UsageError(f"{run.where} has {spec} already")
     for name in compressors:
+        if run.configuration.get("mode") == "keep" and name in run.configuration.get("selectors", []):
+            raise UsageError(
+                f"{run.where} keeps what the rule {name} chooses: results would bear one name; measure anew"
+            )
         if name in run.configuration.get("compressors", []):
             raise UsageError(f"{run.where} has the compressor {name} already")
 

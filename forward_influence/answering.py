@@ -14,7 +14,7 @@ from transformers import StoppingCriteriaList
 from forward_influence import generation_settings
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache
-from forward_influence.compression import compress
+from forward_influence.compression import Outcome, compress
 from forward_influence.contenders import Contender
 from forward_influence.forward import named_cache, next_logits, run
 from forward_influence.models import Model
@@ -110,14 +110,14 @@ class Grown:
 
     Attributes:
         answer: the answer.
-        held: tokens held at the end, mean over layers and heads.
+        outcome: what was held and chosen.
         bytes, full_bytes: of the cache at the end, and had it been full.
         prefill_seconds: of the first pass, compression included.
         compress_seconds: of all compressions.
     """
 
     answer: Answer
-    held: float
+    outcome: Outcome
     bytes: int
     full_bytes: int
     prefill_seconds: float
@@ -157,8 +157,7 @@ def answer_while_compressing(
         seconds = clock.lap()
         stats = cache.stats
     answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1)
-    held = float(stats.held.double().mean())
-    return Grown(answer, held, stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)
+    return Grown(answer, Outcome.after(stats), stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)
 
 
 def _greedy(

@@ -30,7 +30,9 @@ from forward_influence.manifests import differences, steering_in
 from forward_influence.runs import MANIFEST, configuration_hash, write_whole
 
 KIND = "evaluation"
-SCHEMA_VERSION = 3  # 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once
+#: 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once, what is held after the last
+#: compression, pinned and chosen.
+SCHEMA_VERSION = 3
 RESULTS = "results.parquet"
 
 #: The columns of results, in order; one row per item, protocol, compressor and budget.
@@ -52,7 +54,15 @@ SCHEMA = pa.schema(
         ("context_tokens", pa.int32()),  # that were compressed
         ("question_tokens", pa.int32()),  # read after that
         ("new_tokens", pa.int32()),
-        ("held", pa.float64()),  # tokens held after compression, mean over layers and heads
+        # entries per layer and kv head, on average: held after the last compression, at most while answering; kept
+        # whatever they score, and chosen, of what was held after the last compression
+        ("held", pa.float64()),
+        ("held_most", pa.float64()),
+        ("pinned", pa.float64()),
+        ("chosen", pa.float64()),
+        ("pinned_first", pa.int32()),  # the pinned ones at the start, and at the end; missing where nothing was removed
+        ("pinned_last", pa.int32()),
+        ("grain", pa.string()),  # of what was chosen: token, layer or entry; missing where nothing was
         ("cache_bytes", pa.int64()),
         ("full_bytes", pa.int64()),
         ("prefill_seconds", pa.float64()),  # of the item; shared by its compressors

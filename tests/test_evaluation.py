@@ -212,7 +212,8 @@ def test_an_answer_while_compressing_with_the_full_cache_is_the_plain_answer() -
     trace = record(model, context, span=120)
     (plain,) = answer_side_by_side(model, [trace.cache.branch(None, 0)], question, 10, (), True)
     assert grown.answer.text == plain.text
-    assert grown.held == 90 + 5 + 10 - 1
+    assert grown.outcome.held == grown.outcome.most == 90 + 5 + 10 - 1
+    assert grown.outcome.chosen == 0
     assert grown.bytes >= grown.full_bytes
 
 
@@ -322,7 +323,7 @@ def test_a_chain_of_thought_is_paired_with_the_direct_answer(tmp_path: Path) -> 
     frame = evaluate(loaded(dtype=torch.float32), made, tmp_path / "e").frame()
     assert frame["family"].unique().tolist() == ["reasoning"]
     table = paper_layout(accuracy_table(frame), "seen", 1500)
-    assert table.columns.tolist() == ["compressor", "reasoning 50%"]
+    assert table.columns.tolist() == ["compressor", "held (chosen)", "reasoning 50%"]
     assert all(cell.count(" / ") == 1 for cell in table["reasoning 50%"])
 
 
@@ -343,6 +344,12 @@ def results(scores: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
             "score": score,
             "response": str(score),
             "held": 10.0,
+            "held_most": 14.0,
+            "pinned": 6.0,
+            "chosen": 4.0,
+            "pinned_first": 4,
+            "pinned_last": 2,
+            "grain": "entry",
             "cache_bytes": 10,
             "full_bytes": 100,
             "compress_seconds": 0.1,
@@ -414,7 +421,12 @@ def test_paired_intervals_cover() -> None:
 def test_the_papers_layout() -> None:
     frame = in_order({("full", "1.0"): [1] * 20, ("a", "0.4"): [1] * 20, ("a", "0.2"): [0] * 20})
     table = paper_layout(accuracy_table(frame), "seen", 100)
-    assert table.to_dict("list") == {"compressor": ["full", "a"], "t 40%": ["100", "100"], "t 20%": ["100", "0*"]}
+    assert table.to_dict("list") == {
+        "compressor": ["full", "a"],
+        "held (chosen)": ["10", "10 (4), 10 (4)"],
+        "t 40%": ["100", "100"],
+        "t 20%": ["100", "0*"],
+    }
 
 
 def test_retention_curves_show_what_was_found(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from forward_influence import executors, runs
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.measurement import measure
 from forward_influence.models import wrap_model
-from forward_influence.runs import open_run
+from forward_influence.runs import SCHEMA_VERSION, open_run
 
 HERE = Path(__file__).parent
 
@@ -386,7 +386,7 @@ def test_a_run_that_is_moved_or_copied_reads_and_continues(model, tmp_path):
         assert result_columns(folder) == whole
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, str(SCHEMA_VERSION), None])
 def test_a_run_of_another_schema_is_refused_in_words(model, tmp_path, version):
     documents = tiny_data.documents(1, 100)
     measure(model, documents, fault_runner.request(), tmp_path / "run")
@@ -394,7 +394,7 @@ def test_a_run_of_another_schema_is_refused_in_words(model, tmp_path, version):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "schema": version}))
     for use in (open_run, lambda p: measure(model, documents, fault_runner.request(), p)):
-        with pytest.raises(UsageError, match=f"made with schema {version}, this version reads 1"):
+        with pytest.raises(UsageError, match=f"made with schema {version}, this version reads {SCHEMA_VERSION}"):
             use(tmp_path / "run")
 
 

@@ -194,6 +194,9 @@ def test_a_question_without_room_for_its_context_is_refused(folder: Path) -> Non
         ({"batch_size": 8}, "one sequence"),
         ({"budgets": 0.2}, "unknown"),
         ({"max_length": 0}, "at least one token"),
+        ({"compressor": "infokv", "budget": 0.2, "match_held": 50}, "give one of them"),
+        ({"compressor": "infokv", "match_held": 0}, "no number of entries to hold"),
+        ({"compressor": "infokv", "budget": 0.2, "protect_last": 0.7}, "at most 0.5"),
     ],
 )
 def test_wrong_arguments_say_why(folder: Path, arguments: dict, message: str) -> None:
@@ -293,6 +296,26 @@ def run(folder: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_results_say_what_was_held(folder: Path) -> None:
+    """One size for all kinds of requests: scored continuations, greedy answers, answers that go on compressing."""
+    arguments = {"compressor": "attention", "match_held": 30, "protect_last": "0.2"}
+    quiet = model(folder, **arguments)
+    assert quiet.get_model_info() == {"compressor": "attention", "budget": "held=30", "every": None}
+    quiet.loglikelihood([request("word " * 30, " more")], disable_tqdm=True)
+    quiet.generate_until([request("word " * 30, {"max_gen_toks": 4, "until": []})], disable_tqdm=True)
+    assert len(quiet.outcomes) == 2
+    found = {"compressor": "attention", "budget": "held=30", "every": None, "held": 30, "pinned": 10, "chosen": 20}
+    assert quiet.get_model_info() == found
+    growing = model(folder, every=3, **arguments)
+    growing.generate_until([request("word " * 30, {"max_gen_toks": 8, "until": []})], disable_tqdm=True)
+    assert growing.get_model_info() == {**found, "every": 3}
+    fraction = model(folder, compressor="attention", budget=0.5)
+    fraction.loglikelihood([request("word " * 30, " more")], disable_tqdm=True)
+    n = len("word " * 30) - 1  # a token is a byte here, and the last one is read from what is left
+    info = fraction.get_model_info()
+    assert (info["held"], info["pinned"]) == (n // 2, 4 + n // 4)
+
+
 def test_the_harness_runs_our_task_with_our_model_end_to_end(folder: Path, tmp_path: Path) -> None:
     ended = run(
         folder,
@@ -311,6 +334,9 @@ def test_the_harness_runs_our_task_with_our_model_end_to_end(folder: Path, tmp_p
     results = json.loads(path.read_text())
     assert 0 <= results["results"]["fi_facts"]["accuracy,none"] <= 1
     assert results["n-samples"]["fi_facts"] == {"original": 3, "effective": 2}
+    told = results["config"]
+    assert told["held"] == pytest.approx(told["pinned"] + told["chosen"])
+    assert told["held"] > 0
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     first = json.loads(samples.read_text().splitlines()[0])
     prompt = first["arguments"]["gen_args_0"]["arg_0"]

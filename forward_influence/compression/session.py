@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from forward_influence.anatomy import Anatomy, examine
 from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
-from forward_influence.compression.choice import Held, choose, remarks
+from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
 from forward_influence.compression.guard import guarded
 from forward_influence.compression.held_trace import Group, HeldTrace
@@ -35,6 +35,7 @@ from forward_influence.fingerprint import mark
 from forward_influence.given import given_model
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
+from forward_influence.protection import PROTECT_FIRST
 from forward_influence.rotary import Rotation
 from forward_influence.rotary_span import depends_on_length
 from forward_influence.selectors import Selector
@@ -137,10 +138,11 @@ class _Session:
                 number=len(self._events),
             )
             keep = choose(self.compressor, held, lambda g, s: self._trace(held, g, s), self._frame)
+            ends = None if keep is None else pins(self.compressor, held)[:2]
             if keep is not None:
                 self._evict(keep)
             self._remarks.update(dict.fromkeys(remarks(self.compressor, held)))
-        self._events.append(Event(held.seen, self._held(), self._now() - begun))
+        self._events.append(Event(held.seen, self._held(), self._now() - begun, ends))
 
     def _trace(self, held: Held, group: Group, skip: int) -> HeldTrace:
         return self.recorder.trace(group, held.of(group), self._evicted(), skip)
@@ -180,6 +182,9 @@ class _Session:
         assert isinstance(layer, SelectiveLayer)
         return layer
 
+    def _positions(self) -> tuple[Tensor, ...]:
+        return tuple(self._layer(i).positions() for i in self.layers)
+
     def _held(self) -> Tensor:
         """Entries per layer and kv head; a pass that failed may have left some layers empty."""
         empty = torch.zeros(self.heads, dtype=torch.int64)
@@ -198,6 +203,7 @@ class _Session:
             prompt=self.prompt,
             seen=self.recorder.seen,
             held=self._held(),
+            positions=self._positions(),
             bytes=self.cache.bytes(),
             full_bytes=sum(_full_bytes(layer) for layer in self.cache.layers),
             events=tuple(self._events),
@@ -231,8 +237,8 @@ def compress(
     every: int | None = None,
     prefill: bool = True,
     scheme: str | None = None,
-    protect_first: int = 4,
-    protect_last: int | None = None,
+    protect_first: int = PROTECT_FIRST,
+    protect_last: int | float | str | None = None,
     keep_prompt: bool | None = None,
     seed: int | None = None,
     span: int | None = None,

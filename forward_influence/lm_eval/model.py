@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from forward_influence.answering import answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.cache import SelectiveCache, text_config
+from forward_influence.compression import Outcome
 from forward_influence.compression.compressor import FULL
 from forward_influence.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
@@ -27,6 +28,7 @@ from forward_influence.lm_eval.asking import Asked
 from forward_influence.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models import load_model
 from forward_influence.prompts import PROTOCOLS
+from forward_influence.protection import parse_protected
 from forward_influence.recording import record
 from forward_influence.rotary_span import depends_on_length
 from forward_influence.trace import Trace
@@ -48,7 +50,10 @@ class CompressedModel(TemplateLM):
     Args:
         pretrained: a name of the catalogue, a folder, a GGUF file or a hub id.
         compressor: "full", or a compressor with a `budget`.
-        budget: fraction of the context kept, or a count of tokens; every compressor but "full" needs one.
+        budget: fraction of the tokens seen, or a count of tokens; every compressor but "full" needs one.
+        match_held: instead of a budget: entries to hold per layer and head, a prompt that is kept whole included.
+        protect_last: tokens always kept at the end, a count or a share of what is kept; by default 64, or the rule's
+            own window.
         every: compress again after so many generated tokens.
         protocol: "seen": the context and the question are compressed, and what leads from the question to the answer
             is read after that; "unseen": the question is read after that too.
@@ -69,6 +74,8 @@ class CompressedModel(TemplateLM):
         compressor: str = FULL,
         budget: str | float | int | None = None,
         every: int | None = None,
+        match_held: int | None = None,
+        protect_last: str | float | int | None = None,
         protocol: str = "seen",
         question_field: str | None = None,
         device: str | None = None,
@@ -90,12 +97,21 @@ class CompressedModel(TemplateLM):
             raise UsageError(f"protocol {protocol} is unknown; it is seen or unseen")
         if str(batch_size) not in ("1", "auto"):
             raise UsageError(f"--batch_size {batch_size}: a selective cache holds one sequence; use --batch_size 1")
-        if compressor != FULL and budget is None:
+        if budget is not None and match_held is not None:
+            raise UsageError("--model_args budget and match_held both say how much is held; give one of them")
+        if compressor != FULL and budget is None and match_held is None:
             raise UsageError(
                 f"{compressor} compresses nothing without a budget; add one, "
                 f"--model_args compressor={compressor},budget=0.25"
             )
-        self.contender: Contender = contenders([compressor], [] if compressor == FULL else [str(budget)], every)[-1]
+        self.contender: Contender = contenders(
+            [compressor],
+            [] if compressor == FULL else [str(budget)],
+            every,
+            match_held=[] if match_held is None else [match_held],
+            protect_last=None if protect_last is None else parse_protected(protect_last),
+        )[-1]
+        self.outcomes: list[Outcome] = []
         # The harness says cuda:0 unless told otherwise, also where there is none; so does its own model.
         wanted = "auto" if device is None or ("cuda" in device and not torch.cuda.is_available()) else str(device)
         self.loaded = load_model(
@@ -230,9 +246,10 @@ class CompressedModel(TemplateLM):
             grown = answer_while_compressing(
                 self.loaded, contender, context, question, limit, asked.until, self.seed, asked.settings
             )
+            self.outcomes.append(grown.outcome)
             return grown.answer.text
         trace = self._trace(context, len(question) + limit)
-        cache = trace.cache.branch(self.contender.keep(trace, self.seed), 0)
+        cache = self._compressed(trace, 0)
         (answer,) = answer_side_by_side(self.loaded, [cache], question, limit, asked.until, False)
         return answer.text
 
@@ -287,6 +304,22 @@ class CompressedModel(TemplateLM):
             )
         return ids, scored
 
+    def _compressed(self, trace: Trace, room: int) -> SelectiveCache:
+        """The context's cache, compressed; what it holds is noted."""
+        keep = self.contender.keep(trace, self.seed)
+        self.outcomes.append(self.contender.outcome(trace, keep))
+        return trace.cache.branch(keep, room)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into its results' `config`: the compressor, and what it held in entries per layer
+        and head, mean over the contexts that were compressed."""
+        asked = {"compressor": self.contender.name, "budget": self.contender.budget, "every": self.contender.every}
+        if not self.outcomes:
+            return asked
+        names = ("held", "pinned", "chosen")
+        means = {name: sum(getattr(o, name) for o in self.outcomes) / len(self.outcomes) for name in names}
+        return {**asked, **means}
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
@@ -316,7 +349,7 @@ class CompressedModel(TemplateLM):
         cache = SelectiveCache(self.loaded.model.config, span=span)
         if len(first):
             trace = self._trace(first, after)
-            cache = trace.cache.branch(self.contender.keep(trace, self.seed), after)
+            cache = self._compressed(trace, after)
         with torch.no_grad(), Instrument(self.loaded.model, cache=cache, span=span) as instrument:
             hidden = continuation_hidden(self.loaded.model, read[:-1], instrument, _CHUNK)[-len(scored) :]
             return self._log_likelihood(hidden, read[-len(scored) :])
