@@ -33,6 +33,7 @@ from forward_influence.progress import Labelled, Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.rows import arrays, described, described_compressor, row_of
+from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
 from forward_influence.trace_store import (
     Tensors,
@@ -322,8 +323,7 @@ class _Segment:
         ids, candidates = trace.tokens.cpu(), self.request.candidates
         measured.tensors[f"tokens/{self.number}"] = ids
         measured.tensors[f"continuation/{self.number}"] = continuation.cpu()
-        decode = getattr(self.model.tokenizer, "decode", None)
-        pieces = [decode([i]) if decode else str(i) for i in ids.tolist()]
+        pieces = text_pieces(self.model.tokenizer, ids.tolist())
         measured.metadata[f"pieces/{self.number}"] = json.dumps(pieces)
         measured.metadata[f"candidates/{self.number}"] = json.dumps([candidates.first, candidates.last])
 

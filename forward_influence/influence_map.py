@@ -27,11 +27,12 @@ from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.runs import write_whole
 from forward_influence.selection import Selection
+from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
 from forward_influence.versions import library_versions
 
-#: Raised where a map's columns change, so that maps of two kinds do not mix in one file.
-_FORMAT = 3
+#: Raised where what a map's columns hold changes, so that maps of two kinds do not mix in one file.
+_FORMAT = 4
 #: A value below so many times the noise floor is flagged, as in the analysis of runs.
 FLAG_FACTOR = 3
 #: Fields of a map's identity whose values say nothing to people.
@@ -122,6 +123,7 @@ def influence_map(
     if not missing:
         return done
     trace = record(model, tokens[:n], span=n + m, chunk=chunk)
+    pieces = text_pieces(model.tokenizer, tokens[:n].tolist())
     progress.begin(len(missing) * m + m * (3 + -(-len(missing) // _AT_ONCE)), "leave-one-out")
     try:
         floors, controls = _controls(model, trace, tokens[n : n + m], request, chunk, progress)
@@ -134,7 +136,7 @@ def influence_map(
             _, found = measure_ablations(model, trace, tokens[n : n + m], ablations, chunk=chunk, progress=progress)
             rows = []
             for (first, last), influence in zip(some, found, strict=True):
-                text = "".join(_piece(model, int(token)) for token in tokens[first:last])
+                text = "".join(pieces[first:last])
                 for (low, high), floor in zip(request.bins, floors, strict=True):
                     kl = float(influence.kl[low:high].double().mean())
                     delta = float(influence.nll_delta[low:high].double().nanmean())
@@ -177,11 +179,6 @@ def _identity(model: Model, tokens: Tensor, request: MapRequest) -> dict[str, An
     digest = hashlib.sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes()).hexdigest()
     shared = {"format": _FORMAT, "model": model.fingerprint, "configuration": model.configuration}
     return {**shared, "versions": library_versions(), "tokens": digest, **vars(request)}
-
-
-def _piece(model: Model, token: int) -> str:
-    decode = getattr(model.tokenizer, "decode", None)
-    return decode([token]) if decode else str(token)
 
 
 def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
