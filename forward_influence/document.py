@@ -33,6 +33,7 @@ from forward_influence.progress import Labelled, Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.rows import arrays, described, described_compressor, row_of
+from forward_influence.token_ids import checked_segments
 from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
 from forward_influence.trace_store import (
@@ -101,13 +102,15 @@ def measure_document(
         controls: whether to measure the noise floor and the positive control.
 
     Raises:
-        ForwardInfluenceError: NaN logits, an ablation that changes nothing, a failed verification.
+        ForwardInfluenceError: too few tokens, or ids that the model does not know; NaN logits, an ablation that changes
+            nothing, a failed verification.
         UsageError: a rule that returns the wrong thing.
     """
     progress = Labelled(progress or Silent(), f"{document.document.name}: ")
     measured = Measured()
     started = time.perf_counter()
-    for number, tokens in enumerate(document.segments):
+    needed = (request.context, request.continuation if request.continuation_from == "text" else 0)
+    for number, tokens in enumerate(checked_segments(model, document, *needed)):
         segment = _Segment(model, document.document, number, tokens, request, chunk, progress, store)
         segment.measure(measured, controls and number == 0)
     measured.timings["seconds"] = time.perf_counter() - started

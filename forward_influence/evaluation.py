@@ -32,7 +32,7 @@ from forward_influence.contenders import (
     narrowed,
     needs_of,
 )
-from forward_influence.errors import UsageError
+from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
 from forward_influence.measurement import model_configuration
 from forward_influence.models import Model
@@ -43,6 +43,7 @@ from forward_influence.recording import record
 from forward_influence.rows import outcome_columns
 from forward_influence.runs import configuration_hash
 from forward_influence.streams import can_stack
+from forward_influence.token_ids import require_known
 from forward_influence.versions import versions
 
 MOST_ITEMS = 1_000_000
@@ -228,11 +229,12 @@ def evaluate(
     Raises:
         UsageError: another configuration in the folder, a length beyond the model's positions, no tokenizer, a prompt
             that is kept whole and leaves none to choose of what is to be held, or a compressor that fails.
+        ForwardInfluenceError: items that could not be answered; the others were, and are kept.
     """
     progress = progress or Silent()
     _check(model, plan, shard)
     chat = wants_chat(model.tokenizer, plan.chat)
-    work = plan.work()
+    work, failures = plan.work(), list[str]()
     _check_prompts(model, plan, work, chat)
     evaluation = create_or_continue(out, build_manifest(model, plan, chat, command))
     mine = [w for w in work[shard[0] :: shard[1]] if not evaluation.has(w.stem)]
@@ -241,10 +243,20 @@ def evaluate(
         progress.message(remark)
     try:
         for piece in mine:
-            evaluation.write(piece.stem, answer_item(model, plan, piece, chat))
+            try:
+                evaluation.write(piece.stem, answer_item(model, plan, piece, chat))
+            except (UsageError, StorageError):
+                raise
+            except ForwardInfluenceError as failure:
+                failures.append(str(failure))
+                progress.message(f"an item could not be answered: {failure}")
             progress.advance(piece.length, f"{piece.task.spec} {piece.length} {piece.protocol}")
     finally:
         progress.end()
+    if failures:
+        raise ForwardInfluenceError(
+            f"{len(failures)} of {len(mine)} items could not be answered, the others are kept; the first: {failures[0]}"
+        )
     if not evaluation.merge(w.stem for w in work):
         progress.message("this shard is done; the results are put together by the last one")
     return evaluation
@@ -301,10 +313,16 @@ def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[s
 
 
 def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[str, Any]]:
-    """The rows of one item under one protocol, one per contender, in the plan's order."""
+    """The rows of one item under one protocol, one per contender, in the plan's order.
+
+    Raises:
+        ForwardInfluenceError: it has tokens that the model does not know.
+    """
     task = work.task
     item, prompt = _prompt(model, plan, work, chat)
     context, question = prompt.parts(work.protocol)
+    what = f"{task.spec}, {work.length} tokens, item {work.index}, question {work.protocol}"
+    require_known(model, torch.cat([context, question]), what)
     shared = {
         "task": task.spec,
         "family": task.spec.replace(task.name, task.family or task.name, 1),

@@ -20,11 +20,11 @@ from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.not_finite import first_bad_length
 from forward_influence.progress import Progress, Silent
-from forward_influence.recording import checked_tokens
 from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps
 from forward_influence.rotary_span import changes_with_length
 from forward_influence.selection import MODES, Selection
+from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.trace import Trace
 
 EFFECTS = ("total", "direct")
@@ -140,11 +140,13 @@ def measure_ablations(
         baseline: the full cache's run, from `run_in_full`, where it is known already.
 
     Raises:
-        ForwardInfluenceError: logits that are NaN or infinite, a continuation token or a divergence that words with a
-            logit of minus infinity make impossible, or an ablation that changed nothing.
+        ForwardInfluenceError: token ids that the model does not know, logits that are NaN or infinite, a continuation
+            token or a divergence that words with a logit of minus infinity make impossible, or an ablation that changed
+            nothing.
     """
     progress = progress or Silent()
     continuation = checked_tokens(continuation, "the continuation").to(model.device)
+    require_known(model, continuation, "the continuation")
     m = int(continuation.shape[0])
     _check_span(model, trace, m)
     targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])

@@ -27,6 +27,7 @@ from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.runs import write_whole
 from forward_influence.selection import Selection
+from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
 from forward_influence.versions import library_versions
@@ -109,12 +110,16 @@ def influence_map(
 
     Raises:
         UsageError: too few tokens, or `out` holds another map; the fields that differ are named.
-        ForwardInfluenceError: `out` does not read back, or removing all tokens but the first changes nothing.
+        ForwardInfluenceError: `out` does not read back, token ids that the model does not know, or removing all tokens
+            but the first changes nothing.
     """
     progress = progress or Silent()
     n, m = request.context, request.continuation
+    what = name or "the document"
+    tokens = checked_tokens(tokens, what)
     if len(tokens) < n + m:
-        raise UsageError(f"{name or 'the document'} has {len(tokens)} tokens, fewer than {n} + {m}; ask for less")
+        raise UsageError(f"{what} has {len(tokens)} tokens, fewer than {n} + {m}; ask for less")
+    require_known(model, tokens[: n + m], what)
     path = Path(out)
     identity = _identity(model, tokens[: n + m], request)
     done = _read(path, identity)

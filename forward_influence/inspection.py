@@ -16,6 +16,7 @@ from forward_influence.numbers import ranges
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selectors import chosen, final_scores
+from forward_influence.token_ids import checked_segments
 from forward_influence.tokenizing import text_pieces
 
 
@@ -102,8 +103,13 @@ class Inspected:
 
 
 def inspect_document(model: Model, document: CutDocument, request: Request) -> Inspected:
-    """Score and select with every rule of a request, at its first budget, on a document's first segment."""
-    context = document.segments[0][: request.context]
+    """Score and select with every rule of a request, at its first budget, on a document's first segment.
+
+    Raises:
+        UsageError: a rule that looks ahead.
+        ForwardInfluenceError: too few tokens, or ids that the model does not know.
+    """
+    context = checked_segments(model, document, request.context)[0][: request.context]
     candidates = request.candidates
     trace = record(model, context, request.needs, span=request.span, first=candidates.first, last=candidates.last)
     if request.needs.looks_ahead:

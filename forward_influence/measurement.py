@@ -72,7 +72,7 @@ def build_manifest(
         {
             "name": d.document.name,
             "fingerprint": d.document.fingerprint,
-            "tokens": getattr(d, "length", len(d.segments[0])),
+            "tokens": getattr(d, "length", sum(map(len, d.segments[:1]))),
             "part": part_stem(d.document.name, d.document.fingerprint),
             "segments": len(d.segments),
             **{k: v for k, v in getattr(d.document, "metadata", {}).items() if k not in ("name", "part")},

@@ -20,6 +20,7 @@ from forward_influence.instrument import Instrument
 from forward_influence.progress import Progress, Silent
 from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs
+from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.trace import Moments, Trace
 
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
@@ -153,23 +154,6 @@ class _HeadSignals:
         return {k: torch.cat([given.new_zeros(1), given[:-1]]) for k, given in wanted.items()}
 
 
-def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> Tensor:
-    """Token ids as they must be: (n,) int64, at least one, within the model's positions.
-
-    Raises:
-        UsageError: they are not.
-    """
-    if not isinstance(tokens, Tensor):
-        raise UsageError(f"{what} is a {type(tokens).__name__}; give a tensor of token ids, shape (tokens,)")
-    if tokens.dim() != 1 or not len(tokens) or tokens.is_floating_point():
-        raise UsageError(
-            f"{what} has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; token ids of shape (tokens,) are needed"
-        )
-    if positions is not None and len(tokens) > positions:
-        raise UsageError(f"{what} has {len(tokens)} tokens, but the model was made for {positions} positions")
-    return tokens.long()
-
-
 def ready_rotation(model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], length: int) -> Rotation:
     """A model's rotary embedding, checked on one token (1,) for sequences of `length` tokens, not attached.
 
@@ -214,6 +198,7 @@ def record(
     Raises:
         UsageError: no full-attention layer to select from, a signal that this model cannot give, or tokens that are no
             sequence of ids within the model's positions.
+        ForwardInfluenceError: an id that the model has no row for.
     """
     from forward_influence.models import Model
 
@@ -222,6 +207,7 @@ def record(
     model.require_unchanged()
     anatomy, needs, progress = model.anatomy, needs or Needs(), progress or Silent()
     tokens = checked_tokens(tokens, "the context", model.anatomy.positions).to(model.device)
+    require_known(model, tokens, "the context")
     n = int(tokens.shape[0])
     layers = anatomy.full_layers(span or n)
     if not layers:

@@ -18,6 +18,7 @@ from forward_influence.forward import named_cache
 from forward_influence.generation_settings import for_people, run_generate
 from forward_influence.models import Model
 from forward_influence.prompts import wants_chat
+from forward_influence.token_ids import require_known
 from forward_influence.tokenizing import encode, leading_tokens
 
 
@@ -118,8 +119,10 @@ def generate(
 
     Raises:
         UsageError: a prompt that is empty or, with what is to be generated, beyond the model's positions.
+        ForwardInfluenceError: it has tokens that the model does not know.
     """
     tokens = prompt_tokens(model, prompt, chat, system)
+    require_known(model, tokens, "the prompt")
     if max_new_tokens < 1:
         raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
     if abs(seed) >= 1 << 63:

@@ -31,6 +31,7 @@ from forward_influence.prompts import PROTOCOLS
 from forward_influence.protection import parse_protected
 from forward_influence.recording import record
 from forward_influence.rotary_span import depends_on_length
+from forward_influence.token_ids import require_known
 from forward_influence.trace import Trace
 
 _log = logging.getLogger(__name__)
@@ -239,6 +240,7 @@ class CompressedModel(TemplateLM):
         return context[dropped:], rest[max(0, dropped - len(context)) :]
 
     def _answer(self, context: Tensor, question: Tensor, limit: int, asked: Asked) -> str:
+        require_known(self.loaded, torch.cat([context, question]), "a request")
         if asked.settings or self.contender.every is not None or not len(context):
             contender = self.contender
             if not len(context) and contender.every is None:
@@ -343,6 +345,7 @@ class CompressedModel(TemplateLM):
         if dropped:
             _log.warning("a context of %d tokens is cut to its last %d", len(context), len(context) - dropped)
         compressed = max(0, compressed - dropped)
+        require_known(self.loaded, [*context[dropped:], *scored], "a request")
         first = torch.tensor(context[dropped:], dtype=torch.int64)[:compressed]
         read = torch.tensor([*context[dropped:], *scored], dtype=torch.int64, device=self.loaded.device)[compressed:]
         after, span = len(read) - 1, len(first) + len(read) - 1  # the last token is not read
