@@ -9,6 +9,8 @@ from safetensors or GGUF only: no pickle is ever opened.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,7 +127,8 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
     if path.suffix.lower() == ".gguf":
         gguf_models.require_gguf(path)
         path = path.absolute()
-        config = _config(str(path.parent), spec, gguf_file=path.name)
+        with _refusing(f"the configuration of {spec} cannot be used"):
+            config = gguf_models.load_config(path)
         provenance = {"source": path.name, "note": f"{gguf_models.quantisation(path)} GGUF, dequantised"}
         return Resolved(spec, "gguf", str(path.parent), config, provenance, gguf=path)
     if is_there(path) and path.is_dir():
@@ -154,11 +157,21 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
 def _config(location: str, spec: str, **arguments: Any) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    with _refusing(f"the configuration of {spec} cannot be used"):
+        found: PretrainedConfig = AutoConfig.from_pretrained(location, **arguments)
+        return found
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn whatever readers raise into a UsageError; what this package says stands as it is said."""
     try:
-        return AutoConfig.from_pretrained(location, **arguments)
+        yield
+    except ForwardInfluenceError:
+        raise
     except Exception as error:
         # transformers raises whatever its readers raise: OSError, ValueError, KeyError, validation errors.
-        raise UsageError(f"the configuration of {spec} cannot be used: {_first_line(error)}") from error
+        raise UsageError(f"{what}: {_first_line(error)}") from error
 
 
 def _require_causal(resolved: Resolved) -> None:
@@ -186,13 +199,11 @@ def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
 
     if resolved.kind == "folder" and not any((Path(resolved.location) / name).exists() for name in _TOKENIZER_FILES):
         raise UsageError(f"the folder {resolved.spec!r} holds no tokenizer; save the model's tokenizer beside it")
-    try:
-        with quiet():
-            if resolved.gguf is not None:
-                return gguf_models.load_tokenizer(resolved.gguf)
-            return AutoTokenizer.from_pretrained(resolved.location, **resolved.loading)
-    except Exception as error:
-        raise UsageError(f"the tokenizer of {resolved.spec} cannot be used: {_first_line(error)}") from error
+    with _refusing(f"the tokenizer of {resolved.spec} cannot be used"), quiet():
+        if resolved.gguf is not None:
+            return gguf_models.load_tokenizer(resolved.gguf)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved.location, **resolved.loading)
+        return found
 
 
 def load_model(
@@ -316,7 +327,7 @@ def _load_weights(resolved: Resolved, dtype: torch.dtype, spread: dict[str, Any]
                 **resolved.loading,
                 **(spread or {}),
             )
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, ForwardInfluenceError):
             raise
         except Exception as error:
             reason = _first_line(error)
