@@ -70,14 +70,19 @@ def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = configuration(header)
     made: Any = AutoModelForCausalLM._model_mapping[type(config)]
     model, told = made.from_pretrained(
-        None, config=config, state_dict=checkpoint(header, config), dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=checkpoint(header, config, dtype),
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are told, and refused here
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if told[kind]:
             first = sorted(str(name) for name in told[kind])[0]
             raise UsageError(
-                f"{path.name} does not hold the weights of a {type(model).__name__}: {kind.replace('_', ' ')}, {first}; "
-                "take the model in safetensors format"
+                f"{path.name} does not hold the weights of a {type(model).__name__}: {kind.replace('_', ' ')}, "
+                f"{first}; take the model as safetensors"
             )
     return model
 

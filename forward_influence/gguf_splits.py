@@ -1,8 +1,8 @@
 """How byte-level vocabularies split a text before merging, by the names of `tokenizer.ggml.pre`.
 
-A GGUF file names the split and does not hold it. Names and expressions are llama.cpp's (`src/llama-vocab.cpp`), written as
-in the tokenizer.json that they come from where llama.cpp quotes it; two names whose splits are code there, `kimi-k2` and
-`afmoe`, are not here.
+A GGUF file names the split and does not hold it. Names and expressions are llama.cpp's (`src/llama-vocab.cpp`), written
+as in the tokenizer.json that they come from where llama.cpp quotes it. Names whose splits are code there (`kimi-k2`,
+`afmoe`), and `default`, which is a guess for files that name none, are not here.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ _CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 def _cased(clitics: str, digits: str) -> str:
     """Words broken where the case turns, with their clitics."""
-    return (
-        rf"{_BEFORE}{_UPPER}*{_LOWER}+{clitics}|{_BEFORE}{_UPPER}+{_LOWER}*{clitics}|{digits}|{_CASED_REST}"
-    )
+    return rf"{_BEFORE}{_UPPER}*{_LOWER}+{clitics}|{_BEFORE}{_UPPER}+{_LOWER}*{clitics}|{digits}|{_CASED_REST}"
 
 
 _GPT4O = _cased(rf"{_CLITICS}?", r"\p{N}{1,3}")
@@ -53,7 +51,6 @@ _NORDIC = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _PLAIN = Split((_GPT2,))
 _SINGLE_DIGITS = Split((r"\p{N}", _GPT2))
 _THREES = Split((_LLAMA3,))
-_THREES_WHOLE = Split((_LLAMA3,), whole_words=True)
 _ONES = Split((_QWEN2,))
 _BAILING = Split(
     (rf"'(?i:[sdmt]|ll|ve|re)|{_BEFORE}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)
@@ -66,8 +63,7 @@ SPLITS: dict[str, Split] = {
         ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
         Split((_LLAMA3,), whole_words=True, begins=True),
     ),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _THREES),
-    **dict.fromkeys(("glm4", "glm5"), _THREES_WHOLE),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _THREES),
     **dict.fromkeys(
         ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0", "mellum"), _PLAIN
     ),
@@ -92,9 +88,7 @@ SPLITS: dict[str, Split] = {
             + r"|\s{1,2}(?!\S)|\s{1}",
         )
     ),
-    "seed-coder": Split(
-        (rf"{_CLITICS}|{_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",)
-    ),
+    "seed-coder": Split((rf"{_CLITICS}|{_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",)),
     "exaone-moe": Split(
         (
             rf"{_CLITICS}|{_BEFORE}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"

@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF file: byte-level pairs ("gpt2") and SentencePiece pairs ("llama"), every key read or refused.
+"""The tokenizer of a GGUF file: byte-level pairs ("gpt2") and SentencePiece pairs ("llama"); a key is read or refused.
 
-A file holds tokens, merges or scores, and flags; how text is split and normalised goes by names. Both kinds are built from
-the `tokenizers` library's parts as the tokenizer.json of such models has them.
+A file holds tokens, merges or scores, and flags; how text is split and normalised goes by names. Both kinds are built
+from the `tokenizers` library's parts as the tokenizer.json of such models has them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ def tokenizer_of(header: Header) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: another kind of vocabulary, an unknown way of splitting, or a key that has no counterpart.
     """
+    with header.describing("tokenizer"):
+        return _made(header)
+
+
+def _made(header: Header) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     tokens, types = _tokens(header)
@@ -59,7 +64,7 @@ def tokenizer_of(header: Header) -> PreTrainedTokenizerBase:
     elif kind == "llama":
         backend, begins = _sentencepiece(header, tokens, types)
     else:
-        raise header.refusal(f"{_AT}.model", kind, "a kind of vocabulary that is not read here ('gpt2' and 'llama' are)")
+        raise header.refusal(f"{_AT}.model", kind, "a kind of vocabulary that is not read here (gpt2 and llama are)")
     _add_tokens(header, backend, tokens, types)
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     special = {to: None if (i := token_id(header, name)) is None else tokens[i] for name, to in names.items()}
@@ -191,5 +196,3 @@ def _nothing_left(header: Header) -> None:
     for key in header.unread("tokenizer."):
         if key not in _INFORMATION and not key.startswith("tokenizer.chat_template."):
             raise header.refusal(key, header.values[key], "which is not understood here")
-
-

@@ -1,8 +1,8 @@
 """The tensors of a GGUF file under the names and in the layout of a transformers checkpoint.
 
 Every tensor of the file is used or refused, and every parameter of the model comes from the file. What llama.cpp's
-converter changed is changed back: names, the order of Llama's query and key rows, norms stored as one more than they are,
-transposed and merged matrices.
+converter changed is changed back: names, the order of Llama's query and key rows, norms stored as one more than they
+are, transposed and merged matrices.
 """
 
 from __future__ import annotations
@@ -95,8 +95,11 @@ LAYERS: dict[str, dict[str, str]] = {
 }
 
 
-def checkpoint(header: Header, config: PretrainedConfig) -> dict[str, Tensor]:
-    """All tensors of the file in float32, named and laid out as in the model's own checkpoint.
+def checkpoint(header: Header, config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """All tensors of the file, named and laid out as in the model's own checkpoint.
+
+    Args:
+        dtype: of the result; everything is computed in float32, which holds all that a file says.
 
     Raises:
         UsageError: a tensor without a place in the model.
@@ -109,11 +112,11 @@ def checkpoint(header: Header, config: PretrainedConfig) -> dict[str, Tensor]:
         to = _place(arch, name)
         if to is None:
             raise UsageError(
-                f"{header.path.name} has a tensor {name}, which a {arch} model has no place for here; take the model in "
-                "safetensors format"
+                f"{header.path.name} has a tensor {name}, for which a {arch} model has no place here; take the model "
+                "as safetensors"
             )
         value = torch.from_numpy(header.tensor(name))
-        found.update(_laid_out(arch, name, to, value, config))
+        found.update({name: part.to(dtype) for name, part in _laid_out(arch, name, to, value, config)})
     return _merged_experts(found) if arch == "gpt-oss" else found
 
 
