@@ -318,22 +318,24 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(UsageError, match="architecture 'mamba'; GGUF files of llama, qwen2, .* take the model as safe"):
+    with pytest.raises(
+        UsageError, match=r"architecture 'mamba'; GGUF files of llama, qwen2, .* take the model as safe"
+    ):
         resolve_spec(str(path))
 
 
 def test_every_tensor_has_a_place_and_every_weight_is_there(tmp_path: Path) -> None:
     model = made(CASES["llama"])
     path = write(tmp_path / "more.gguf", "llama", model, {}, {"blk.0.attn_sinks.weight": torch.zeros(4)})
-    with pytest.raises(UsageError, match="has a tensor blk.0.attn_sinks.weight, for which a llama model has no place"):
+    with pytest.raises(UsageError, match=r"has a tensor blk.0.attn_sinks.weight, for which a llama model has no place"):
         load_model(str(path), device="cpu")
     path = write(tmp_path / "less.gguf", "llama", model, {"block_count": 4})
     with pytest.raises(
-        UsageError, match="does not hold the weights of a LlamaForCausalLM: missing keys, model.layers.3"
+        UsageError, match=r"does not hold the weights of a LlamaForCausalLM: missing keys, model.layers.3"
     ):
         load_model(str(path), device="cpu")
     path = write(tmp_path / "other.gguf", "llama", model, {"feed_forward_length": 40})
-    with pytest.raises(UsageError, match="does not hold the weights of a LlamaForCausalLM: mismatched keys"):
+    with pytest.raises(UsageError, match=r"does not hold the weights of a LlamaForCausalLM: mismatched keys"):
         load_model(str(path), device="cpu")
 
 

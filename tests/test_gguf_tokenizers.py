@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def plain_pieces(text: str, tokens: list[str], scores: list[float], prefix: bool
     score = dict(zip(tokens, scores, strict=True))
     parts = list(("▁" if prefix else "") + text.replace(" ", "▁"))
     while True:
-        joins = [(-score[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in score]
+        joins = [(-score[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in score]
         if not joins:
             break
         _, at = min(joins)

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from forward_influence import hub, models
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.fingerprint import fingerprint
-from forward_influence.models import describe_models, load_model, load_tokenizer, resolve_spec
+from forward_influence.models import describe_models, load_model, resolve_spec
 from forward_influence.store import CACHE_VARIABLE
 
 
