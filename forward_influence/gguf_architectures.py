@@ -287,8 +287,8 @@ def _starcoder2(header: Header, arch: str) -> Settings:
 
 
 def _stablelm(header: Header, arch: str) -> Settings:
-    parallel = not _has(header, "ffn_norm.weight")
-    header.expect(f"{arch}.use_parallel_residual", parallel)
+    # Converters say "parallel" where the configuration says nothing; llama.cpp goes by the norm, and so does this.
+    header.get(f"{arch}.use_parallel_residual")
     return {
         **_dense(header, arch),
         **_kv_heads(header, arch),
@@ -297,18 +297,20 @@ def _stablelm(header: Header, arch: str) -> Settings:
         "hidden_act": "silu",
         "use_qkv_bias": _has(header, "attn_q.bias"),
         "qk_layernorm": _has(header, "attn_q_norm.weight"),
-        "use_parallel_residual": parallel,
+        "use_parallel_residual": not _has(header, "ffn_norm.weight"),
     }
 
 
 def _nemotron(header: Header, arch: str) -> Settings:
     head_dim = _head_dim(header, arch)
+    eps = header.require(f"{arch}.attention.layer_norm_epsilon")
+    header.expect(f"{arch}.attention.layer_norm_rms_epsilon", eps)  # converters write it under both names
     return {
         **_dense(header, arch),
         **_kv_heads(header, arch),
         **_rope(header, arch, head_dim, partial=True),
         "head_dim": head_dim,
-        "norm_eps": header.require(f"{arch}.attention.layer_norm_epsilon"),
+        "norm_eps": eps,
         "hidden_act": "relu2",
         "attention_bias": _has(header, "attn_q.bias"),
         "mlp_bias": _has(header, "ffn_up.bias"),

@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_model
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
 
-from forward_influence.errors import UsageError
+from forward_influence.errors import ForwardInfluenceError, UsageError
 
 pytest.importorskip("lm_eval")
 
@@ -369,3 +369,18 @@ def test_wrong_requests_are_one_line(folder: Path, tmp_path: Path, arguments: li
     assert ended.returncode == 2, ended.stderr
     assert last.startswith("error: ") and said in last
     assert "Traceback" not in ended.stderr
+
+
+def test_tokens_that_the_model_does_not_know_are_named(tmp_path: Path) -> None:
+    tiny_model("llama", torch.float32, vocab_size=VOCABULARY, max_position_embeddings=2048).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path)
+    found = model(tmp_path)
+    words = rf"token \d+ \(id {VOCABULARY}, '<extra>'\) is not in the model's vocabulary"
+    with pytest.raises(ForwardInfluenceError, match=words):
+        found.loglikelihood([request("the tide", " <extra>")], disable_tqdm=True)
+    with pytest.raises(ForwardInfluenceError, match=words):
+        found.generate_until([request("the tide <extra> turns", {"max_gen_toks": 3})], disable_tqdm=True)
+    with pytest.raises(ForwardInfluenceError, match=words):
+        found.loglikelihood_rolling([request("the tide <extra> turns")], disable_tqdm=True)

@@ -218,23 +218,6 @@ def test_evaluate_goes_on_with_the_rest(capsys, folder: Path, tmp_path: Path) ->
     assert code == 1 and f"{len(set(named))} of {len(set(named))} items could not be answered" in again
 
 
-def test_the_harness_names_the_token(folder: Path) -> None:
-    pytest.importorskip("lm_eval")
-    from forward_influence.lm_eval.model import CompressedModel
-
-    model = CompressedModel(pretrained=str(folder), device="cpu")
-    words = r"token \d+ \(id 320, '<extra>'\) is not in the model's vocabulary"
-    asked = SimpleNamespace(args=("the tide", " <extra>"), doc={})
-    with pytest.raises(ForwardInfluenceError, match=words):
-        model.loglikelihood([asked], disable_tqdm=True)
-    asked = SimpleNamespace(args=("the tide <extra> turns", {"max_gen_toks": 3}), doc={})
-    with pytest.raises(ForwardInfluenceError, match=words):
-        model.generate_until([asked], disable_tqdm=True)
-    asked = SimpleNamespace(args=("the tide <extra> turns",), doc={})
-    with pytest.raises(ForwardInfluenceError, match=words):
-        model.loglikelihood_rolling([asked], disable_tqdm=True)
-
-
 def test_a_model_in_memory_needs_no_tokenizer_to_say_it() -> None:
     with pytest.raises(ForwardInfluenceError, match=r"token 1 \(id 400\)"):
         record(wrap_model(tiny_llama()), torch.tensor([5, 400, 6]))
