@@ -6,6 +6,7 @@ And nothing in a header is passed over: every key of the format, changed, change
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -383,3 +384,26 @@ def test_every_key_of_the_format_is_carried_over_or_refused(arch: str, tmp_path:
             )
     # What a model has no use for may say what it likes only where it is scaling that is not there.
     assert set(passed_over) <= HARMLESS
+
+
+def test_damaged_headers_are_refused_in_a_line(tmp_path: Path) -> None:
+    case = CASES["llama"]
+    whole = write(tmp_path / "model.gguf", case.arch, made(case), case.keys).read_bytes()
+    size = min(stored.offset for stored in read_header(tmp_path / "model.gguf").tensors.values())
+    rng = random.Random(0)
+    refused: list[str] = []
+    for number in range(200):
+        data = bytearray(whole[:size])
+        for _ in range(rng.choice([1, 1, 5, 20])):
+            data[rng.randrange(4, size)] = rng.randrange(256)
+        path = tmp_path / f"{number}.gguf"
+        path.write_bytes(data[: rng.randrange(4, size)] if number % 4 == 0 else data)
+        for read in (gguf_models.load_config, gguf_models.load_tokenizer):
+            try:
+                read(path)
+            except UsageError as error:
+                refused.append(str(error))
+                path.unlink(missing_ok=True)
+                break
+    assert len(refused) > 100
+    assert all(".gguf" in line and "\n" not in line for line in refused)
