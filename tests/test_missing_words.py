@@ -78,7 +78,7 @@ def test_influence_equals_brute_force(make, head):
     context = brute_force.logits_of_full_pass(model.model, tokens[:N]).logits[0].log_softmax(-1)[:, :WORDS]
     torch.testing.assert_close(trace.surprisal[1:], -context[:-1].gather(1, tokens[1:N, None])[:, 0])
     entropies = -(context.exp() * context).sum(-1)
-    torch.testing.assert_close(trace._entropy[0], entropies)
+    torch.testing.assert_close(trace.entropy_of(0)[1:], entropies[:-1])
 
 
 def test_a_text_with_a_word_that_the_model_never_writes_is_refused_in_words():
