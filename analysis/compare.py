@@ -44,7 +44,8 @@ class Comparison:
         controls: a row per rule, control and bin, `controls.controls`.
         effects: a row per rule and bin where both effects were measured, `controls.effects`.
         remarks: lines for under the tables, each with the tables that it is about.
-        curves: the tidy frame in log-spaced bins that decay and crossovers were made from, all runs as one.
+        curves: the tidy frame in log-spaced bins that decay was made from, all runs as one.
+        fine: as `curves` in the narrow bins that crossovers were made from.
         zones: as `curves` in near, middle and far (column `zone`), which the table was made from.
         clustered, method: how intervals were made, as in `statistics.paired`.
     """
@@ -56,6 +57,7 @@ class Comparison:
     effects: pd.DataFrame
     remarks: list[Note]
     curves: pd.DataFrame
+    fine: pd.DataFrame
     zones: pd.DataFrame
     clustered: bool = False
     method: Method = STUDENT
@@ -114,7 +116,8 @@ def compare(
     names = [str(name) for name in counts.index]
     kept = of_budgets(found, budgets)
     twice = len(several) > 1 and bool(kept.zones.duplicated([*_SAME, "low", "high"]).any())
-    even, zones, log = (_merge(frame, " + ".join(names)) for frame in (kept.even, kept.zones, kept.log))
+    name = " + ".join(names)
+    even, zones, log, fine = (_merge(frame, name) for frame in (kept.even, kept.zones, kept.log, kept.fine))
     known = list(grains(zones))
     if not variants(known, baseline):
         raise UsageError(
@@ -126,7 +129,7 @@ def compare(
     options: dict[str, Any] = {"clustered": clustered, "method": how}
     if pairs is not None:
         pairs = [(measured_rule(a, known), measured_rule(b, known)) for a, b in pairs]
-    plain = log if pairs is not None else without_controls(log)
+    plain = fine if pairs is not None else without_controls(fine)
     decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
     crossed = crossovers(plain, pairs, clustered=clustered, level=how.level)
@@ -137,8 +140,18 @@ def compare(
         crossovers=crossed,
         controls=controls(even, baseline, **options),
         effects=effects(even, **options),
-        remarks=comparison_notes(measured, zones, decay, crossed, twice=twice, cluster=cluster, method=how),
+        remarks=comparison_notes(
+            measured,
+            zones,
+            decay,
+            crossed,
+            finest=int((fine["high"] - fine["low"]).min()),
+            twice=twice,
+            cluster=cluster,
+            method=how,
+        ),
         curves=log,
+        fine=fine,
         zones=zones,
         **options,
     )

@@ -26,6 +26,9 @@ FEWEST_BINS = 8
 #: Log-spaced bins: how many, and how many positions the first holds.
 LOG_BINS = 16
 FIRST_LOG_BIN = 16
+#: Fine bins: positions in each near the context, and the share of the distance that they grow with farther out.
+FINEST = 4
+FINE_SHARE = 0.08
 #: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
 NEAR = 1 / 8
 MIDDLE = 1 / 2
@@ -77,6 +80,25 @@ def bins(
     else:
         edges = np.append(np.arange(0, continuation, width), continuation)
     return np.unique(edges.astype(np.int64))
+
+
+def fine_bins(continuation: int, stretch: int = 1) -> Edges:
+    """Edges of the narrowest bins that single documents are averaged in: int64 (B + 1,), from 0 to `continuation`.
+
+    They hold 4 positions, and 8% of the distance from where that is more; whole stretches where positions were sampled.
+
+    Args:
+        continuation: m, in tokens.
+        stretch: as in `bins`.
+    """
+    edges = [0]
+    while edges[-1] < continuation:
+        width = max(FINEST, round(FINE_SHARE * edges[-1]))
+        edges.append(edges[-1] + -(-width // stretch) * stretch)
+    if len(edges) > 2 and continuation - edges[-2] < (edges[-1] - edges[-2]) / 2:
+        del edges[-2]  # no sliver at the end
+    edges[-1] = continuation
+    return np.array(edges, dtype=np.int64)
 
 
 def zone_edges(continuation: int, near: float = NEAR, middle: float = MIDDLE) -> Edges:
@@ -291,10 +313,13 @@ def load(
     width: int | None = None,
     *,
     log: bool = False,
+    fine: bool = False,
     count: int | None = None,
     cluster: str | None = None,
 ) -> pd.DataFrame:
-    """Tidy curves of one or several runs in bins of `width` tokens, or log-spaced; columns as in `read`."""
+    """Tidy curves of one or several runs in bins of `width` tokens, log-spaced or fine; columns as in `read`."""
+    if fine:
+        return read(runs, [fine_bins], cluster)[0]
     return read(runs, [lambda m, stretch: bins(m, width, stretch=stretch, log=log, count=count)], cluster)[0]
 
 
@@ -307,21 +332,23 @@ def load_zones(
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves of runs in the three binnings that analysis works with, each a frame as `read` gives it.
+    """Curves of runs in the binnings that analysis works with, each a frame as `read` gives it.
 
     Attributes:
         even: in bins of equal width (or those asked for), for pictures and ratios to controls.
         zones: in near, middle and far, with their names in a column `zone`.
-        log: log-spaced, for fits and crossovers.
+        log: log-spaced, for fits.
+        fine: in the narrowest bins, for crossovers.
     """
 
     even: pd.DataFrame
     zones: pd.DataFrame
     log: pd.DataFrame
+    fine: pd.DataFrame
 
     def where(self, keep: Callable[[pd.DataFrame], pd.Series]) -> Curves:
         """The rows of each frame for which `keep` is true."""
-        return Curves(*(frame[keep(frame)] for frame in (self.even, self.zones, self.log)))
+        return Curves(*(frame[keep(frame)] for frame in (self.even, self.zones, self.log, self.fine)))
 
 
 def read_curves(
@@ -339,8 +366,8 @@ def read_curves(
     """
     zones: Binning = lambda m, _: zone_edges(m, near, middle)  # noqa: E731
     log: Binning = lambda m, stretch: bins(m, stretch=stretch, log=True)  # noqa: E731
-    frames = read(runs, [even, zones, log], cluster)
-    return Curves(frames[0], name_zones(frames[1]), frames[2])
+    frames = read(runs, [even, zones, log, fine_bins], cluster)
+    return Curves(frames[0], name_zones(frames[1]), *frames[2:])
 
 
 def name_zones(frame: pd.DataFrame) -> pd.DataFrame:

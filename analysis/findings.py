@@ -14,6 +14,7 @@ from forward_influence.analysis.controls import ratios
 from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
+from forward_influence.analysis.findings_crossing import REFERENCE, crossing_clause, crossing_sentence, ratio_text
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
 from forward_influence.analysis.pairing import (
     CONDITIONS,
@@ -24,10 +25,8 @@ from forward_influence.analysis.pairing import (
     without_controls,
 )
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS
-from forward_influence.analysis.wording import interval, join, many, tokens
+from forward_influence.analysis.wording import interval, join, many
 
-#: What other rules are held against where it was measured: the paper's claim (arXiv:2606.26875) is about it.
-REFERENCE = "attention"
 #: The rule that the paper's claim is about.
 CLAIMED = "entropy"
 MOST_CONDITIONS = 4
@@ -170,91 +169,31 @@ def _warnings(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _ratio(row: dict[str, Any] | pd.Series, digits: int = 3) -> str:
-    return interval(row["ratio"], row["ratio_low"], row["ratio_high"], digits, "×")
-
-
 def _crossing(condition: _Condition) -> list[str]:
     """Where rules' influence overtakes attention's: entropy's, which the paper is about, and the others' in one."""
-    curves = condition.of(condition.found.curves)
+    curves, found = condition.of(condition.found.fine), condition.found
     rules = curves["selector"].unique().tolist()
     if REFERENCE not in rules:
         return []
     others = [r for r in rules if r != REFERENCE and not is_control(r)]
-    pairs, found = [(rule, REFERENCE) for rule in others], condition.found
-    rows = crossovers(curves, pairs, clustered=found.clustered, level=found.method.level)
+
+    def rows(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        made = crossovers(curves, pairs, clustered=found.clustered, level=found.method.level)
+        return [{str(k): v for k, v in row.items()} for row in made.to_dict("records")]
+
+    back = {row["over"]: row for row in rows([(REFERENCE, rule) for rule in others])}
     made, rest = [], []
-    for row in rows.to_dict("records"):
+    for row in rows([(rule, REFERENCE) for rule in others]):
         zones = condition.zone_ratios(row["rule"], REFERENCE)
+        row["back"] = back.get(row["rule"])
         if row["rule"] == CLAIMED:
             made.append(crossing_sentence(row, zones, condition.what) + condition.grain(CLAIMED, REFERENCE))
         else:
-            rest.append(_crossing_clause(row, zones))
+            rest.append(crossing_clause(row, zones))
     if rest:
         of_what = "of the other rules, " if made else f"in {condition.what}, "
         made.append(f"{of_what}{'; '.join(rest)}.")
     return made
-
-
-def _bounds(row: dict[str, Any]) -> str:
-    """The interval of a crossover in brackets; "" where there is none, or nothing but the estimate in it."""
-    if math.isnan(row["low"]) or row["low"] == row["high"]:
-        return ""
-    return f" (95% interval: {tokens(row['low'])} to {tokens(row['high'])})"
-
-
-def _apart(zones: dict[str, dict[str, Any]]) -> str:
-    """Near and far ratios in words; those under the noise floor are said to be."""
-    said = []
-    for zone in ("near", "far"):
-        if zone in zones:
-            under = ", under the noise floor" if zones[zone]["flagged"] else ""
-            said.append(f"{_ratio(zones[zone])} {zone}{under}")
-    return f"; it is {join(said)}" if said else ""
-
-
-def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]], what: str = "influence") -> str:
-    """Whether and from where a rule's influence exceeds the reference's, and by how much near and far.
-
-    Args:
-        row: of `crossovers`.
-        zones: of each zone `ratio`, `ratio_low`, `ratio_high` and `flagged`, rule over reference.
-        what: what the KL is called.
-    """
-    whose, distance = f"{row['rule']}'s {what}", row["distance"]
-    if math.isnan(distance):
-        return f"{whose} could not be set against {REFERENCE}'s ({row['reason']})."
-    where = f"within the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
-    unsure = _unsure(row, zones)
-    if distance == 0:
-        text = f"exceeds {REFERENCE}'s throughout the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
-    elif math.isinf(distance):
-        text = f"does not come to exceed {REFERENCE}'s {where}"
-    else:
-        text = f"exceeds {REFERENCE}'s from {tokens(distance)} tokens on"
-    return f"{whose} {text}{_bounds(row)}{unsure}{_apart(zones)}."
-
-
-def _unsure(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
-    """What the intervals leave open of whether a rule's influence comes to exceed the reference's."""
-    if not math.isinf(row["distance"]):
-        return ", though that it never does is not excluded" if math.isinf(row["high"]) else ""
-    far = zones.get("far")
-    if far is None or math.isnan(far["ratio_low"]) or (far["ratio_high"] < 1 and not far["flagged"]):
-        return ""
-    return ", though that it does is not excluded"
-
-
-def _crossing_clause(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
-    rule, distance = row["rule"], row["distance"]
-    if math.isnan(distance):
-        return f"{rule} could not be set against it ({row['reason']})"
-    if distance == 0:
-        return f"{rule} exceeds {REFERENCE}'s throughout{_bounds(row)}{_unsure(row, zones)}"
-    if math.isinf(distance):
-        far = f" ({_ratio(zones['far'])} far)" if "far" in zones and not zones["far"]["flagged"] else ""
-        return f"{rule}{far} does not come to exceed {REFERENCE}'s{_bounds(row)}{_unsure(row, zones)}"
-    return f"{rule} exceeds {REFERENCE}'s from {tokens(distance)} tokens on{_bounds(row)}{_unsure(row, zones)}"
 
 
 def _strongest(condition: _Condition) -> list[str]:
@@ -270,12 +209,12 @@ def _strongest(condition: _Condition) -> list[str]:
         text = f"{where}, {top['selector']} has the largest {condition.what}: "
         text += interval(top["kl"], top["kl_low"], top["kl_high"], 2, " nats")
         if top["baseline"] and not top["ratio_flagged"]:
-            text += f", {_ratio(top, 2)} {top['baseline']}'s"
+            text += f", {ratio_text(top, 2)} {top['baseline']}'s"
         alike = []
         for rule in rows["selector"]:
             ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
-                alike.append(f"{rule} ({_ratio(ratio)})")
+                alike.append(f"{rule} ({ratio_text(ratio)})")
         text += f"; {join(alike)} cannot be told from it." if alike else "."
         if top["baseline"] and top["selector"] not in minded:
             text += condition.grain(top["selector"], top["baseline"])
@@ -295,7 +234,7 @@ def _against_baseline(condition: _Condition) -> list[str]:
     for group, verdict in ((same, "cannot be told from"), (below, "less than")):
         for baseline, some in group.groupby("baseline", sort=False):
             each = [
-                f"{rule} {join([f'{r.zone} ({_ratio(r._asdict())})' for r in mine.itertuples()])}"
+                f"{rule} {join([f'{r.zone} ({ratio_text(r._asdict())})' for r in mine.itertuples()])}"
                 for rule, mine in some.groupby("selector", sort=False)
             ]
             remarks = [condition.grain(str(rule), str(baseline)) for rule in some["selector"].unique()]
@@ -310,7 +249,7 @@ def _against_matched(condition: _Condition) -> list[str]:
     for rule in zones["selector"].unique():
         control = position_control_for(zones, rule)
         made = condition.zone_ratios(rule, control) if control else {}
-        each = [f"{_ratio(made[zone])} {zone}" for zone in ("near", "far") if made and not made[zone]["flagged"]]
+        each = [f"{ratio_text(made[zone])} {zone}" for zone in ("near", "far") if made and not made[zone]["flagged"]]
         if each:
             shared = zones.loc[zones["selector"] == control, "overlap"].mean()
             holds = "" if math.isnan(shared) else f" ({control} holds {shared:.0%} of the same entries)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from forward_influence.analysis.controls import floor_text
-from forward_influence.analysis.curves import ZONES
+from forward_influence.analysis.curves import FINE_SHARE, ZONES
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method
 from forward_influence.analysis.summary import control_lines, documents_text
@@ -43,6 +43,7 @@ def comparison_notes(
     decay: pd.DataFrame,
     crossovers: pd.DataFrame,
     *,
+    finest: int,
     twice: bool,
     cluster: str | None,
     method: Method,
@@ -52,6 +53,7 @@ def comparison_notes(
     Args:
         measured: each run and how many of its documents were read.
         zones, decay, crossovers: as in `Comparison`.
+        finest: positions in the narrowest bin that crossovers were sought in.
         twice: whether several runs measured a rule on one document.
         cluster: the field of the documents whose groups are the unit.
     """
@@ -72,7 +74,7 @@ def comparison_notes(
         Note(ratios, ("controls",)),
         Note(shares, ("effects",)),
         Note(BOOTSTRAP_NOTE if method.kind == "bootstrap" else T_NOTE, _BY_RULE),
-        Note("intervals of crossovers: 95%, bootstrap over documents (expanded percentiles)", ("crossovers",)),
+        Note(crossover_note(finest), ("crossovers",)),
         Note(floor_text(zones, " (*)")),
         *(Note(text, ("table", "controls")) for text in control_lines(zones)),
     ]
@@ -91,6 +93,19 @@ def comparison_notes(
     elif units < MINIMUM_DOCUMENTS + 1:
         notes.append(Note(holm, ("table",)))
     return notes
+
+
+def crossover_note(finest: int) -> str:
+    """What a crossover is, and how far its interval can be trusted.
+
+    Args:
+        finest: positions in the narrowest bin.
+    """
+    return (
+        "crossovers: from where on, up to the end, the first rule's influence is larger; intervals: at least 95%, by "
+        f"Student's t over documents at every cut between bins of {finest} positions ({FINE_SHARE:.0%} of the distance "
+        "where that is more), to which they are precise"
+    )
 
 
 def _reasons(frame: pd.DataFrame, what: str) -> list[str]:

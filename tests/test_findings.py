@@ -186,7 +186,6 @@ def test_what_is_under_the_noise_floor_is_claimed_of_no_rule(tmp_path: Path) -> 
 
 NAN, INF = float("nan"), float("inf")
 SURE = {"ratio": 0.4, "ratio_low": 0.3, "ratio_high": 0.5, "flagged": False}
-UNSURE = {**SURE, "ratio_high": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -199,23 +198,25 @@ UNSURE = {**SURE, "ratio_high": 1.5}
             SURE,
             "entropy's influence exceeds attention's from 92 tokens on (95% interval: 70 to 119); it",
         ),
-        (0.0, 0, INF, SURE, "(0 to 1,023 tokens) (95% interval: 0 to beyond the range), though that it never does is"),
-        (40.0, 9, INF, SURE, "on (95% interval: 9 to beyond the range), though that it never does is not excluded"),
+        (0.0, 0, INF, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: anywhere or nowhere), though that it never does is"),
+        (40.0, 9, INF, SURE, "on (95% interval: after 9), though that it never does is not excluded"),
+        (0.0, 0, 12, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: from 12 at the latest); it is"),
         (
             INF,
             900,
             INF,
             SURE,
-            "does not come to exceed attention's within the range (0 to 1,023 tokens) (95% interval: 9",
+            "is not seen to exceed attention's within the range (0 to 1,023 tokens) (95% interval: after 900), though that "
+            "it does is not excluded; it is",
         ),
         (INF, INF, INF, SURE, "(0 to 1,023 tokens); it is 0.400× [0.300, 0.500] far."),
-        (INF, INF, INF, UNSURE, "(0 to 1,023 tokens), though that it does is not excluded; it is"),
         (
             INF,
             INF,
             INF,
             {**SURE, "flagged": True},
-            "not excluded; it is 0.400× [0.300, 0.500] far, under the noise floor.",
+            "does not come to exceed attention's within the range (0 to 1,023 tokens); it is 0.400× [0.300, 0.500] far, "
+            "under the noise floor.",
         ),
         (NAN, NAN, NAN, SURE, "could not be set against attention's (no document has both)."),
     ],
@@ -223,6 +224,20 @@ UNSURE = {**SURE, "ratio_high": 1.5}
 def test_crossings_in_words(distance: float, low: float, high: float, far: dict, expected: str) -> None:
     row = {"rule": "entropy", "distance": distance, "low": low, "high": high, "first": 0, "last": 1023}
     assert expected in crossing_sentence({**row, "reason": "no document has both"}, {"far": far})
+
+
+def test_a_rule_that_exceeds_only_near_the_context_is_said_to(tmp_path: Path) -> None:
+    """It was said not to come to exceed attention's within the range, which it does before the two cross."""
+    rules = {"attention": Decay("power", 0.12, 0.4), "entropy": Decay("power", 1.0, 0.9), "random": Decay(level=0.01)}
+    rules["h2o"] = rules["entropy"]
+    run = simulate(tmp_path / "run", rules, documents=8, rule_spread=0.1)
+    sentences = told(run)
+    sentence = the(sentences, "entropy's influence exceeds attention's up to ")
+    at, low, high = numbers(sentence.split(" and not beyond")[0].replace("95%", ""))
+    distance = np.arange(1024)
+    truth = int(np.flatnonzero(rules["entropy"].at(distance) < rules["attention"].at(distance))[0])
+    assert low <= truth <= high and low <= at <= high
+    assert re.search(r"h2o \([\d.]+× \[[\d., ]+\] far\) exceeds attention's up to \d+ tokens", the(sentences, "Of the other"))
 
 
 def test_below_six_documents_nothing_is_claimed(tmp_path: Path) -> None:

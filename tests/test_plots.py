@@ -230,9 +230,10 @@ def test_crossover_in_short() -> None:
 
     inf, nan = float("inf"), float("nan")
     assert say(512.4, 300, 700) == "from 512 (95%: 300 to 700)"
-    assert say(512.4, 300, inf) == "from 512 (95%: 300 or beyond)"
-    assert say(inf, 1900, inf) == "nowhere (95%: 1,900 or beyond)"
+    assert say(512.4, 300, inf) == "from 512 (95%: after 300)"
+    assert say(inf, 1900, inf) == "nowhere seen (95%: after 1,900)"
     assert say(inf, inf, inf) == "nowhere"
+    assert say(inf, nan, nan) == "nowhere seen"
     assert say(0.0, 0, 0) == "throughout"
     assert say(512.4, nan, nan) == "from 512"
     assert say(nan, nan, nan) == "not known"
@@ -253,7 +254,7 @@ def test_intervals_of_crossovers_stand_in_rows_of_their_own(tmp_path: Path) -> N
     lowest = axes.transAxes.inverted().transform(axes.transData.transform((1, min(drawn))))[1]
     assert top < lowest
     data = PlotData((run,))
-    table = crossovers(data.log_curves, [(rule, "attention") for rule in ("entropy", "infokv", "h2o", "tova")])
+    table = crossovers(data.fine_curves, [(rule, "attention") for rule in ("entropy", "infokv", "h2o", "tova")])
     bounds = sorted((float(b.get_xdata()[0]) - 1, float(b.get_xdata()[1]) - 1) for b in bars)
     assert np.allclose(bounds, sorted(zip(table["low"], table["high"], strict=True)))
 
