@@ -85,7 +85,7 @@ def bounds_text(low: float, high: float) -> str:
     if np.isnan(low) or low == high:
         return ""
     if low == 0:
-        return "anywhere or nowhere" if np.isinf(high) else f"from {tokens(high)} at the latest"
+        return "anywhere or nowhere" if np.isinf(high) else f"0 to {tokens(high)}"
     return f"after {tokens(low)}" if np.isinf(high) else f"{tokens(low)} to {tokens(high)}"
 
 

@@ -180,7 +180,7 @@ def test_bounds_in_words() -> None:
     cases = {
         (300, 1700): "300 to 1,700",
         (1800, np.inf): "after 1,800",
-        (0, 40): "from 40 at the latest",
+        (0, 40): "0 to 40",
         (0, np.inf): "anywhere or nowhere",
     }
     assert {bounds: bounds_text(*bounds) for bounds in cases} == cases

@@ -200,7 +200,7 @@ SURE = {"ratio": 0.4, "ratio_low": 0.3, "ratio_high": 0.5, "flagged": False}
         ),
         (0.0, 0, INF, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: anywhere or nowhere), though that it never does is"),
         (40.0, 9, INF, SURE, "on (95% interval: after 9), though that it never does is not excluded"),
-        (0.0, 0, 12, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: from 12 at the latest); it is"),
+        (0.0, 0, 12, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: 0 to 12); it is"),
         (
             INF,
             900,
