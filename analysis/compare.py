@@ -15,6 +15,7 @@ from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.curves import MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
 from forward_influence.analysis.decay import fit_decay, shares
 from forward_influence.analysis.matrix import matrix
+from forward_influence.analysis.means import arithmetic, columns, ratio_of_means
 from forward_influence.analysis.notes import Note, comparison_notes
 from forward_influence.analysis.pairing import (
     CONDITIONS,
@@ -38,7 +39,7 @@ class Comparison:
     """What `compare` found.
 
     Attributes:
-        table: a row per rule and zone; columns in `compare`.
+        table: a row per rule and zone; columns in `compare`. Shown as two tables: comparison, and both means.
         decay: a row per rule, `decay.fit_decay` with the shares of `decay.shares`.
         crossovers: a row per pair of rules, `crossover.crossovers`.
         controls: a row per rule, control and bin, `controls.controls`.
@@ -133,15 +134,17 @@ def compare(
     decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
     crossed = crossovers(plain, pairs, clustered=clustered, level=how.level)
+    table = _table(zones, baseline, **options)
     measured = list(zip(several, counts.tolist(), strict=True))
     return Comparison(
-        table=_table(zones, baseline, **options),
+        table=table,
         decay=decay,
         crossovers=crossed,
         controls=controls(even, baseline, **options),
         effects=effects(even, **options),
         remarks=comparison_notes(
             measured,
+            table,
             zones,
             decay,
             crossed,
@@ -210,8 +213,9 @@ def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Metho
         for selector, part in group.groupby("selector", sort=False):
             about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector)}
             rows += _zones_of_rule(about, part, group, baseline, clustered, method)
-    values = ["kl", "kl_low", "kl_high", "ratio", "ratio_low", "ratio_high", "p", "p_holm", "rank_biserial", "wins"]
-    table = pd.DataFrame(rows)[[*RULE, "per", "zone", "baseline", *values, "n", "flagged", "ratio_flagged", "flags"]]
+    values = [f"{name}{end}" for name in ("kl", "ratio", "mean", "ratio_of_means") for end in ("", "_low", "_high")]
+    values += ["p", "p_holm", "rank_biserial", "wins", "n", "flagged", "ratio_flagged", "flags"]
+    table = pd.DataFrame(rows)[[*RULE, "per", "zone", "baseline", *values]]
     return table.astype({"wins": "Int64"})  # whole numbers beside missing ones
 
 
@@ -228,10 +232,17 @@ def _zones_of_rule(
     remarks = [] if control is None else grain_remark(known, selector, control)
     if not itself and both is None:
         remarks.append(f"no {baseline} to compare with under these conditions")
+    means = arithmetic(curve.kl, groups, method.level)
+    missing = np.full(len(ZONES), np.nan)
+    of_means = (missing, missing, missing)
+    if both is not None:
+        paired_groups = both[0].clusters if clustered else None
+        of_means = ratio_of_means(both[0].kl, both[1].kl, paired_groups, method.level)
     rows = []
     for index, zone in enumerate(ZONES):
         out = estimate(curve.kl[:, index], groups, method=method)
         row = {**about, "per": part["per"].iloc[0], "zone": zone, "baseline": control or "", **spread("kl", out)}
+        row |= {**columns("mean", means, index), **columns("ratio_of_means", of_means, index)}
         notes = [remark for remark in [out.reason, *remarks] if remark]
         row["flagged"] = bool(curve.below_floor[index])
         row["ratio_flagged"] = row["flagged"] or bool(both is not None and both[1].below_floor[index])

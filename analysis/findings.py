@@ -12,12 +12,15 @@ import pandas as pd
 from forward_influence.analysis.compare import Comparison
 from forward_influence.analysis.controls import ratios
 from forward_influence.analysis.crossover import crossovers
+from forward_influence.analysis.curves import ZONES
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
 from forward_influence.analysis.findings_crossing import REFERENCE, crossing_clause, crossing_sentence, ratio_text
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
+from forward_influence.analysis.means import columns, disagreements, ratio_of_means
 from forward_influence.analysis.pairing import (
     CONDITIONS,
+    align,
     grain_remark,
     grains,
     is_control,
@@ -90,10 +93,22 @@ class _Condition:
 
     def zone_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
         """One rule as a multiple of another, near, middle and far; empty where no document has both."""
+        made = ratios(*self._parts(rule, other), clustered=self.found.clustered, method=self.found.method)
+        return dict(zip(ZONES, made, strict=False))
+
+    def both_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
+        """As `zone_ratios`, with the ratio of arithmetic means."""
+        made, both = self.zone_ratios(rule, other), align(*self._parts(rule, other))
+        if both is not None:
+            groups = both[0].clusters if self.found.clustered else None
+            of_means = ratio_of_means(both[0].kl, both[1].kl, groups, self.found.method.level)
+            for index, zone in enumerate(made):
+                made[zone] |= columns("ratio_of_means", of_means, index)
+        return made
+
+    def _parts(self, *rules: str) -> list[pd.DataFrame]:
         zones = self.of(self.found.zones)
-        parts = [zones[zones["selector"] == name] for name in (rule, other)]
-        made = ratios(*parts, clustered=self.found.clustered, method=self.found.method)
-        return dict(zip(("near", "middle", "far"), made, strict=False))
+        return [zones[zones["selector"] == name] for name in rules]
 
     def grain(self, rule: str, other: str) -> str:
         """A sentence on what differing grains do to a comparison; "" where they agree."""
@@ -114,7 +129,9 @@ def findings(evidence: Evidence) -> list[Findings]:
         sentences = [_KEPT] if condition.keeps and condition.main else []
         sentences += _crossing(condition) + _strongest(condition)
         if condition.main:
-            sentences += _against_baseline(condition) + _against_matched(condition) + _decay(condition)
+            sentences += (
+                _against_baseline(condition) + _means_apart(condition) + _against_matched(condition) + _decay(condition)
+            )
         sentences += _floor(condition)
         heading = ", ".join(_NAMED[c].format(chosen[c]) for c in varied)
         made.append(Findings(heading, sentences))
@@ -184,7 +201,7 @@ def _crossing(condition: _Condition) -> list[str]:
     back = {row["over"]: row for row in rows([(REFERENCE, rule) for rule in others])}
     made, rest = [], []
     for row in rows([(rule, REFERENCE) for rule in others]):
-        zones = condition.zone_ratios(row["rule"], REFERENCE)
+        zones = condition.both_ratios(row["rule"], REFERENCE)
         row["back"] = back.get(row["rule"])
         if row["rule"] == CLAIMED:
             made.append(crossing_sentence(row, zones, condition.what) + condition.grain(CLAIMED, REFERENCE))
@@ -240,6 +257,12 @@ def _against_baseline(condition: _Condition) -> list[str]:
             remarks = [condition.grain(str(rule), str(baseline)) for rule in some["selector"].unique()]
             sentences.append(f"{verdict} {baseline}: {'; '.join(each)}.{''.join(remarks)}")
     return sentences
+
+
+def _means_apart(condition: _Condition) -> list[str]:
+    """Where geometric and arithmetic means disagree about which side of its baseline a rule is on."""
+    lines = disagreements(without_controls(condition.of(condition.found.table)))
+    return [f"{line}." for line in lines]
 
 
 def _against_matched(condition: _Condition) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from forward_influence.analysis.crossover import bounds_text
+from forward_influence.analysis.means import disagreement
 from forward_influence.analysis.wording import interval, join, tokens
 
 #: What other rules are held against where it was measured: the paper's claim (arXiv:2606.26875) is about it.
@@ -26,13 +27,24 @@ def _bounds(row: dict[str, Any]) -> str:
 
 
 def _apart(zones: dict[str, dict[str, Any]]) -> str:
-    """Near and far ratios in words; those under the noise floor are said to be."""
-    said = []
-    for zone in ("near", "far"):
-        if zone in zones:
-            under = ", under the noise floor" if zones[zone]["flagged"] else ""
-            said.append(f"{ratio_text(zones[zone])} {zone}{under}")
-    return f"; it is {join(said)}" if said else ""
+    """Near and far ratios in words, of both means; those under the noise floor are said to be."""
+    ends = [zone for zone in ("near", "far") if zone in zones]
+    if not ends:
+        return ""
+    said = [f"{ratio_text(zones[z])} {z}{', under the noise floor' if zones[z]['flagged'] else ''}" for z in ends]
+    of_means = [f"{_of_means(zones[z])} {z}" for z in ends if not math.isnan(zones[z].get("ratio_of_means", math.nan))]
+    return f"; it is {join(said)}" + (f" (of arithmetic means: {join(of_means)})" if of_means else "")
+
+
+def _of_means(zone: dict[str, Any]) -> str:
+    return interval(*(zone[f"ratio_of_means{end}"] for end in ("", "_low", "_high")), 3, "×")
+
+
+def _disagreements(zones: dict[str, dict[str, Any]], what: str) -> str:
+    """Where the two means disagree about the direction; "" where they do not."""
+    found = {z: disagreement(row) for z, row in zones.items() if "ratio_of_means" in row and not row["flagged"]}
+    said = [f"{zone} ({text})" for zone, text in found.items() if text]
+    return f"{what} about the direction {join(said)}" if said else ""
 
 
 def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]], what: str = "influence") -> str:
@@ -40,14 +52,16 @@ def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]], wha
 
     Args:
         row: of `crossovers`; under `back`, if at hand, that of the reference over the rule.
-        zones: of each zone `ratio`, `ratio_low`, `ratio_high` and `flagged`, rule over reference.
+        zones: of each zone `ratio`, `ratio_low`, `ratio_high` and `flagged`, rule over reference; `ratio_of_means` with
+            its bounds, if at hand.
         what: what the KL is called.
     """
     whose = f"{row['rule']}'s {what}"
     if math.isnan(row["distance"]):
         return f"{whose} could not be set against {REFERENCE}'s ({row['reason']})."
     range_ = f"({tokens(row['first'])} to {tokens(row['last'])} tokens)"
-    return f"{whose} {_from_where(row, range_)}{_apart(zones)}."
+    apart = _disagreements(zones, " The two means disagree")
+    return f"{whose} {_from_where(row, range_)}{_apart(zones)}.{apart}{'.' if apart else ''}"
 
 
 def _from_where(row: dict[str, Any], range_: str = "") -> str:
@@ -84,4 +98,4 @@ def crossing_clause(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> st
     far = ""
     if math.isinf(row["distance"]) and "far" in zones and not zones["far"]["flagged"]:
         far = f" ({ratio_text(zones['far'])} far)"
-    return f"{rule}{far} {_from_where(row)}"
+    return f"{rule}{far} {_from_where(row)}{_disagreements(zones, ', and the two means disagree')}"

@@ -35,7 +35,11 @@ def covers(found: Crossing, truth: float) -> bool:
 def coverage(runs: int, seed: int) -> None:
     """Coverage, and the medians of both bounds."""
     edges = fine_bins(CONTINUATION)
-    print(f"| log ratio rises as of | true distance of {CONTINUATION:,} | " + " | ".join(f"{n} documents" for n in SIZES) + " |")
+    print(
+        f"| log ratio rises as of | true distance of {CONTINUATION:,} | "
+        + " | ".join(f"{n} documents" for n in SIZES)
+        + " |"
+    )
     print("| --- | --- |" + " --- |" * len(SIZES))
     for rises, gaussian in ((rises, gaussian) for gaussian in (False, True) for rises in RISES):
         for truth in PLACES:

@@ -50,7 +50,12 @@ def test_cross_by_hand() -> None:
     assert cross(np.array([-1.0, -3.0, 1.0, 1.0]), low, high) == pytest.approx(
         np.expm1(middle[0] + 0.75 * (middle[1] - middle[0]))
     )
-    for ratios, expected in (([1, 1, 1, 1], 0), ([-1, -1, -1, -1], np.inf), ([1, 1, -1, -1], np.inf), ([5, 1, 1, 3], 0)):
+    for ratios, expected in (
+        ([1, 1, 1, 1], 0),
+        ([-1, -1, -1, -1], np.inf),
+        ([1, 1, -1, -1], np.inf),
+        ([5, 1, 1, 3], 0),
+    ):
         assert cross(np.array(ratios, dtype=float), low, high) == expected
     assert cross(np.array([5.0, 1, -1, -1]), low, high) == np.inf, "A exceeds B nowhere to the end"
     assert cross(np.array([-9.0, 1, 1, 1]), low, high, (2, 4)) > 14.5, "only among the cuts that are left"

@@ -67,8 +67,12 @@ def test_what_was_not_found_is_stated_with_near_and_far_ratios(tmp_path: Path) -
     logs = _logs(run)
     near, far = (np.exp((logs[z]["entropy"] - logs[z]["attention"]).mean()) for z in ("near", "far"))
     stated = re.findall(r"([\d.]+)× \[([\d.]+), ([\d.]+)\] (near|far)", sentence)
-    assert [zone for *_, zone in stated] == ["near", "far"]
-    assert [float(ratio) for ratio, *_ in stated] == pytest.approx([near, far], rel=0.01)
+    assert [zone for *_, zone in stated] == ["near", "far"] * 2
+    assert [float(ratio) for ratio, *_ in stated[:2]] == pytest.approx([near, far], rel=0.01)
+    means = {z: rows.groupby("selector")["kl"].mean() for z, rows in compare(run).zones.groupby("zone")}
+    of_means = [means[zone]["entropy"] / means[zone]["attention"] for zone in ("near", "far")]
+    assert "(of arithmetic means: " in sentence
+    assert [float(ratio) for ratio, *_ in stated[2:]] == pytest.approx(of_means, rel=0.01)
 
 
 def _logs(run: Run) -> dict[str, object]:
@@ -198,7 +202,13 @@ SURE = {"ratio": 0.4, "ratio_low": 0.3, "ratio_high": 0.5, "flagged": False}
             SURE,
             "entropy's influence exceeds attention's from 92 tokens on (95% interval: 70 to 119); it",
         ),
-        (0.0, 0, INF, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: anywhere or nowhere), though that it never does is"),
+        (
+            0.0,
+            0,
+            INF,
+            SURE,
+            "throughout the range (0 to 1,023 tokens) (95% interval: anywhere or nowhere), though that it never does is",
+        ),
         (40.0, 9, INF, SURE, "on (95% interval: after 9), though that it never does is not excluded"),
         (0.0, 0, 12, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: 0 to 12); it is"),
         (
@@ -237,7 +247,9 @@ def test_a_rule_that_exceeds_only_near_the_context_is_said_to(tmp_path: Path) ->
     distance = np.arange(1024)
     truth = int(np.flatnonzero(rules["entropy"].at(distance) < rules["attention"].at(distance))[0])
     assert low <= truth <= high and low <= at <= high
-    assert re.search(r"h2o \([\d.]+× \[[\d., ]+\] far\) exceeds attention's up to \d+ tokens", the(sentences, "Of the other"))
+    assert re.search(
+        r"h2o \([\d.]+× \[[\d., ]+\] far\) exceeds attention's up to \d+ tokens", the(sentences, "Of the other")
+    )
 
 
 def test_below_six_documents_nothing_is_claimed(tmp_path: Path) -> None:
