@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.comparable import check_comparable
-from forward_influence.analysis.controls import UNDER_FLOOR, controls, effects, spread
+from forward_influence.analysis.controls import controls, effects, spread
 from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.curves import MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
 from forward_influence.analysis.decay import fit_decay, shares
-from forward_influence.analysis.matrix import matrix
+from forward_influence.analysis.matrix import UNDER_FLOOR, matrix
 from forward_influence.analysis.means import arithmetic, columns, ratio_of_means
 from forward_influence.analysis.notes import Note, comparison_notes
 from forward_influence.analysis.pairing import (
@@ -171,7 +171,7 @@ def _merge(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if not frame.duplicated(keys).any():
         return frame
     values = {column: "first" for column in frame.columns if column not in keys}
-    values |= dict.fromkeys(("kl", "nll_delta", "top1_changed", "floor", "overlap"), "mean")
+    values |= dict.fromkeys(("kl", "measured", "nll_delta", "top1_changed", "floor", "overlap"), "mean")
     return frame.groupby(keys, sort=False, as_index=False).agg(values)
 
 

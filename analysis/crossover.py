@@ -9,14 +9,15 @@ that documents do not speak against, each tested by itself with Student's t:
   window *before* it is surely positive.
 
 Refused cuts count from both ends inwards, until one is not refused; from below also from the last octave of distance in
-which B is surely larger on. The true one is refused from either side in at most 2.5% of cases, whatever the shape of the
-curves and wherever it lies, so that both sides together cover 95% (more, in fact: a window reaches beyond its cut).
+which B is surely larger on. The true one is refused from either side in at most 2.5% of cases, whatever the shape of
+the curves and wherever it lies, so that both sides together cover 95% (more, in fact: a window reaches beyond its cut).
 Nothing is resampled, and no bias of a fit or of a bin's middle enters.
 
 The estimate is the cut, among those not refused, after which A exceeds B and before which it does not, as far as
 possible: the minimum of the cumulative sum of the mean log ratio (the zero crossing of its increasing isotonic fit),
 interpolated on log distance. One noisy bin does not move it, as it would move a rule such as "the first bin above 1".
 
+KLs are taken as measured, rounding included: what it adds to both alike does not move the place where they are equal.
 Bins in which both rules are under the noise-floor flag are left out. Where one of them stands above it, which of the
 two is larger is known, and that is all a crossover is about.
 """
@@ -32,7 +33,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from forward_influence.analysis.matrix import matrix
+from forward_influence.analysis.matrix import UNDER_FLOOR, matrix
 from forward_influence.analysis.pairing import CONDITIONS, align
 from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, too_few, units
 from forward_influence.analysis.wording import many, tokens
@@ -51,8 +52,8 @@ class Crossing:
 
     Attributes:
         distance: tokens; 0 where A exceeds B throughout, inf where no crossing is seen.
-        low, high: bounds of the interval. low is 0 where "throughout" is not excluded, high is inf where "nowhere within
-            the range" is not; both are 0 or both inf where nothing else is left. Precise to the bins.
+        low, high: bounds of the interval. low is 0 where "throughout" is not excluded, high is inf where "nowhere
+            within the range" is not; both are 0 or both inf where nothing else is left. Precise to the bins.
         within: whether a crossing inside the range is left open; None without an interval.
         n: documents (or clusters) with both rules.
         range: (first, behind the last) distance looked at.
@@ -175,9 +176,9 @@ def crossing(
     span = (int(low[0]), int(high[-1]))
     if flagged is not None and flagged.any():
         if flagged.all():
-            return Crossing(nan, nan, nan, None, 0, span, "both rules are under 3x the noise floor in every bin")
+            return Crossing(nan, nan, nan, None, 0, span, f"both rules are {UNDER_FLOOR} in every bin")
         out = crossing(a[:, ~flagged], b[:, ~flagged], low[~flagged], high[~flagged], clusters, confidence=confidence)
-        left_out = f"{many(int(flagged.sum()), 'bin')} in which both are under 3x the noise floor left out"
+        left_out = f"{many(int(flagged.sum()), 'bin')} in which both are {UNDER_FLOOR} left out"
         return replace(out, reason="; ".join(filter(None, [out.reason, left_out])))
     usable = (np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)).all(axis=1)
     if not usable.any():
@@ -226,7 +227,7 @@ def crossovers(
             a, b = both
             groups = a.clusters if clustered else None
             options = {"flagged": a.below_floor & b.below_floor, "confidence": level}
-            out = crossing(a.kl, b.kl, a.low, a.high, groups, **options)
+            out = crossing(a.measured, b.measured, a.low, a.high, groups, **options)
             values = {"distance": out.distance, "low": out.low, "high": out.high, "within": out.within, "n": out.n}
             values |= {"first": out.range[0], "last": out.range[1] - 1}
             named = dict(zip(CONDITIONS, key, strict=True))

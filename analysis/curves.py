@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.floors import floor_of, taken_off
 from forward_influence.numbers import ranges
 from forward_influence.runs import Run
 
@@ -156,14 +157,8 @@ def _binned(row: Mapping[str, Any], edges: Edges) -> dict[str, np.ndarray]:
             out[name], counts = bin_means(values, edges, distance)
             if name == "kl":
                 out["positions"] = counts
+                out["moved"] = bin_means(values != 0, edges, distance)[0]
     return out
-
-
-def _floor(rows: Sequence[Mapping[str, Any]], effect: str) -> float:
-    """Mean KL of the noise-floor rows of one document, of the same effect where there are such; NaN without any."""
-    floors = [r for r in rows if r["kind"] == "noise_floor" and r["kl"] is not None]
-    same = [r for r in floors if r["effect"] == effect] or floors
-    return float(np.mean([np.mean(r["kl"], dtype=np.float64) for r in same])) if same else float("nan")
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -183,10 +178,11 @@ def _document_pieces(
     for (selector, budget, mode, effect, ablated), found in conditions.items():
         parameters = found[0]["parameters"]
         known = json.loads(parameters or "{}")
-        floor = _floor(rows, effect)
         same = [json.loads(row["parameters"] or "{}").get("overlap") for row in found]
         for index, binning in enumerate(binnings):
             edges = binning(found[0]["continuation"], stretch)
+            means, floor = _average(found, edges), floor_of(rows, effect, edges)
+            kl = taken_off(means["kl"], floor, means.pop("moved"))
             yield (
                 index,
                 {
@@ -201,7 +197,9 @@ def _document_pieces(
                     "bin": np.arange(len(edges) - 1),
                     "low": edges[:-1],
                     "high": edges[1:],
-                    **_average(found, edges),
+                    **means,
+                    "kl": kl,
+                    "measured": means["kl"],
                     "floor": floor,
                     "overlap": float("nan") if None in same else float(np.mean(same)),
                     "draws": len({r["seed"] for r in found}),
@@ -254,10 +252,11 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
 
     Each frame has a row per (run, document, selector, budget, mode, effect, layers, bin): `kl`, `nll_delta` and
     `top1_changed` are means over the bin's positions [low, high), or over the sampled ones where positions were
-    sampled: `positions` says how many, bins without any are left out. `distance` is the bin's middle, `floor` the
-    document's noise floor in nats, `overlap` what a position-matched control shares with its rule (0..1; NaN of other
-    rules), `layers` "all" (or the ablated ones, where layers were ablated one by one), `per` the grain of what was
-    selected, `draws` the seeds averaged, `cluster` the document's group (or its own name).
+    sampled: `positions` says how many, bins without any are left out. The KL is without the document's noise floor in
+    that bin, which `floor` holds, in nats; `measured` is the mean with it. `distance` is the bin's middle, `overlap`
+    what a position-matched control shares with its rule (0..1; NaN of other rules), `layers` "all" (or the ablated
+    ones, where layers were ablated one by one), `per` the grain of what was selected, `draws` the seeds averaged,
+    `cluster` the document's group (or its own name).
 
     Args:
         cluster: a field of the manifest's documents, such as "author".

@@ -17,6 +17,7 @@ from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
 from forward_influence.analysis.findings_crossing import REFERENCE, crossing_clause, crossing_sentence, ratio_text
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
+from forward_influence.analysis.matrix import UNDER_FLOOR
 from forward_influence.analysis.means import columns, disagreements, ratio_of_means
 from forward_influence.analysis.pairing import (
     CONDITIONS,
@@ -318,7 +319,7 @@ def _floor(condition: _Condition) -> list[str]:
     if flagged.empty:
         return []
     which = [f"{rule} ({join(rows['zone'].tolist())})" for rule, rows in flagged.groupby("selector", sort=False)]
-    return [f"under three times the noise floor, and not to be relied on: {join(which)}."]
+    return [f"{UNDER_FLOOR}, and not to be relied on: {join(which)}."]
 
 
 def _effects(effects: pd.DataFrame) -> list[str]:

@@ -111,7 +111,7 @@ def disagreements(table: pd.DataFrame) -> list[str]:
     """A line on each row of a comparison whose two ratios disagree; those under the noise floor are left out."""
     rows = table[~table["ratio_flagged"].astype(bool)].to_dict("records")
     return [
-        f"{row['selector']} against {row['baseline']}, {row['zone']}: the two means disagree about the direction: {text}"
+        f"{row['selector']} against {row['baseline']}, {row['zone']}: the two means disagree about direction: {text}"
         for row in rows
         if (text := disagreement({str(k): v for k, v in row.items()}))
     ]

@@ -18,6 +18,7 @@ from scipy import stats
 
 from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
 from forward_influence.errors import UsageError
+from forward_influence.floors import floor_of, taken_off
 from forward_influence.numbers import ranges
 from forward_influence.runs import Run
 from forward_influence.zones import zones
@@ -56,13 +57,17 @@ class Until:
         return {"until": self.width, "level": LEVEL, "half_widths": widths}
 
 
-def widths_of(documents: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+def widths_of(documents: Iterable[Sequence[Mapping[str, Any]]], level: float = LEVEL) -> dict[str, float]:
     """The relative half-width of every rule's far interval over these documents' rows, under the names that a run's
-    stopped.json has for them."""
+    stopped.json has for them.
+
+    Args:
+        level: nominal confidence, that which the run was ended at.
+    """
     logs: dict[tuple[Any, ...], list[float]] = {}
     for rows in documents:
         _take_in(logs, rows)
-    return _named_widths(logs)
+    return _named_widths(logs, level)
 
 
 def _take_in(logs: dict[tuple[Any, ...], list[float]], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -70,8 +75,8 @@ def _take_in(logs: dict[tuple[Any, ...], list[float]], rows: Sequence[Mapping[st
         logs.setdefault(key, []).append(math.log(value) if value > 0 else -math.inf)
 
 
-def _named_widths(logs: Mapping[tuple[Any, ...], Sequence[float]]) -> dict[str, float]:
-    return {_name(key): half_width(values) for key, values in logs.items()}
+def _named_widths(logs: Mapping[tuple[Any, ...], Sequence[float]], level: float = LEVEL) -> dict[str, float]:
+    return {_name(key): half_width(values, level) for key, values in logs.items()}
 
 
 def _name(key: tuple[Any, ...]) -> str:
@@ -80,7 +85,10 @@ def _name(key: tuple[Any, ...]) -> str:
 
 
 def far_means(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """(selector, budget, mode, effect, layers) -> mean KL of a document's far zone, over its draws and segments."""
+    """(selector, budget, mode, effect, layers) -> mean KL of a document's far zone, over its draws and segments.
+
+    Without the noise floor, as in the tables.
+    """
     found: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         if row["kind"] != "condition":
@@ -90,14 +98,15 @@ def far_means(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]
         inside = (distances >= low) & (distances < high)
         layers = () if row["layers"] is None else tuple(int(layer) for layer in row["layers"])
         key = (row["selector"], row["budget"], row["mode"], row["effect"], layers)
-        found.setdefault(key, []).append(float(np.asarray(row["kl"], dtype=float)[inside].mean()))
+        kl, floor = np.asarray(row["kl"], dtype=float)[inside], floor_of(rows, row["effect"], np.array([low, high]))
+        found.setdefault(key, []).append(float(taken_off(kl.mean(), floor, (kl != 0).mean())[0]))
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def half_width(logs: Sequence[float]) -> float:
-    """Relative half-width of the geometric mean's t-interval at `LEVEL`; infinite where there is none."""
+def half_width(logs: Sequence[float], level: float = LEVEL) -> float:
+    """Relative half-width of the geometric mean's t-interval; infinite where there is none."""
     n = len(logs)
     if n < MINIMUM_DOCUMENTS or not np.isfinite(logs).all():
         return math.inf
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(logs, ddof=1) / math.sqrt(n)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * np.std(logs, ddof=1) / math.sqrt(n)
     return float(math.expm1(half))

@@ -40,7 +40,9 @@ LOGS: dict[str, Draw] = {
 
 def coverage(runs: int, seed: int) -> None:
     """Coverage of plain and of reported intervals, and false alarms between two rules of a run, in percent."""
-    print(f"| logs of documents | until | rules | documents, mean | 95% intervals | {LEVEL:.0%} intervals | two alike |")
+    print(
+        f"| logs of documents | until | rules | documents, mean | 95% intervals | {LEVEL:.0%} intervals | two alike |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, draw in LOGS.items():
         for width, most in ((0.1, 300), (0.2, 120), (0.3, 80)):

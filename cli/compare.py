@@ -43,7 +43,7 @@ def compare_command(
         typer.Option(help="A,B: the distance from which A exceeds B, repeatable.  [default: every pair of rules]"),
     ] = None,
 ) -> None:
-    """Compare rules with a baseline on the same documents: both means, ratios, decay laws, crossovers, with intervals."""
+    """Compare rules with a baseline on the same documents: means, ratios, decay laws, crossovers, with intervals."""
     from forward_influence.analysis.compare import compare, measured_budget
     from forward_influence.analysis.curves import named
     from forward_influence.analysis.selected import selection_tables

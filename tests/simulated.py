@@ -264,7 +264,7 @@ def _condition(
     rows = []
     for seed in seeds:
         noise = np.exp(s.noise * rng.standard_normal(len(distance)) - s.noise**2 / 2)
-        kl = (expected * noise).astype(np.float32)
+        kl = (expected * noise + s.floor).astype(np.float32)  # rounding adds the floor
         rows.append(
             _row(
                 s,

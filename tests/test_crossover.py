@@ -243,7 +243,7 @@ def test_bins_in_which_both_rules_are_under_the_floor_are_left_out_of_a_crossove
     out = crossing(a, b, edges[:-1], edges[1:], flagged=flagged)
     assert 16 <= out.low <= out.distance <= out.high <= 64
     assert out.range == (0, 256)
-    assert "2 bins in which both are under 3x the noise floor left out" in (out.reason or "")
+    assert "2 bins in which both are under 4x the noise floor left out" in (out.reason or "")
     nothing = crossing(a, b, edges[:-1], edges[1:], flagged=np.ones(7, dtype=bool))
     assert np.isnan(nothing.distance)
     assert "in every bin" in (nothing.reason or "")

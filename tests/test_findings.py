@@ -183,7 +183,7 @@ def test_what_is_under_the_noise_floor_is_claimed_of_no_rule(tmp_path: Path) -> 
     sentences = told(run)
     assert not any(s.startswith("Far from the context") for s in sentences)
     assert not any("far (" in s for s in sentences)
-    floor = the(sentences, "Under three times the noise floor, and not to be relied on: ")
+    floor = the(sentences, "Under 4x the noise floor, and not to be relied on: ")
     assert all(f"{rule} (far)" in floor for rule in ("attention", "entropy", "random"))
     assert "far, under the noise floor" in the(sentences, "entropy's influence")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from scipy import stats
 from simulated import Decay, effects_of_documents, simulate
-import typer
 from typer.testing import CliRunner
 
 from forward_influence.analysis import means
@@ -110,7 +110,7 @@ def test_where_the_means_disagree_it_is_said(disagreeing: Run) -> None:
     assert row["ratio_low"] < row["ratio"] < row["ratio_high"]
     assert row["ratio_of_means_low"] < row["ratio_of_means"] < row["ratio_of_means_high"]
     assert row["mean_low"] < row["mean"] < row["mean_high"]
-    said = [note for note in found.notes if "disagree about the direction" in note]
+    said = [note for note in found.notes if "disagree about direction" in note]
     assert len(said) == 3 and all(note.startswith("entropy against random, ") for note in said)
     pattern = r"far: .* 0\.9\d+× \[[\d., ]+\], below 1, though not surely, .* but 1\.[45]\d× \[[\d., ]+\], above 1"
     assert re.search(pattern, said[2])

@@ -14,7 +14,6 @@ from forward_influence.measurement import measure
 from forward_influence.request import Request
 from forward_influence.runs import open_run
 
-
 MEANS = (0.01, 0.02, 0.01, 0.03, 0.02, 0.01, 0.02, 0.02, 0.01, 0.03)
 
 
@@ -54,6 +53,8 @@ def test_widths_over_documents_are_those_that_were_looked_at():
     assert widths_of(measured) == found["half_widths"]
     assert widths_of(measured[:5]) == dict.fromkeys(["r0 0.2 drop total", "r1 0.2 drop total"], np.inf)
     assert widths_of([]) == {}
+    narrower = widths_of(measured, 0.9)
+    assert all(narrower[name] < width for name, width in widths_of(measured).items())
 
 
 def test_half_width_is_that_of_the_t_interval_on_logs():

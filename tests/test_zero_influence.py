@@ -18,7 +18,7 @@ from forward_influence.runs import Run, read_part
 
 #: Positions from the context on in which the protected rule has no influence; a bin drawn has 128.
 ZERO = 256
-HOLLOW = "hollow: under 3× the noise floor"
+HOLLOW = "hollow: under 4× the noise floor"
 
 
 def _protected(folder: Path, name: str, zero: int, rules: dict[str, Decay]) -> Run:
