@@ -92,9 +92,14 @@ class _Condition:
                 frame = frame[frame[column] == value]
         return frame
 
-    def zone_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
-        """One rule as a multiple of another, near, middle and far; empty where no document has both."""
-        made = ratios(*self._parts(rule, other), clustered=self.found.clustered, method=self.found.method)
+    def zone_ratios(self, rule: str, other: str, comparisons: int = 1) -> dict[str, dict[str, Any]]:
+        """One rule as a multiple of another, near, middle and far; empty where no document has both.
+
+        Args:
+            comparisons: from which this one is picked; intervals are as wide as that asks for.
+        """
+        method = self.found.method.of_many(comparisons)
+        made = ratios(*self._parts(rule, other), clustered=self.found.clustered, method=method)
         return dict(zip(ZONES, made, strict=False))
 
     def both_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
@@ -215,7 +220,10 @@ def _crossing(condition: _Condition) -> list[str]:
 
 
 def _strongest(condition: _Condition) -> list[str]:
-    """The rule with the largest influence near and far, and the rules that cannot be told from it."""
+    """The rule with the largest influence near and far, and the rules that cannot be told from it.
+
+    The largest of k rules is larger than others by chance alone: intervals are as wide as all their pairs ask for.
+    """
     table = without_controls(condition.of(condition.found.table))
     sentences: list[str] = []
     minded: set[str] = set()
@@ -228,12 +236,12 @@ def _strongest(condition: _Condition) -> list[str]:
         text += interval(top["kl"], top["kl_low"], top["kl_high"], 2, " nats")
         if top["baseline"] and not top["ratio_flagged"]:
             text += f", {ratio_text(top, 2)} {top['baseline']}'s"
-        alike = []
+        alike, pairs = [], len(rows) * (len(rows) - 1) // 2
         for rule in rows["selector"]:
-            ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
+            ratio = condition.zone_ratios(rule, top["selector"], pairs).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
                 alike.append(f"{rule} ({ratio_text(ratio)})")
-        text += f"; {join(alike)} cannot be told from it." if alike else "."
+        text += f"; {join(alike)} cannot be told from it{_of_many(pairs, 'pairs')}." if alike else "."
         if top["baseline"] and top["selector"] not in minded:
             text += condition.grain(top["selector"], top["baseline"])
             minded.add(top["selector"])
@@ -246,18 +254,28 @@ def _against_baseline(condition: _Condition) -> list[str]:
     table = condition.of(condition.found.table)
     rows = table[(table["baseline"] != "") & table["ratio_low"].notna() & ~table["ratio_flagged"]]
     rows = without_controls(rows[rows["zone"].isin(["near", "far"])])
-    same = rows[(rows["ratio_low"] <= 1) & (rows["ratio_high"] >= 1)]
-    below = rows[rows["ratio_high"] < 1]
+    wide: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for rule, baseline in rows[["selector", "baseline"]].drop_duplicates().itertuples(index=False):
+        wide[rule, baseline] = condition.zone_ratios(rule, baseline, len(rows))
+    judged: dict[str, dict[str, dict[str, list[str]]]] = {"cannot be told from": {}, "less than": {}}
+    for row in rows.itertuples():
+        ratio = wide[row.selector, row.baseline][row.zone]
+        verdict = "less than" if ratio["ratio_high"] < 1 else "cannot be told from"
+        if ratio["ratio_low"] <= 1:
+            mine = judged[verdict].setdefault(row.baseline, {}).setdefault(row.selector, [])
+            mine.append(f"{row.zone} ({ratio_text(ratio)})")
     sentences = []
-    for group, verdict in ((same, "cannot be told from"), (below, "less than")):
-        for baseline, some in group.groupby("baseline", sort=False):
-            each = [
-                f"{rule} {join([f'{r.zone} ({ratio_text(r._asdict())})' for r in mine.itertuples()])}"
-                for rule, mine in some.groupby("selector", sort=False)
-            ]
-            remarks = [condition.grain(str(rule), str(baseline)) for rule in some["selector"].unique()]
-            sentences.append(f"{verdict} {baseline}: {'; '.join(each)}.{''.join(remarks)}")
+    for verdict, of_baselines in judged.items():
+        for baseline, some in of_baselines.items():
+            each = "; ".join(f"{rule} {join(zones)}" for rule, zones in some.items())
+            remarks = "".join(condition.grain(rule, baseline) for rule in some)
+            sentences.append(f"{verdict} {baseline}: {each}{_of_many(len(rows), 'comparisons')}.{remarks}")
     return sentences
+
+
+def _of_many(count: int, what: str) -> str:
+    """What the intervals of a sentence are wide for, where that is more than one comparison."""
+    return f", intervals as wide as {count} {what} ask for" if count > 1 else ""
 
 
 def _means_apart(condition: _Condition) -> list[str]:

@@ -114,6 +114,25 @@ def fading(runs: int, seed: int) -> None:
         print(f"| {n} | {' | '.join(cells)} |")
 
 
+def largest(runs: int, seed: int) -> None:
+    """How often a rule is said to be less than the largest of k that are all alike, which is picked for being it."""
+    print("\n| documents | 2 rules | 4 rules | 8 rules | 8 rules, each interval of 95% |")
+    print("| --- | --- | --- | --- | --- |")
+    for n in SIZES:
+        cells = []
+        for rules, plain in ((2, False), (4, False), (8, False), (8, True)):
+            rng = np.random.default_rng([seed, n, rules])
+            logs = rng.normal(0, 0.3, (runs, 1, n)) + rng.normal(0, 0.3, (runs, rules, n))
+            values, pairs = np.exp(logs), 1 if plain else rules * (rules - 1) // 2
+            tops = logs.mean(axis=-1).argmax(axis=1)
+            said = [
+                any(surely_below(one[i], one[top], comparisons=pairs) for i in range(rules) if i != top)
+                for one, top in zip(values, tops, strict=True)
+            ]
+            cells.append(f"{100 * np.mean(said):.1f}")
+        print(f"| {n} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20_000, help="simulated runs per line of the first table")
@@ -123,6 +142,7 @@ def main() -> None:
     alarms(max(options.runs // 5, 1), options.seed)
     curves(max(options.runs // 5, 250), options.seed)
     fading(max(options.runs // 5, 1), options.seed)
+    largest(max(options.runs // 20, 1), options.seed)
 
 
 if __name__ == "__main__":
