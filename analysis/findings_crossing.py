@@ -37,7 +37,8 @@ def _apart(zones: dict[str, dict[str, Any]]) -> str:
 
 
 def _of_means(zone: dict[str, Any]) -> str:
-    return interval(*(zone[f"ratio_of_means{end}"] for end in ("", "_low", "_high")), 3, "×")
+    value, low, high = (zone[f"ratio_of_means{end}"] for end in ("", "_low", "_high"))
+    return interval(value, low, high, 3, "×")
 
 
 def _disagreements(zones: dict[str, dict[str, Any]], what: str) -> str:

@@ -135,8 +135,8 @@ def document_operations(sizes: Sizes, request: Request) -> float:
     if request.continuation_from == "generate":
         one += forward_operations(sizes, n, m) + head_operations(sizes, m)
     positive = min(POSITIVE_POSITIONS, m)
-    runs = [*floor_runs(request, sizes.itemsize), *[(positive, positive)] * len(request.effects)]
-    controls = sum(forward_operations(sizes, n, run) + compared_operations(sizes, seen) for run, seen in runs)
+    lengths = [*floor_runs(request, sizes.itemsize), *[(positive, positive)] * len(request.effects)]
+    controls = sum(forward_operations(sizes, n, run) + compared_operations(sizes, seen) for run, seen in lengths)
     return request.segments * one + controls
 
 
