@@ -10,11 +10,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from forward_influence.analysis.curves import HELD
+from forward_influence.analysis.held import against, held_notes
+from forward_influence.analysis.held_words import entries
+from forward_influence.analysis.pairing import CHOSEN
 from forward_influence.analysis.statistics import bootstrap_interval, t_interval, wilcoxon
 from forward_influence.errors import UsageError, did_you_mean
 
 FULL = "full"
 CONFIDENCE = 0.95
+HELD_COLUMN = "held (chosen)"
 #: What one accuracy is of.
 CELL = ["task", "family", "reasons", "length", "protocol", "compressor", "budget"]
 
@@ -63,8 +68,10 @@ def accuracy_table(frame: pd.DataFrame, baseline: str = FULL) -> pd.DataFrame:
 
     Returns:
         Columns `CELL`, items, accuracy, low, high, difference, difference_low, difference_high, p, better, worse,
-        same_response (share of items answered word for word as the baseline), held, cache_bytes, full_bytes,
-        compress_seconds (medians). Differences are NaN for the baseline itself and where no item has both.
+        same_response (share of items answered word for word as the baseline), `HELD` (means), pinned_first and
+        pinned_last (medians, NaN where nothing was removed), grain, baseline_held and baseline_grain (of what it is
+        paired with), cache_bytes, full_bytes, compress_seconds (medians). Differences are NaN for the baseline itself
+        and where no item has both.
 
     Raises:
         UsageError: the baseline was not evaluated.
@@ -105,20 +112,75 @@ def _estimates(part: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, 
             )
             row |= {"better": int((x > y).sum()), "worse": int((x < y).sum())}
             row["same_response"] = float((both["response"] == both["response_reference"]).mean())
-    for name in ("held", "cache_bytes", "full_bytes", "compress_seconds"):
+    row |= {name: float(part[name].mean()) for name in HELD}
+    for name in ("pinned_first", "pinned_last", "cache_bytes", "full_bytes", "compress_seconds"):
         row[name] = float(part[name].median())
+    row |= {"grain": _grain(part), "baseline_held": nan, "baseline_grain": ""}
+    if reference is not None:
+        row |= {"baseline_held": float(reference["held"].mean()), "baseline_grain": _grain(reference)}
     return row
 
 
+def _grain(part: pd.DataFrame) -> str:
+    """The grain of most items; "" where nothing was chosen."""
+    known = part["grain"].dropna()
+    return str(known.mode().iloc[0]) if len(known) else ""
+
+
+def accuracy_notes(table: pd.DataFrame, baseline: str = FULL) -> list[str]:
+    """Lines for under accuracies of one length and protocol: what was held, pinned and chosen, and what is not equal.
+
+    Args:
+        table: rows of `accuracy_table`.
+    """
+    some = table[table["compressor"] != FULL]
+    lines = held_notes(_held_table(some))
+    remarks: dict[str, list[str]] = {}
+    for row in some.to_dict("records"):
+        if baseline == FULL or math.isnan(row["baseline_held"]):
+            continue
+        made = [_coarser(row["grain"], row["baseline_grain"], baseline)]
+        if text := against({"one": row["held"], "other": row["baseline_held"]}, "one", "other"):
+            made.append(f"{text} of {baseline}, not compared at equal size")
+        for remark in filter(None, made):
+            remarks.setdefault(remark, []).append(row["compressor"])
+    return lines + [f"{', '.join(dict.fromkeys(names))}: {remark}" for remark, names in remarks.items()]
+
+
+def _coarser(mine: str, its: str, baseline: str) -> str:
+    """What it does to a difference that a compressor and its baseline choose at different grains: taking a token from
+    every head is a stronger intervention than taking as many scattered entries; "" where they do not."""
+    order = list(CHOSEN)
+    if mine == its or not {mine, its} <= set(order):
+        return ""
+    wrong = "low" if order.index(mine) > order.index(its) else "high"
+    return f"{CHOSEN[mine]} against {baseline}'s {CHOSEN[its]}, so that the difference is too {wrong}"
+
+
+def _held_table(table: pd.DataFrame) -> pd.DataFrame:
+    """What each compressor held at each budget, mean over tasks, as `held.held_table` gives it of a run."""
+    rows = []
+    for (budget, compressor), part in table.groupby(["budget", "compressor"], sort=False):
+        ends = part[["pinned_first", "pinned_last"]].mean()
+        known = None if ends.isna().any() else tuple(round(float(end)) for end in ends)
+        means = {name: float(part[name].mean()) for name in HELD}
+        rows.append({"selector": compressor, "budget": budget, "mode": "", "layers": "", **means, "ends": known})
+    return pd.DataFrame(rows)
+
+
 def budget_label(budget: str) -> str:
-    """ "40%" for a fraction, "200 tokens" for a count."""
+    """ "40%" for a fraction, "200 tokens" for a count, "200 held" for a number of entries held."""
+    if budget.startswith("held="):
+        return f"{budget.removeprefix('held=')} held"
     return f"{float(budget):.0%}" if "." in budget else f"{budget} tokens"
 
 
 def paper_layout(table: pd.DataFrame, protocol: str, length: int) -> pd.DataFrame:
     """Compressors by tasks and budgets, accuracy in percent; "chain of thought / direct" where a task has both.
 
-    `*` marks a paired 95% interval of the difference to the baseline that leaves out 0. A frame of strings.
+    What each compressor holds stands beside it, of which it chose: entries per layer and head, mean over tasks, one
+    budget after the other. `*` marks a paired 95% interval of the difference to the baseline that leaves out 0. A frame
+    of strings.
     """
     part = table[(table["protocol"] == protocol) & (table["length"] == length)]
     budgets = [b for b in part["budget"].unique() if b != "1.0"]
@@ -126,6 +188,7 @@ def paper_layout(table: pd.DataFrame, protocol: str, length: int) -> pd.DataFram
     for compressor in sorted(part["compressor"].unique(), key=lambda name: name != FULL):
         row = {"compressor": compressor}
         own = part[part["compressor"] == compressor]
+        row[HELD_COLUMN] = _held_at(own, budgets) if compressor != FULL else entries(own["held"].mean())
         for family in part["family"].unique():
             for budget in budgets or ["1.0"]:
                 wanted = "1.0" if compressor == FULL else budget
@@ -136,6 +199,12 @@ def paper_layout(table: pd.DataFrame, protocol: str, length: int) -> pd.DataFram
                 )
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _held_at(own: pd.DataFrame, budgets: Sequence[str]) -> str:
+    """ "200 (132), 50 (21)": held and chosen at each budget."""
+    means = [own.loc[own["budget"] == budget, ["held", "chosen"]].mean() for budget in budgets]
+    return ", ".join(f"{entries(at['held'])} ({entries(at['chosen'])})" for at in means if not math.isnan(at["held"]))
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from forward_influence.errors import UsageError
+from forward_influence.manifests import differing_fields
 from forward_influence.runs import Run
 
 #: Fields of the configuration in which runs must agree to be compared, beside the model's fingerprint.
@@ -32,7 +33,7 @@ def differences(one: Run, other: Run) -> list[str]:
     found = []
     models = [run.manifest.get("model", {}) for run in (one, other)]
     if models[0].get("fingerprint") != models[1].get("fingerprint"):
-        found.append(f"model ({models[0].get('spec')} against {models[1].get('spec')})")
+        found.append(f"model ({_told_apart(one, other)})")
     # a continuation that the model wrote was drawn with the run's seed: with another seed it is another text
     drawn = ("seed",) if one.configuration.get("continuation_from") == "generate" else ()
     for name in (*MUST_AGREE, *drawn):
@@ -45,6 +46,16 @@ def differences(one: Run, other: Run) -> list[str]:
     if changed:
         found.append(f"the text of document {changed[0]!r}")
     return found
+
+
+def _told_apart(one: Run, other: Run) -> str:
+    """Two models by their names; of one name by their settings, and where those are equal too by their weights."""
+    names = [run.manifest.get("model", {}).get("spec") for run in (one, other)]
+    if names[0] != names[1]:
+        return f"{names[0]} against {names[1]}"
+    here, there = ({"model": run.configuration.get("model_configuration", {})} for run in (one, other))
+    fields = differing_fields(here, there)
+    return f"{names[0]} with {', '.join(fields)}" if fields else f"{names[0]} with other weights, adapters or code"
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

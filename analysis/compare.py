@@ -12,8 +12,9 @@ import pandas as pd
 from forward_influence.analysis.comparable import check_comparable
 from forward_influence.analysis.controls import controls, effects, spread
 from forward_influence.analysis.crossover import crossovers
-from forward_influence.analysis.curves import MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
+from forward_influence.analysis.curves import HELD, MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
 from forward_influence.analysis.decay import fit_decay, shares
+from forward_influence.analysis.held import held_by, with_held
 from forward_influence.analysis.matrix import UNDER_FLOOR, matrix
 from forward_influence.analysis.means import arithmetic, columns, ratio_of_means
 from forward_influence.analysis.notes import Note, comparison_notes
@@ -22,9 +23,9 @@ from forward_influence.analysis.pairing import (
     RANDOM,
     align,
     baseline_for,
-    grain_remark,
     grains,
     measured_rule,
+    pair_remarks,
     variants,
     without_controls,
 )
@@ -37,6 +38,9 @@ from forward_influence.runs import Run
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found.
+
+    All tables have the columns `held`, `pinned` and `chosen` (`analysis.held`), and where a row sets a rule against
+    another, `other_held`.
 
     Attributes:
         table: a row per rule and zone; columns in `compare`. Shown as two tables: comparison, and both means.
@@ -89,14 +93,18 @@ def compare(
     middle: float = MIDDLE,
     read: Curves | None = None,
 ) -> Comparison:
-    """Compare every rule with `baseline`, under equal budget, mode, effect and layers, on the same documents.
+    """Compare every rule with `baseline`, under one budget, mode, effect and layers, on the same documents.
 
-    The table's columns: those of `curves.RULE` (`run` joins the names of all runs), `per`, `zone`, `baseline` (its
-    spec; empty for its own rows), `kl`, `kl_low`, `kl_high` (geometric mean over documents, nats), `ratio`,
-    `ratio_low`, `ratio_high` (geometric mean of per-document ratios), `p` (Wilcoxon signed-rank), `p_holm` (over near,
-    middle and far of the rule), `rank_biserial` (effect size, -1..1), `wins` (documents in which the rule exceeds the
-    baseline; missing for the baseline itself), `n` (documents or clusters), `flagged` (the mean is under the
-    noise-floor flag), `ratio_flagged` (the mean or the baseline's is), `flags`.
+    One budget does not mean that compressors hold equally much: one that keeps the prompt whole holds more. What each
+    holds is in the tables (`held`), and where a rule and its baseline differ, `flags` says so.
+
+    The table's columns: those of `curves.RULE` (`run` joins the names of all runs), `per`, those of `curves.HELD`,
+    `zone`, `baseline` (its spec; empty for its own rows), `other_held` (what the baseline holds), `kl`, `kl_low`,
+    `kl_high` (geometric mean over documents, nats), `ratio`, `ratio_low`, `ratio_high` (geometric mean of per-document
+    ratios), `p` (Wilcoxon signed-rank), `p_holm` (over near, middle and far of the rule), `rank_biserial` (effect size,
+    -1..1), `wins` (documents in which the rule exceeds the baseline; missing for the baseline itself), `n` (documents
+    or clusters), `flagged` (the mean is under the noise-floor flag), `ratio_flagged` (the mean or the baseline's is),
+    `flags`.
 
     Args:
         baseline: a selector spec, or the name of a rule measured in one or several variants (that of the same grain
@@ -138,10 +146,10 @@ def compare(
     measured = list(zip(several, counts.tolist(), strict=True))
     return Comparison(
         table=table,
-        decay=decay,
-        crossovers=crossed,
-        controls=controls(even, baseline, **options),
-        effects=effects(even, **options),
+        decay=with_held(decay, zones),
+        crossovers=with_held(crossed, zones, "rule", "over"),
+        controls=with_held(controls(even, baseline, **options), zones, other="control_selector"),
+        effects=with_held(effects(even, **options), zones),
         remarks=comparison_notes(
             measured,
             table,
@@ -215,7 +223,7 @@ def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Metho
             rows += _zones_of_rule(about, part, group, baseline, clustered, method)
     values = [f"{name}{end}" for name in ("kl", "ratio", "mean", "ratio_of_means") for end in ("", "_low", "_high")]
     values += ["p", "p_holm", "rank_biserial", "wins", "n", "flagged", "ratio_flagged", "flags"]
-    table = pd.DataFrame(rows)[[*RULE, "per", "zone", "baseline", *values]]
+    table = pd.DataFrame(rows)[[*RULE, "per", *HELD, "zone", "baseline", "other_held", *values]]
     return table.astype({"wins": "Int64"})  # whole numbers beside missing ones
 
 
@@ -224,12 +232,13 @@ def _zones_of_rule(
 ) -> list[dict[str, Any]]:
     """Near, middle and far of one rule: its means, and its comparison with the baseline unless it is one itself."""
     selector = about["selector"]
-    curve, known = matrix(part), grains(group)
+    curve = matrix(part)
+    known = list(grains(group))
     groups = curve.clusters if clustered else None
-    itself = selector in variants(list(known), baseline)
+    itself = selector in variants(known, baseline)
     control = None if itself else baseline_for(group, selector, baseline)
     both = None if control is None else align(part, group[group["selector"] == control])
-    remarks = [] if control is None else grain_remark(known, selector, control)
+    remarks = [] if control is None else pair_remarks(group, selector, control)
     if not itself and both is None:
         remarks.append(f"no {baseline} to compare with under these conditions")
     means = arithmetic(curve.kl, groups, method.level)
@@ -243,6 +252,8 @@ def _zones_of_rule(
         out = estimate(curve.kl[:, index], groups, method=method)
         row = {**about, "per": part["per"].iloc[0], "zone": zone, "baseline": control or "", **spread("kl", out)}
         row |= {**columns("mean", means, index), **columns("ratio_of_means", of_means, index)}
+        row |= {name: float(part[name].mean()) for name in HELD}
+        row["other_held"] = np.nan if control is None else held_by(group)[control]
         notes = [remark for remark in [out.reason, *remarks] if remark]
         row["flagged"] = bool(curve.below_floor[index])
         row["ratio_flagged"] = row["flagged"] or bool(both is not None and both[1].below_floor[index])

@@ -30,6 +30,8 @@ FIRST_LOG_BIN = 16
 #: Fine bins: positions in each near the context, and the share of the distance that they grow with farther out.
 FINEST = 4
 FINE_SHARE = 0.08
+#: What a row says of the entries that are kept, per layer and kv head: see `analysis.held`.
+HELD = ("held", "held_most", "pinned", "chosen")
 #: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
 NEAR = 1 / 8
 MIDDLE = 1 / 2
@@ -161,6 +163,18 @@ def _binned(row: Mapping[str, Any], edges: Edges) -> dict[str, np.ndarray]:
     return out
 
 
+def _mean_of(values: Sequence[float | None]) -> float:
+    """Over draws and segments; NaN where one has none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else float("nan")
+
+
+def _selected(row: Mapping[str, Any]) -> float | None:
+    """Entries that a rule selects per layer and head of those that are ablated, on average."""
+    places = len(_ints(row["layers"])) * len(_ints(row["heads"]))
+    return None if row["selected"] is None or not places else float(np.sum(row["selected"])) / places
+
+
 def _ints(values: Any) -> tuple[int, ...]:
     return () if values is None else tuple(int(v) for v in values)
 
@@ -179,6 +193,8 @@ def _document_pieces(
         parameters = found[0]["parameters"]
         known = json.loads(parameters or "{}")
         same = [json.loads(row["parameters"] or "{}").get("overlap") for row in found]
+        held = {name: _mean_of([row[name] for row in found]) for name in HELD}
+        held["selected"] = _mean_of([_selected(row) for row in found])
         for index, binning in enumerate(binnings):
             edges = binning(found[0]["continuation"], stretch)
             means, floor = _average(found, edges), floor_of(rows, effect, edges)
@@ -189,7 +205,9 @@ def _document_pieces(
                     **constant,
                     "selector": selector,
                     "parameters": parameters,
-                    "per": known.get("grain", known.get("per")),
+                    "per": known.get("grain", known.get("per")) or "",
+                    "compressor": bool(known.get("compressor")),
+                    **held,
                     "budget": budget,
                     "mode": mode,
                     "effect": effect,
@@ -255,7 +273,9 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
     sampled: `positions` says how many, bins without any are left out. The KL is without the document's noise floor in
     that bin, which `floor` holds, in nats; `measured` is the mean with it. `distance` is the bin's middle, `overlap`
     what a position-matched control shares with its rule (0..1; NaN of other rules), `layers` "all" (or the ablated
-    ones, where layers were ablated one by one), `per` the grain of what was selected, `draws` the seeds averaged,
+    ones, where layers were ablated one by one), `per` the grain of what was selected ("" where nothing was chosen),
+    `selected` how many entries per layer and kv head, `held`, `held_most`, `pinned` and `chosen` the same where entries
+    are kept (`analysis.held`; NaN in drop mode), `compressor` whether the selector is one, `draws` the seeds averaged,
     `cluster` the document's group (or its own name).
 
     Args:

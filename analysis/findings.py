@@ -17,6 +17,7 @@ from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
 from forward_influence.analysis.findings_crossing import REFERENCE, crossing_clause, crossing_sentence, ratio_text
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
+from forward_influence.analysis.held import against, held_by, held_sentences, held_table
 from forward_influence.analysis.matrix import UNDER_FLOOR
 from forward_influence.analysis.means import columns, disagreements, ratio_of_means
 from forward_influence.analysis.pairing import (
@@ -25,6 +26,7 @@ from forward_influence.analysis.pairing import (
     grain_remark,
     grains,
     is_control,
+    option_of,
     position_control_for,
     without_controls,
 )
@@ -66,7 +68,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Condition:
-    """What was found under one condition: equal budget, mode and effect.
+    """What was found under one condition: one budget, mode and effect; compressors may still hold unequally much.
 
     Attributes:
         main: it is spoken of in full; what holds of all conditions alike is said of this one.
@@ -116,12 +118,18 @@ class _Condition:
         zones = self.of(self.found.zones)
         return [zones[zones["selector"] == name] for name in rules]
 
-    def grain(self, rule: str, other: str) -> str:
-        """A sentence on what differing grains do to a comparison; "" where they agree."""
-        if not self.main:
-            return ""
-        remarks = grain_remark(grains(self.of(self.found.zones)), rule, other)
-        return f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else ""
+    def mind(self, rule: str, other: str) -> str:
+        """Sentences on what else tells two rules apart: unequal numbers of entries held, and (said of the first
+        condition only) differing grains; "" where nothing does."""
+        zones = self.of(self.found.zones)
+        differ = self.holding(rule, other)
+        remarks = grain_remark(grains(zones), rule, other, option_of(zones, other)) if self.main else []
+        said = f" Mind the size: {rule} {differ} of {other}." if differ else ""
+        return said + (f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else "")
+
+    def holding(self, rule: str, other: str) -> str:
+        """ "holds 268 against 96 entries", or "" where both hold equally much."""
+        return against(held_by(self.of(self.found.zones)), rule, other)
 
 
 def findings(evidence: Evidence) -> list[Findings]:
@@ -133,6 +141,7 @@ def findings(evidence: Evidence) -> list[Findings]:
     for place, chosen in enumerate(conditions[:MOST_CONDITIONS]):
         condition = _Condition(found, chosen, main=place == 0)
         sentences = [_KEPT] if condition.keeps and condition.main else []
+        sentences += held_sentences(held_table(condition.of(found.zones)))
         sentences += _crossing(condition) + _strongest(condition)
         if condition.main:
             sentences += (
@@ -210,9 +219,10 @@ def _crossing(condition: _Condition) -> list[str]:
         zones = condition.both_ratios(row["rule"], REFERENCE)
         row["back"] = back.get(row["rule"])
         if row["rule"] == CLAIMED:
-            made.append(crossing_sentence(row, zones, condition.what) + condition.grain(CLAIMED, REFERENCE))
+            made.append(crossing_sentence(row, zones, condition.what) + condition.mind(CLAIMED, REFERENCE))
         else:
-            rest.append(crossing_clause(row, zones))
+            held = condition.holding(row["rule"], REFERENCE)
+            rest.append(crossing_clause(row, zones) + (f" ({row['rule']} {held})" if held else ""))
     if rest:
         of_what = "of the other rules, " if made else f"in {condition.what}, "
         made.append(f"{of_what}{'; '.join(rest)}.")
@@ -240,10 +250,11 @@ def _strongest(condition: _Condition) -> list[str]:
         for rule in rows["selector"]:
             ratio = condition.zone_ratios(rule, top["selector"], pairs).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
-                alike.append(f"{rule} ({ratio_text(ratio)})")
+                held = condition.holding(rule, top["selector"])
+                alike.append(f"{rule} ({'; '.join(filter(None, [ratio_text(ratio), held]))})")
         text += f"; {join(alike)} cannot be told from it{_of_many(pairs, 'pairs')}." if alike else "."
         if top["baseline"] and top["selector"] not in minded:
-            text += condition.grain(top["selector"], top["baseline"])
+            text += condition.mind(top["selector"], top["baseline"])
             minded.add(top["selector"])
         sentences.append(text)
     return sentences
@@ -268,7 +279,7 @@ def _against_baseline(condition: _Condition) -> list[str]:
     for verdict, of_baselines in judged.items():
         for baseline, some in of_baselines.items():
             each = "; ".join(f"{rule} {join(zones)}" for rule, zones in some.items())
-            remarks = "".join(condition.grain(rule, baseline) for rule in some)
+            remarks = "".join(condition.mind(rule, baseline) for rule in some)
             sentences.append(f"{verdict} {baseline}: {each}{_of_many(len(rows), 'comparisons')}.{remarks}")
     return sentences
 

@@ -10,9 +10,10 @@ import pandas as pd
 from forward_influence.analysis.controls import floor_text
 from forward_influence.analysis.curves import FINE_SHARE, ZONES
 from forward_influence.analysis.decay import HALF_FROM
+from forward_influence.analysis.held import held_notes, held_table
 from forward_influence.analysis.means import WHICH, disagreements
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method
-from forward_influence.analysis.summary import control_lines, documents_text
+from forward_influence.analysis.summary import candidate_lines, control_lines, documents_text
 from forward_influence.analysis.wording import many
 from forward_influence.runs import Run
 
@@ -86,6 +87,8 @@ def comparison_notes(
         Note(shares, ("effects",)),
         Note(BOOTSTRAP_NOTE if method.kind == "bootstrap" else T_NOTE, _BY_RULE),
         Note(crossover_note(finest), ("crossovers",)),
+        *(Note(text) for text in candidate_lines(measured[0][0], zones)),
+        *(Note(text) for text in held_notes(held_table(zones))),
         Note(floor_text(zones, " (*)")),
         *(Note(text, ("table", "controls")) for text in control_lines(zones)),
     ]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.curves import RULE
+from forward_influence.analysis.held import held_remark
 from forward_influence.analysis.matrix import Matrix, matrix
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 
@@ -18,7 +19,7 @@ CONDITIONS = [name for name in RULE if name != "selector"]
 RANDOM = "random"
 POSITION_MATCHED = "position-matched"
 #: Rules that are there to be compared against.
-CONTROLS = (RANDOM, POSITION_MATCHED, "recent", "first")
+CONTROLS = (RANDOM, "random-protected", POSITION_MATCHED, "recent", "first")
 
 
 #: What an entry of the cache is called that a rule of some grain chooses; from the finest to the coarsest.
@@ -83,7 +84,7 @@ def variants(selectors: list[str], name: str) -> list[str]:
 
 
 def grains(frame: pd.DataFrame) -> dict[str, str]:
-    """The grain (`per`: entry, layer or token) of each selector in a frame."""
+    """The grain (`per`: entry, layer or token; "" where nothing was chosen) of each selector in a frame."""
     return {str(s): str(p) for s, p in frame.groupby("selector", sort=False)["per"].first().items()}
 
 
@@ -113,7 +114,22 @@ def position_control_for(frame: pd.DataFrame, selector: str) -> str | None:
     return next(iter([s for s in found if per[s] == per.get(selector)] or found), None)
 
 
-def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:
+def pair_remarks(frame: pd.DataFrame, selector: str, control: str) -> list[str]:
+    """What has to be known of one rule as a multiple of another: differing grains, and unequal numbers of entries held.
+
+    Args:
+        frame: rows of rules measured under equal conditions.
+    """
+    grain = grain_remark(grains(frame), selector, control, option_of(frame, control))
+    return grain + held_remark(frame, selector, control)
+
+
+def option_of(frame: pd.DataFrame, selector: str) -> str:
+    """Under which option of `measure` a selector of a frame was asked for."""
+    return "--compressor" if frame.loc[frame["selector"] == selector, "compressor"].any() else "--selector"
+
+
+def grain_remark(per: dict[str, str], selector: str, control: str, option: str = "--selector") -> list[str]:
     """What it does to the multiple that a rule and its control choose at different grains; nothing where they do not.
 
     Removing a token from every head is a stronger intervention than removing as many scattered entries
@@ -121,6 +137,7 @@ def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:
 
     Args:
         per: from `grains`.
+        option: of `measure`, under which the control was asked for.
     """
     mine, its = per[selector], per[control]
     order = list(CHOSEN)
@@ -128,7 +145,7 @@ def grain_remark(per: dict[str, str], selector: str, control: str) -> list[str]:
         return []
     wrong = "high" if order.index(mine) > order.index(its) else "low"
     remedy = _at_grain(control, mine)
-    how = f" (add --selector {remedy})" if remedy != control else ""
+    how = f" (add {option} {remedy})" if remedy != control else ""
     return [f"{CHOSEN[mine]} against {control}'s {CHOSEN[its]}, so that the multiple is too {wrong}{how}"]
 
 

@@ -71,8 +71,10 @@ def about(run: Run, label: str) -> dict[str, Any]:
         ("Rules", _listed(asked.get("selectors"))),
         ("Compressors", _listed(asked.get("compressors"))),
         ("Budgets", _listed(asked.get("budgets"))),
+        ("Entries held by compressors", _listed(asked.get("match_held"))),
         ("Mode and effect", f"{asked.get('mode', 'drop')}, {asked.get('effect', 'total')}"),
-        ("Candidates", f"all but the first {ends[0]} and the last {ends[1]} tokens"),
+        ("Candidates", f"all but the first {ends[0]} and the last {ends[1]} tokens" if asked.get("selectors") else ""),
+        ("Compressors pin", _pinned(*ends) if asked.get("compressors") else ""),
         ("Remarks", "; ".join(manifest.get("remarks") or [])),
         ("Configuration hash", manifest["configuration_hash"]),
         ("Versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())),
@@ -85,6 +87,15 @@ def about(run: Run, label: str) -> dict[str, Any]:
         "facts": [(name, value) for name, value in facts if value],
         "configuration": json.dumps(asked, indent=1, default=str),
     }
+
+
+def _pinned(first: int, last: int | float) -> str:
+    """Which tokens compressors are made to keep; what came of it at each budget is in the tables."""
+    at_end = f"the last {last}" if isinstance(last, int) else f"of what is kept the last {last:.0%}"
+    return (
+        f"the first {first} and {at_end}, at most half of what is kept; a prompt that is kept whole and a window that "
+        "comes on top as well"
+    )
 
 
 def _listed(values: Any) -> str:

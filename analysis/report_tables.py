@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from forward_influence.analysis.compare import Comparison
+from forward_influence.analysis.held_words import HEADING, held_cell, held_pair
 from forward_influence.analysis.means import disagreement
 from forward_influence.analysis.selected import NOTES
 from forward_influence.analysis.wording import ABSENT, correlation, interval, p_value
@@ -85,13 +86,22 @@ def table(name: str, title: str, frame: pd.DataFrame, maker: Callable[[Any], dic
         note = f"{note} Only the first {MOST_ROWS} of {len(frame)} rows are shown; `compare` writes all.".strip()
         frame = frame.head(MOST_ROWS)
     rows, columns = [], []
+    holds = "held" in frame and frame["held"].notna().any()
     for row in frame.to_dict("records"):
         cells = maker(row)
         first = next(iter(cells))
-        cells = {first: cells.pop(first), **{c: words(row[c]) for c in varied}, **cells}
+        held = _held(row) if holds else {}
+        cells = {first: cells.pop(first), **{c: words(row[c]) for c in varied}, **held, **cells}
         columns = [Column(label, cell.kind) for label, cell in cells.items()]
         rows.append(list(cells.values()))
     return Table(name, title, columns, rows, note)
+
+
+def _held(row: Any) -> dict[str, Cell]:
+    """What a compressor holds; of two that are set against one another, what both do."""
+    if "over" in row or "control_selector" in row:
+        return {"held": number(row["held"], held_pair(row["held"], row["other_held"]) or ABSENT)}
+    return {HEADING: number(row["held"], held_cell(row) or ABSENT)}
 
 
 def comparison_tables(found: Comparison) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.controls import floor_text, matched_text, spread
-from forward_influence.analysis.curves import ZONES, load_zones, zone_edges
+from forward_influence.analysis.curves import HELD, ZONES, load_zones, zone_edges
+from forward_influence.analysis.held import held_notes, held_table
+from forward_influence.analysis.held_words import entries
 from forward_influence.analysis.matrix import UNDER_FLOOR, Matrix, by_rule, matrix
 from forward_influence.analysis.pairing import (
     CONDITIONS,
     RANDOM,
     align,
     baseline_for,
-    grain_remark,
     grains,
     is_called,
     is_control,
+    pair_remarks,
     position_control_for,
 )
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method, estimate, paired
@@ -32,7 +35,8 @@ def summarise(run: Run) -> pd.DataFrame:
     """One row per rule (selector, budget, mode, effect): mean KL near, middle and far, and what to set it against.
 
     Returns:
-        Columns of `curves.RULE`, `per`, `documents`; `near`, `middle`, `far`: geometric means over documents of each
+        Columns of `curves.RULE`, `per`, `documents`; `curves.HELD`, entries per layer and head where they are kept (NaN
+        in drop mode); `near`, `middle`, `far`: geometric means over documents of each
         document's mean KL, nats; `far_near`: far / near within documents; `random_near`, `random_far`: as a multiple of
         random on the same documents; `matched_near`, `matched_far`: of the rule's position-matched control (NaN where
         there is none). Each of these with `_low` and `_high`, 95% bounds, NaN
@@ -56,6 +60,7 @@ def summarise(run: Run) -> pd.DataFrame:
 def _row(key: dict[str, str], group: pd.DataFrame, same: pd.DataFrame, method: Method) -> dict[str, Any]:
     curve = matrix(group)
     row: dict[str, Any] = {**key, "per": group["per"].iloc[0], "documents": len(curve.documents)}
+    row |= {name: float(group[name].mean()) for name in HELD}
     remarks = []
     for index, zone in enumerate(ZONES):
         out = estimate(curve.kl[:, index], method=method)
@@ -77,7 +82,7 @@ def _row(key: dict[str, str], group: pd.DataFrame, same: pd.DataFrame, method: M
             else:
                 row |= _pair(f"{name}_{zone}", both[0].kl[:, index], both[1].kl[:, index], method)
         if control is not None:
-            remarks += grain_remark(grains(same), key["selector"], control)
+            remarks += [text for text in pair_remarks(same, key["selector"], control) if text not in remarks]
     return {**row, "flags": "; ".join(remarks)}
 
 
@@ -100,19 +105,15 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     """
     frame = load_zones(run) if frame is None else frame
     c = run.configuration
-    context, continuation = int(frame["context"].max()), int(frame["continuation"].max())
+    continuation = int(frame["continuation"].max())
     edges = zone_edges(continuation)
-    first, last = c.get("protect_first", 0), c.get("protect_last", 0)
-    candidates = context - first - last
-    by_grain: dict[str, list[str]] = {}
-    for selector, per in grains(frame).items():
-        by_grain.setdefault(per, []).append(selector)
     lines = [
         "mean KL in nats: geometric mean over documents; "
         + ", ".join(f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True))
         + " tokens",
-        f"candidates: {candidates} of {context} context tokens; the first {first} and the last {last} are protected",
-        "grain: " + "; ".join(f"{', '.join(names)} per {per}" for per, names in by_grain.items()),
+        *candidate_lines(run, frame),
+        *held_notes(held_table(frame)),
+        *grain_lines(frame),
         floor_text(frame),
         *control_lines(frame),
         documents_text(run, frame["document"].nunique()),
@@ -129,12 +130,51 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     return lines
 
 
+def candidate_lines(run: Run, frame: pd.DataFrame) -> list[str]:
+    """What rules choose among, and how many of them each budget, which is of the whole context, comes to.
+
+    Empty where only compressors were measured: what they protect follows their budgets.
+    """
+    of_rules = frame[~frame["compressor"]]
+    if of_rules.empty:
+        return []
+    first, last = (run.configuration.get(f"protect_{end}") or 0 for end in ("first", "last"))
+    context = int(of_rules["context"].max())
+    count = context - first - last
+    comes_to = []
+    for (budget, mode), part in of_rules.groupby(["budget", "mode"], sort=False):
+        selected = float(part["selected"].mean())
+        if math.isnan(selected):
+            continue
+        of_context = f"{selected / context:.0%} of the context"
+        what = (
+            f"{entries(selected)} of these dropped"
+            if mode == "drop"
+            else f"{entries(selected)} kept with the protected"
+        )
+        comes_to.append(f"; budget {budget}: {what}, {of_context}")
+    return [
+        f"candidates: {count} of {context} context tokens; the first {first} and the last {last} are protected"
+        + "".join(comes_to)
+    ]
+
+
+def grain_lines(frame: pd.DataFrame) -> list[str]:
+    """At which grain each rule chose; those that chose nothing are left out."""
+    by_grain: dict[str, list[str]] = {}
+    for selector, per in grains(frame).items():
+        by_grain.setdefault(per, []).append(selector)
+    each = [f"{', '.join(names)} per {per}" for per, names in by_grain.items() if per]
+    return [f"grain: {'; '.join(each)}"] if each else []
+
+
 def control_lines(frame: pd.DataFrame) -> list[str]:
     """What position-matched controls share with their rules, and which rules have none; or that there is no control."""
     names = list(grains(frame))
     if not any(is_control(selector) for selector in names):
         return ["no control was measured (random, say): what any choice of as many entries would do is not known"]
-    alone = [name for name in names if not is_control(name) and position_control_for(frame, name) is None]
+    rules = [name for name in frame.loc[~frame["compressor"], "selector"].unique() if not is_control(name)]
+    alone = [name for name in rules if position_control_for(frame, name) is None]
     lines = matched_text(frame)
     if alone:
         lines.append(f"no position-matched control: {', '.join(alone)}; --selector position-matched:of={alone[0]}, say")

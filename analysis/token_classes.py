@@ -1,10 +1,17 @@
-"""What kind of token a token is: classes that need only the decoded pieces and the ids of a context."""
+"""What kind of token a token is: classes that need only the text pieces and the ids of a context.
+
+Words are looked for in the text that the pieces make together, so that a token's class does not depend on where a
+vocabulary cuts: "does" + "n't", "doesn" + "'t" and "doesn" + "'" + "t" are function words alike.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,90 +39,112 @@ CLASSES = ("function word", "content word", "digits", "punctuation", "newline", 
 #: Frequency bands: each holds about a quarter of all context tokens.
 BANDS = ("rarest quarter", "rarer quarter", "commoner quarter", "commonest quarter")
 
-_SPECIAL = re.compile(r"<\|.*\|>|</?(s|pad|unk|bos|eos|mask)>|\[(PAD|UNK|BOS|EOS|CLS|SEP|MASK)\]", re.IGNORECASE)
-_CLITIC = re.compile(r"['’](s|t|re|ve|ll|d|m)$", re.IGNORECASE)
+_SPECIAL = re.compile(
+    r"<[|｜].*[|｜]>|</?(s|pad|unk|bos|eos|mask)>|<(start|end)_of_\w+>|\[(PAD|UNK|BOS|EOS|CLS|SEP|MASK|/?INST)\]",
+    re.IGNORECASE,
+)
+#: A word in a text's outline (l a letter, m a mark on one): letters, or a clitic with its apostrophe (the 's of it's).
+_WORD = re.compile(r"l[lm]*")
+_CLITIC = re.compile(r"(?<=\S)['’](?:s|t|re|ve|ll|d|m)(?![^\W\d_])", re.IGNORECASE)
 
 
-#: Pieces come from a vocabulary: what one looks like is worked out once.
-_once = lru_cache(maxsize=200_000)
+class Word(NamedTuple):
+    """A word of a text: its characters are start <= i < stop."""
+
+    start: int
+    stop: int
+    is_function: bool
 
 
-@_once
-def plain(piece: str) -> str:
-    """A piece with the markers of byte-level (Ġ, Ċ, ĉ) and SentencePiece (▁) vocabularies written as white space."""
-    if piece.startswith(("Ġ", "Ċ", "ĉ")):
-        marks = len(piece) - len(piece.lstrip("ĠĊĉ"))
-        piece = piece[:marks].translate({ord("Ġ"): " ", ord("Ċ"): "\n", ord("ĉ"): "\t"}) + piece[marks:]
-    return piece.replace("▁", " ")
+class _Outline(dict[int, str]):
+    """For `str.translate`: l for a letter, m for a mark on one, a space for everything else."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = {"L": "l", "M": "m"}.get(unicodedata.category(chr(code))[0], " ")
+        return self[code]
 
 
-@_once
-def _is_of_word(text: str) -> bool:
-    """Whether a piece holds a letter and is no special token."""
-    return any(c.isalpha() for c in text) and not _SPECIAL.fullmatch(text.strip())
+_OUTLINE = _Outline()
 
 
-def word_spans(pieces: Sequence[str]) -> list[tuple[int, int]]:
-    """Words as [start, stop) spans of pieces that hold a letter.
-
-    A word begins at a piece with a letter that starts with white space, or that follows a piece without a letter or one
-    that ends in white space; pieces with a letter that continue without white space belong to it. A clitic (the 's of
-    it's, the 't of don't) is a word of its own.
-    """
-    spans: list[tuple[int, int]] = []
-    previous = ""
-    for i, piece in enumerate(map(plain, pieces)):
-        if _is_of_word(piece):
-            joins = (
-                spans
-                and spans[-1][1] == i
-                and not piece[0].isspace()
-                and not previous[-1:].isspace()
-                and not _CLITIC.match(piece)
-            )
-            if joins:
-                spans[-1] = (spans[-1][0], i + 1)
-            else:
-                spans.append((i, i + 1))
-        previous = piece
-    return spans
-
-
-def classes(pieces: Sequence[str]) -> NDArray[np.str_]:
-    """The class of each piece, one of `CLASSES`; (n,).
-
-    A word of several pieces gets one class from the whole word, so that "with" + "in" is a function word.
-    """
-    texts = [plain(p) for p in pieces]
-    result = [_wordless_class(text) for text in texts]
-    for start, stop in word_spans(pieces):
-        word = "".join(texts[start:stop]).strip().lower().replace("’", "'")
-        negated = stop < len(texts) and texts[stop].replace("’", "'").lower() == "'t" and word.endswith("n")
-        letters = word.strip("'\".,;:!?()[]-—–")
-        is_function = letters in FUNCTION_WORDS or _CLITIC.fullmatch(word) is not None or negated
-        for i in range(start, stop):
-            result[i] = "function word" if is_function else "content word"
-    return np.array(result, dtype=np.str_)
-
-
-@_once
-def _wordless_class(text: str) -> str:
-    stripped = text.strip()
+@lru_cache(maxsize=200_000)  # pieces come from a vocabulary: what one looks like is worked out once
+def _wordless_class(piece: str) -> str:
+    stripped = piece.strip()
     if _SPECIAL.fullmatch(stripped):
         return "special"
     if not stripped:
-        return "newline" if "\n" in text or "\r" in text else "space"
+        return "newline" if "\n" in piece or "\r" in piece else "space"
     return "digits" if any(c.isdigit() for c in stripped) else "punctuation"
 
 
-def word_parts(pieces: Sequence[str]) -> NDArray[np.str_]:
-    """ "word start", "word continuation" or "" (no word) for each piece; (n,)."""
-    result = [""] * len(pieces)
-    for start, stop in word_spans(pieces):
-        result[start] = "word start"
-        for i in range(start + 1, stop):
-            result[i] = "word continuation"
+def words(text: str) -> list[Word]:
+    """The words of a text in order: runs of letters, and clitics, which are words of their own.
+
+    English closed-class words and clitics are function words, and so is what "n't" negates (the "don" of "don't").
+    """
+    clitics = {m.start(): m.end() for m in _CLITIC.finditer(text)}
+    found: list[Word] = []
+    taken = 0
+    for match in _WORD.finditer(text.translate(_OUTLINE)):
+        start, stop = match.span()
+        if start < taken:  # the letters of a clitic
+            continue
+        word = text[start:stop].lower()
+        clitic = clitics.get(stop)
+        negated = clitic is not None and word.endswith("n") and text[stop + 1 : clitic].lower() == "t"
+        found.append(Word(start, stop, negated or word in FUNCTION_WORDS))
+        if clitic is not None:
+            found.append(Word(stop, clitic, True))
+            taken = clitic
+    return found
+
+
+def _placed(pieces: Sequence[str]) -> list[tuple[Word | None, bool]]:
+    """For each piece the first word that it holds something of, and whether it holds its beginning.
+
+    An empty piece, the rest of a character that began in the piece before, lies where that one lies.
+    """
+    special = [_wordless_class(piece) == "special" for piece in pieces]
+    text = "".join(" " * len(p) if out else p for p, out in zip(pieces, special, strict=True))
+    stops = list(accumulate(map(len, pieces)))
+    waiting = iter(words(text))
+    word = next(waiting, None)
+    placed: list[tuple[Word | None, bool]] = []
+    for piece, stop in zip(pieces, stops, strict=True):
+        if not piece and placed:
+            placed.append((placed[-1][0], False))
+            continue
+        start = stop - len(piece)
+        while word is not None and word.stop <= start:
+            word = next(waiting, None)
+        inside = word if word is not None and word.start < stop else None
+        placed.append((inside, inside is not None and inside.start >= start))
+    return placed
+
+
+def classes(pieces: Sequence[str]) -> NDArray[np.str_]:
+    """The class of each piece of a text, one of `CLASSES`; (n,).
+
+    A word of several pieces gives all of them its class, so that "with" + "in" is a function word.
+
+    Args:
+        pieces: joined, they are the text, as `tokenizing.text_pieces` gives them.
+    """
+    result: list[str] = []
+    for piece, (word, _) in zip(pieces, _placed(pieces), strict=True):
+        if word is not None:
+            result.append("function word" if word.is_function else "content word")
+        else:
+            result.append(_wordless_class(piece) if piece or not result else result[-1])
     return np.array(result, dtype=np.str_)
+
+
+def word_parts(pieces: Sequence[str]) -> NDArray[np.str_]:
+    """ "word start", "word continuation" or "" (no word) for each piece of a text; (n,)."""
+    return np.array(
+        ["" if word is None else "word start" if begins else "word continuation" for word, begins in _placed(pieces)],
+        dtype=np.str_,
+    )
 
 
 def repetition(tokens: NDArray[np.int64]) -> NDArray[np.str_]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.heap import give_back
+from forward_influence.threads import processors
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RULES = ("attention", "entropy", "infokv", "random")
@@ -166,7 +167,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": name,
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "cores": processors(),
         "torch": torch.__version__,
         "load": round(os.getloadavg()[0], 1),
     }

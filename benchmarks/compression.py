@@ -22,6 +22,7 @@ from torch import Tensor
 from forward_influence.backbone import backbone
 from forward_influence.compression import Compressor, compress, make_compressor
 from forward_influence.forward import run
+from forward_influence.threads import start_anew
 
 PARTS = ("memory", "prefill", "decode")
 
@@ -134,4 +135,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_anew()
     main()

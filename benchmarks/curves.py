@@ -20,6 +20,8 @@ import torch
 from common import RESULTS, RULES, load, machine, remember
 from engine import call, peak_elsewhere
 
+from forward_influence.threads import start_anew
+
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "performance.png"
 TITLES = {"continuation": "continuation (tokens)", "rules": "number of rules", "vocabulary": "vocabulary (words)"}
 
@@ -110,4 +112,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_anew()
     main()

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from common import RESULTS, RULES, Peak, configuration, engine, floor, load, machine, remember, seconds
 
+from forward_influence.threads import start_anew
+
 PARTS = ("all", "time", "memory", "plain", "profile", "grid", "peak")
 
 #: (model, context, continuation, rules, chunk, effect) over which the memory formula is held against measured peaks.
@@ -196,5 +198,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_anew()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from forward_influence.threads import processors, start_anew
+
 COMPRESSORS = (
     "attention",
     "infokv",
@@ -57,7 +59,7 @@ def evaluate_shard(options: argparse.Namespace, shard: tuple[int, int]) -> None:
     from forward_influence.models import load_model
 
     if shard[1] > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // shard[1]))
+        torch.set_num_threads(max(1, processors() // shard[1]))
     plan = Plan(
         tasks=tuple(parse_task(task) for task in options.tasks),
         compressors=COMPRESSORS,
@@ -90,7 +92,8 @@ def run_processes(options: argparse.Namespace) -> int:
 
 def show(folder: Path) -> None:
     """The tables as Markdown: the paper's layout per protocol, then InfoKV against attention, paired."""
-    from forward_influence.analysis.accuracy import accuracy_table, paper_layout
+    from forward_influence.analysis.accuracy import accuracy_notes, accuracy_table, paper_layout
+    from forward_influence.analysis.held_words import held_pair
     from forward_influence.cli.tables import interval, markdown, p_value
     from forward_influence.evaluation_store import open_evaluation
 
@@ -106,11 +109,14 @@ def show(folder: Path) -> None:
         for protocol in table["protocol"].unique():
             title = f"Question {protocol}, {length} tokens: accuracy in %; * differs from the full cache (95%, paired)"
             print(markdown(paper_layout(table, protocol, length), title))
+            part = table[(table["length"] == length) & (table["protocol"] == protocol)]
+            print("".join(f"- {line}\n" for line in accuracy_notes(part)))
     rows = against[against["compressor"] == "infokv"].copy()
     bounds = rows[["difference", "difference_low", "difference_high"]].to_numpy()
     rows["difference"] = [interval(*row, 2) for row in bounds]
     rows["p"] = [p_value(p) for p in rows["p"]]
-    columns = ["protocol", "task", "budget", "difference", "better", "worse", "p", "same_response"]
+    rows["held"] = [held_pair(row.held, row.baseline_held) for row in rows.itertuples()]
+    columns = ["protocol", "task", "budget", "held", "difference", "better", "worse", "p", "same_response"]
     print(markdown(rows[columns].round(2), "InfoKV minus attention, same items and budget, 95% intervals"))
     seconds = frame.groupby("compressor", sort=False)["compress_seconds"].median() * 1000
     print(f"Median of choosing and copying, ms: {seconds.round(1).to_dict()}")
@@ -138,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_anew()
     main()

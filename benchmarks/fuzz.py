@@ -19,11 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import hostile
 
+from forward_influence.runs import SCHEMA_VERSION
+
 _SEEDS = [
     *(text.encode("utf-8", "surrogatepass") for text in hostile.STRINGS if len(text) < 1000),
     b"attention:window=32,kernel=7,pooling=max,per=layer",
     b"position-matched:of=attention",
-    b'{"schema": 1, "configuration_hash": "x", "configuration": {}, "documents": [{"name": "d", "part": "d-1"}]}',
+    b'{"schema": %d, "configuration_hash": "x", "configuration": {}, "documents": [{"name": "d", "part": "d-1"}]}'
+    % SCHEMA_VERSION,
 ]
 
 

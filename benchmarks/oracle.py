@@ -29,6 +29,7 @@ from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.selection import Selection
+from forward_influence.threads import start_anew
 from forward_influence.zones import zones
 
 RULES = [
@@ -167,4 +168,5 @@ def report(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    start_anew()
     main()

@@ -11,6 +11,8 @@ from contextlib import suppress
 
 import typer
 
+from forward_influence import threads
+from forward_influence.cli.output import make_writable
 from forward_influence.errors import ForwardInfluenceError, UsageError, one_line, steering
 
 #: Command -> (module, function or typer app). Adding a command adds a file and a line.
@@ -77,6 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed (`>&-`)
             setattr(sys, name, io.StringIO())
+    make_writable()
+    threads.prepare()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

@@ -101,7 +101,7 @@ def _shown(found: Comparison, frames: dict[Part, pd.DataFrame]) -> None:
         table = readable(frame, part, WIDE)
         if not tables.fits(table, out.width):
             table = readable(frame, part, NARROW)
-        out.print(tables.rich_table(table, TITLES[part], out.width))
+        tables.show(table, TITLES[part], out)
     for line in _notes(found, frames):
         out.print(line, markup=False, style="dim", soft_wrap=True)
 

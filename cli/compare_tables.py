@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from forward_influence.analysis.held_words import HEADING, held_cell, held_pair
 from forward_influence.analysis.wording import correlation
 from forward_influence.cli import tables
 from forward_influence.cli.tables import interval, number, p_value
@@ -88,11 +89,13 @@ def readable(frame: pd.DataFrame, part: Part, digits: int) -> pd.DataFrame:
         Part.tokens: _tokens,
     }[part]
     varying = [name for name in VARYING if name in frame and frame[name].nunique() > 1]
+    holds = "held" in frame and frame["held"].notna().any()
     rows = []
     for row in frame.to_dict("records"):
         cells = maker(row, digits)
         first = next(iter(cells))
-        rows.append({first: cells.pop(first), **{name: row[name] for name in varying}, **cells})
+        held = _held(row) if holds else {}
+        rows.append({first: cells.pop(first), **{name: row[name] for name in varying}, **held, **cells})
     table = pd.DataFrame(rows)
     if part in (Part.comparison, Part.means):
         to = [spec for spec in table["to"].unique() if spec != tables.ABSENT]
@@ -103,6 +106,13 @@ def readable(frame: pd.DataFrame, part: Part, digits: int) -> pd.DataFrame:
             }
             table = table.drop(columns="to").rename(columns=named)
     return table
+
+
+def _held(row: dict[str, Any]) -> dict[str, str]:
+    """What a compressor holds; of two that are set against one another, what both do."""
+    if "over" in row or "control_selector" in row:
+        return {"held": held_pair(row["held"], row["other_held"]) or tables.ABSENT}
+    return {HEADING: held_cell(row) or tables.ABSENT}
 
 
 def _with(row: dict[str, Any], name: str, digits: int, flagged: bool = False) -> str:

@@ -42,10 +42,9 @@ def documents_command(
 
     if not specs and sample is not None:
         raise UsageError("--sample draws from documents: say which, `sotu` for example")
-    screen = tables.console()
     if not specs and form is Format.table:
         kinds = pd.DataFrame(KINDS, columns=["--documents", "what it is"])
-        screen.print(tables.rich_table(kinds))
+        tables.show(kinds)
     documents = sample_documents(load_documents(specs or "sotu"), sample, seed)
     lengths, unit = _lengths(documents, model)
     frame = pd.DataFrame([_row(d, n, unit) for d, n in zip(documents, lengths, strict=True)])
@@ -55,7 +54,7 @@ def documents_command(
     if specs:
         shown = frame.head(limit) if limit else frame
         shown = shown.assign(**{unit: shown[unit].map("{:,}".format), "fingerprint": shown["fingerprint"].str[:12]})
-        screen.print(tables.rich_table(shown.fillna(tables.ABSENT).astype(str)))
+        tables.show(shown.fillna(tables.ABSENT).astype(str))
     _summary(", ".join(specs or ["sotu"]), lengths, unit, len(frame) - limit if specs and limit else 0)
     if not specs:
         typer.echo("Look closer: forward-influence documents sotu --model smollm2-135m")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.analysis.held_words import HEADING, held_cell
 from forward_influence.cli import tables
-from forward_influence.cli.tables import Format, interval, number, p_value
+from forward_influence.cli.tables import Format, interval, p_value
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +39,16 @@ class Layout(StrEnum):
     paper = "paper"
 
 
+@dataclass(frozen=True)
+class Holding:
+    """How much compressors hold and what they always keep, as typed."""
+
+    budget: list[str] | None
+    match_held: list[int] | None
+    protect_first: int
+    protect_last: str | None
+
+
 def evaluate_command(
     model: Annotated[
         str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
@@ -45,7 +57,19 @@ def evaluate_command(
         list[str] | None, typer.Option(help="NAME[:key=value,...]; repeatable. The full cache is always added.")
     ] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="Fraction of the cache kept (0.2) or count of tokens (200); repeatable.")
+        list[str] | None, typer.Option(help="Fraction of the tokens seen (0.2) or count of tokens (200); repeatable.")
+    ] = None,
+    match_held: Annotated[
+        list[int] | None,
+        typer.Option(help="Instead of --budget: entries that every compressor holds; repeatable.", show_default=False),
+    ] = None,
+    protect_first: Annotated[int, typer.Option(help="First tokens that are always kept (attention sinks).")] = 4,
+    protect_last: Annotated[
+        str | None,
+        typer.Option(
+            help="Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
+            show_default="64",
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -87,7 +111,8 @@ def evaluate_command(
     from forward_influence.evaluation_store import open_evaluation
 
     if results is None:
-        plan = _plan(task, compressor, budget, length, items, protocol, every, chat, seed)
+        holding = Holding(budget, match_held, protect_first, protect_last)
+        plan = _plan(task, compressor, holding, length, items, protocol, every, chat, seed)
         evaluation = _evaluated(model, plan, out, _shard(shard), device, dtype)
     else:
         evaluation = open_evaluation(results)
@@ -100,7 +125,7 @@ def evaluate_command(
 def _plan(
     task: list[str] | None,
     compressor: list[str] | None,
-    budget: list[str] | None,
+    holding: Holding,
     length: list[int] | None,
     items: int,
     protocol: Protocol,
@@ -114,7 +139,10 @@ def _plan(
     return Plan(
         tasks=tuple(parse_task(text) for text in task or DEFAULT_TASKS),
         compressors=tuple(compressor or DEFAULT_COMPRESSORS),
-        budgets=tuple(budget or ["0.4", "0.2"]),
+        budgets=tuple(holding.budget or ([] if holding.match_held else ["0.4", "0.2"])),
+        match_held=tuple(holding.match_held or ()),
+        protect_first=holding.protect_first,
+        protect_last=holding.protect_last,
         lengths=tuple(length or [1000]),
         items=items,
         protocols=("seen", "unseen") if protocol is Protocol.both else (protocol.value,),
@@ -150,16 +178,20 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
     if form in (Format.csv, Format.json):
         typer.echo(tables.text(table, form), nl=False)
         return
-    for title, part in _parts(table, chosen, evaluation.configuration["model"], baseline):
+    for title, part, notes in _parts(table, chosen, evaluation.configuration["model"], baseline):
         if form is Format.table:
-            tables.console().print(tables.rich_table(part, title))
+            tables.show(part, title)
+            out = tables.console()
+            for line in notes:
+                out.print(line, markup=False, style="dim", soft_wrap=True)
         else:
-            typer.echo(tables.text(part, form, title))
+            mark = "% " if form is Format.latex else "- "
+            typer.echo("\n".join([tables.text(part, form, title), *(mark + line for line in notes)]))
 
 
-def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> list[tuple[str, pd.DataFrame]]:
-    """Titles and frames of strings; the protocol is named in every title."""
-    from forward_influence.analysis.accuracy import paper_layout
+def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> list[tuple[str, pd.DataFrame, list[str]]]:
+    """Titles, frames of strings, and lines for under them; the protocol is named in every title."""
+    from forward_influence.analysis.accuracy import accuracy_notes, paper_layout
 
     found = []
     for length in table["length"].unique():
@@ -167,15 +199,16 @@ def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> li
             part = table[(table["length"] == length) & (table["protocol"] == protocol)]
             if part.empty:
                 continue
+            notes = accuracy_notes(part, baseline)
             fewest, most = int(part["items"].min()), int(part["items"].max())
             items = str(most) if fewest == most else f"{fewest} to {most}"
             title = f"{model}, question {protocol}, {length} tokens, {items} items"
             if layout is Layout.paper:
                 thought = "; chain of thought / direct" if part["reasons"].any() else ""
                 title = f"Accuracy (%): {title}{thought}; * differs from {baseline} (95%, paired)"
-                found.append((title, paper_layout(table, protocol, length)))
+                found.append((title, paper_layout(table, protocol, length), notes))
             else:
-                found.append((f"Accuracy: {title}", _long(part, baseline)))
+                found.append((f"Accuracy: {title}", _long(part, baseline), notes))
     return found
 
 
@@ -191,7 +224,7 @@ def _long(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
             f"minus {baseline} [95%]": interval(r["difference"], r["difference_low"], r["difference_high"], 2),
             "p": p_value(r["p"]),
             "better/worse": f"{r['better']}/{r['worse']}",
-            "held": number(r["held"], 4),
+            HEADING: held_cell(r),
             "cache": f"{r['cache_bytes'] / r['full_bytes']:.0%}",
             "compressing": f"{1000 * r['compress_seconds']:.0f} ms",
         }

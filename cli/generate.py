@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ def generate_command(
     keep_prompt: Annotated[
         bool | None, typer.Option("--keep-prompt/--compress-prompt", help="Keep the prompt whole.", show_default=False)
     ] = None,
+    protect_last: Annotated[
+        str | None,
+        typer.Option(
+            help="Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
+            show_default="64 or the rule's window",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
@@ -58,7 +65,8 @@ def generate_command(
     from forward_influence.request import check_temperature
 
     text = _prompt(prompt, file)
-    made = make_compressor(compressor, budget, every=every, prefill=prefill, scheme=scheme, keep_prompt=keep_prompt)
+    kept = {"keep_prompt": keep_prompt, "protect_last": protect_last}
+    made = make_compressor(compressor, budget, every=every, prefill=prefill, scheme=scheme, **kept)  # type: ignore[arg-type]
     check_temperature(temperature)
     if not 0 < top_p <= 1:
         raise UsageError(f"--top-p {top_p} is no share; give more than 0 and at most 1")
@@ -89,7 +97,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
             raise UsageError(f"there is no file {str(file)!r}; --file takes a text file")
         parts.append(text_file(file).text)
     if prompt == "-":
-        parts.append(sys.stdin.read())
+        parts.append(standard_input())
     elif prompt is not None:
         parts.append(prompt)
     if not parts:
@@ -107,6 +115,7 @@ def report(found: Generated) -> list[str]:
     stats = found.stats
     lines = [f"tokens: {found.prompt_tokens} of the prompt, {found.new_tokens} generated; {stats.seen} seen"]
     lines.append(f"held: {_held(found)}")
+    lines += _chosen(found)
     now, full = stats.bytes / 1e6, stats.full_bytes / 1e6
     lines.append(f"cache: {now:,.1f} MB; {full:,.1f} MB had it been full ({now / max(full, 1e-9):.0%})")
     speed = f"{found.tokens_per_second:,.1f} tokens/s" if found.new_tokens > 1 else "no tokens after the first"
@@ -114,7 +123,21 @@ def report(found: Generated) -> list[str]:
     head = f", the head for entropy {stats.head_seconds:.2f} s" if stats.head_seconds else ""
     times = f"{stats.compressions} compression{'' if stats.compressions == 1 else 's'}"
     lines.append(f"scoring: {stats.scoring_seconds:.2f} s in {times}{head}")
-    return lines + [f"note: {remark}" for remark in stats.remarks]
+    return lines + [f"note: {remark}" for remark in (*stats.remarks, *found.remarks)]
+
+
+def _chosen(found: Generated) -> list[str]:
+    """How much of what the last compression left was the rule's choice; nothing where nothing was removed."""
+    from forward_influence.analysis.held_words import held_cell
+    from forward_influence.compression import Outcome
+
+    outcome = Outcome.after(found.stats)
+    if outcome.ends is None:
+        return []
+    first, last = outcome.ends
+    counts = {"held": outcome.held, "pinned": outcome.pinned, "chosen": outcome.chosen}
+    pinned = f"the first {first} and the last {last}"
+    return [f"right after the last compression: {held_cell(counts)} (pinned, {pinned}, and chosen) a layer and head"]
 
 
 def _held(found: Generated) -> str:

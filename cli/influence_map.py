@@ -82,8 +82,7 @@ def _show(frame: pd.DataFrame, controls: MapControls) -> None:
             "mean KL": [tables.number(v) for v in top["total"]],
         }
     )
-    out = tables.console()
-    out.print(tables.rich_table(shown, "the strongest tokens, mean KL in nats over the continuation", out.width))
+    tables.show(shown, "the strongest tokens, mean KL in nats over the continuation")
     weak = int((each < FLAG_FACTOR * controls.noise_floor).sum())
     typer.echo(
         f"noise floor: {controls.noise_floor:.1e} nats, taken off every mean; {weak} of {len(each)} lie below "

@@ -68,8 +68,14 @@ def inspect_command(
     typer.echo(f"written to {out}")
 
 
+#: Characters of a line of text where the output is no terminal.
+_WIDEST = 160
+#: Characters that a frame needs beside its title.
+_FRAME = 6
+
+
 def _show(found: Inspected, layer: int | None, head: int | None) -> None:
-    """Print the document, once or in two columns."""
+    """Print the document, once, or twice side by side where the names of the rules fit."""
     from rich.columns import Columns
     from rich.panel import Panel
 
@@ -77,21 +83,31 @@ def _show(found: Inspected, layer: int | None, head: int | None) -> None:
 
     out = tables.console()
     views = [found.view(i, layer, head) for i in range(len(found.rules))]
-    width = max(20, (out.width - 2) // len(views))
+    line = min(out.width, _WIDEST)
+    named = max(len(view.rule) for view in views) + _FRAME
+    beside = len(views) > 1 and max(20, named) <= (line - 2) // len(views)  # else each below the other
+    width = max(20, (line - 2) // (len(views) if beside else 1))
     plain = out.color_system is None  # piped, NO_COLOR: neither shade nor underlining would be seen
     panels = [
-        Panel(_marked(found, view) if plain else _shaded(found, view), title=_title(view), width=width)
+        Panel(_marked(found, view) if plain else _shaded(found, view), title=_title(view, width), width=width)
         for view in views
     ]
-    out.print(panels[0] if len(panels) == 1 else Columns(panels, padding=(0, 0)))
+    if beside:
+        out.print(Columns(panels, padding=(0, 0)))
+    else:
+        for view, panel in zip(views, panels, strict=True):
+            if _title(view, width) is None:  # not in a frame that would cut it
+                out.print(view.rule, markup=False, soft_wrap=True)
+            out.print(panel)
     legend = found.legend(layer, head, "in [brackets]").partition("; ")[2] if plain else found.legend(layer, head)
     out.print(f"{found.name}: {found.caption(layer, head)}\n{legend}", markup=False, highlight=False)
 
 
-def _title(view: View) -> Text:
+def _title(view: View, width: int) -> Text | None:
+    """The rule's name, where the frame has room for it."""
     from rich.text import Text
 
-    return Text(view.rule)
+    return Text(view.rule) if len(view.rule) + _FRAME <= width else None
 
 
 def _shaded(found: Inspected, view: View) -> Text:

@@ -32,7 +32,14 @@ def measure_command(
         typer.Option(help="Compressors compress again after so many tokens.", show_default="after the context only"),
     ] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="Fraction of the context (0.2) or count of tokens (200); repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Fraction of the context (0.2; for compressors of the tokens seen) or count of tokens; repeatable."
+        ),
+    ] = None,
+    match_held: Annotated[
+        list[int] | None,
+        typer.Option(help="Instead of --budget: entries that every compressor holds; repeatable.", show_default=False),
     ] = None,
     context: Annotated[int, typer.Option(help="Context tokens.")] = 1024,
     continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 3072,
@@ -57,8 +64,15 @@ def measure_command(
     rerotate: Annotated[
         bool, typer.Option("--rerotate", help="Move the kept keys up to the continuation, closing the gaps.")
     ] = False,
-    protect_first: Annotated[int, typer.Option(help="First tokens that no rule selects (attention sinks).")] = 4,
-    protect_last: Annotated[int, typer.Option(help="Last tokens that no rule selects.")] = 64,
+    protect_first: Annotated[int, typer.Option(help="First tokens that are always kept (attention sinks).")] = 4,
+    protect_last: Annotated[
+        str | None,
+        typer.Option(
+            help="Last tokens that are always kept: a count, or for compressors a share of what is kept (0.25); at "
+            "most half of it.",
+            show_default="64",
+        ),
+    ] = None,
     draws: Annotated[int, typer.Option(help="Draws of random rules per document.")] = 5,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check one condition per document against a masked full pass.")
@@ -137,7 +151,7 @@ def measure_command(
         return
     request = Request(
         selectors=tuple(selector or ([] if compressor else DEFAULT_RULES)),
-        budgets=tuple(budget or ["0.2"]),
+        budgets=tuple(budget) if budget else Request.budgets,
         context=context,
         continuation=continuation,
         segments=segments,
@@ -159,6 +173,7 @@ def measure_command(
         rerotate=rerotate,
         compressors=tuple(compressor or ()),
         every=every,
+        match_held=tuple(match_held or ()),
     )
     measure_documents(request, documents or ["sotu"], sample, max_documents, out, until, loading)
 

@@ -117,13 +117,15 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
 
 def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
     """The run of this configuration that is continued there; None where none is, or nothing is left to measure."""
-    from forward_influence.runs import configuration_hash, open_run
+    from forward_influence.manifests import differences
+    from forward_influence.runs import open_run
+    from forward_influence.versions import versions
 
     try:
         run = open_run(where)
     except UsageError:  # none, or `measure` says what is wrong with it
         return None
-    same = run.manifest["configuration_hash"] == configuration_hash(configuration)
+    same = not differences(run.manifest, {"configuration": configuration, "versions": versions()})
     return run if same and len(run.measured()) < len(run.manifest["documents"]) else None
 
 

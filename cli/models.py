@@ -49,7 +49,7 @@ def models_command(
         }
         for model in found
     ]
-    tables.console().print(tables.rich_table(pd.DataFrame(rows)))
+    tables.show(pd.DataFrame(rows))
     for model in found:
         if model.state != "ready":
             typer.echo(f"forward-influence models pull {model.name}")
@@ -130,7 +130,7 @@ def show_command(
         return
     frame = pd.DataFrame({"": list(facts), loaded.spec: [_shown(value) for value in facts.values()]})
     if form is Format.table:
-        tables.console().print(tables.rich_table(frame))
+        tables.show(frame)
     else:
         typer.echo(tables.text(frame, form), nl=False)
 

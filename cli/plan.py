@@ -35,6 +35,7 @@ def plan_command(
     documents: Annotated[int, typer.Option(help="How many documents.", min=1)] = 24,
     selector: Annotated[list[str] | None, typer.Option(help="Rules, as of `measure`.", show_default=False)] = None,
     budget: Annotated[list[str] | None, typer.Option(help="Budgets, as of `measure`.", show_default=False)] = None,
+    match_held: Annotated[list[int] | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
     context: Annotated[int, typer.Option(help="Context tokens.")] = 1024,
     continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 3072,
     segments: Annotated[int, typer.Option(help="Context/continuation pairs per document.")] = 1,
@@ -70,7 +71,7 @@ def plan_command(
         raise UsageError(f"--tflops {tflops} is no throughput; give 300 for an H100 in bfloat16, say")
     request = Request(
         selectors=tuple(selector or ([] if compressor else DEFAULT_RULES)),
-        budgets=tuple(budget or ["0.2"]),
+        budgets=tuple(budget) if budget else Request.budgets,
         context=context,
         continuation=continuation,
         segments=segments,
@@ -84,6 +85,7 @@ def plan_command(
         per_layer=per_layer,
         compressors=tuple(compressor or ()),
         every=every,
+        match_held=tuple(match_held or ()),
     )
     accelerated, itemsize = _accelerated(device), choose_dtype(dtype).itemsize
     resolved = _resolved(model)

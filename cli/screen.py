@@ -72,10 +72,20 @@ def screen_command(
     found: list[Screened] = []
     seconds = 0.0
     progress = TerminalProgress()
+    failures: list[str] = []
     for document in prepared.documents:
-        some, spent = screen_document(loaded, document, request, (way,), exact=exact, progress=progress)
+        try:
+            some, spent = screen_document(loaded, document, request, (way,), exact=exact, progress=progress)
+        except UsageError:
+            raise
+        except ForwardInfluenceError as error:
+            failures.append(str(error))
+            progress.message(f"{document.document.name} could not be screened: {error}")
+            continue
         found += some
         seconds += sum(spent.values())
+    if not found:
+        raise ForwardInfluenceError(f"no document could be screened; the first: {failures[0]}")
     frame = as_frame(found)
     _show(frame, form, exact, way)
     remark = f"gradients: {seconds:.1f} s once for all rules; one more rule: {frame['seconds'].mean() * 1e3:.1f} ms"
@@ -83,14 +93,15 @@ def screen_command(
         each = frame["exact_seconds"].mean()
         remark += f", measuring it: {each:.2f} s ({each / max(frame['seconds'].mean(), 1e-9):,.0f} times as long)"
     typer.echo(remark, err=form is not Format.table)
-    if out is None:
-        return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(out, index=False)
-    except OSError as error:
-        raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
-    typer.echo(f"written to {out}", err=form is not Format.table)
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_parquet(out, index=False)
+        except OSError as error:
+            raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+        typer.echo(f"written to {out}", err=form is not Format.table)
+    if failures:
+        raise typer.Exit(1)
 
 
 def as_frame(found: list[Screened]) -> pd.DataFrame:
@@ -149,7 +160,6 @@ def _write(rows: list[dict[str, Any]], form: Format, title: str) -> None:
         return
     shown = table.map(lambda v: tables.number(v, 3) if isinstance(v, float) else str(v))
     if form is Format.table:
-        out = tables.console()
-        out.print(tables.rich_table(shown, title, out.width))
+        tables.show(shown, title)
     else:
         typer.echo(tables.text(shown, form, title), nl=False)

@@ -43,7 +43,7 @@ def selectors_command(
         }
         for e in found
     ]
-    tables.console().print(tables.rich_table(pd.DataFrame(rows)))
+    tables.show(pd.DataFrame(rows))
     typer.echo("Every rule also has per=entry|layer|token and heads=equal|adaptive.")
     if others := installed():
         typer.echo(f"From other packages: {', '.join(sorted(others))}")
@@ -93,6 +93,6 @@ def _explain(text: str, form: Format) -> None:
         typer.echo("draws      at random: a run averages several draws within each document")
     rows = [{"parameter": p.name, "type": p.kind, "default": p.default, "meaning": p.meaning} for p in e.parameters]
     typer.echo("")
-    tables.console().print(tables.rich_table(pd.DataFrame(rows)))
+    tables.show(pd.DataFrame(rows))
     # by the name that was typed: one that a file gave its rule is unknown until the file is loaded
     typer.echo(f"forward-influence measure --selector '{typed_name(text)}{e.example.removeprefix(e.name)}'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from forward_influence.analysis.held_words import HEADING, held_cell
 from forward_influence.cli import tables
 
 if TYPE_CHECKING:
@@ -58,12 +59,19 @@ def fidelity(table: pd.DataFrame) -> pd.DataFrame:
 def _rows(
     table: pd.DataFrame, cells: Callable[[dict[str, Any]], dict[str, str]], like: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """A frame of strings: the rule, what tells its rows (those of `like`) apart, and the cells of each row."""
+    """A frame of strings: the rule, what tells its rows (those of `like`) apart, what it holds, and its cells."""
     import pandas as pd
 
-    varying = [name for name in VARYING if (table if like is None else like)[name].nunique() > 1]
+    whole = table if like is None else like
+    varying = [name for name in VARYING if whole[name].nunique() > 1]
+    holds = whole["held"].notna().any()
     rows = [
-        {"rule": row["selector"], **{name: row[name] for name in varying}, **cells(row)}
+        {
+            "rule": row["selector"],
+            **{name: row[name] for name in varying},
+            **({HEADING: held_cell(row) or tables.ABSENT} if holds else {}),
+            **cells(row),
+        }
         for row in table.to_dict("records")
     ]
     return pd.DataFrame(rows)
@@ -80,15 +88,15 @@ def show_summary(run: Run) -> None:
     means, compared = readable(table), multiples(table)
     whole = means.merge(compared, how="left").fillna(tables.ABSENT) if len(compared) else means
     if tables.fits(whole, out.width):
-        out.print(tables.rich_table(whole, title, out.width))
+        tables.show(whole, title, out)
     else:
-        out.print(tables.rich_table(means, title, out.width))
+        tables.show(means, title, out)
         if len(compared):
             title = "as a multiple of controls on the same documents"
-            out.print(tables.rich_table(compared, title, out.width))
+            tables.show(compared, title, out)
     kept = fidelity(table)
     if len(kept):
         title = "what stays: mean shift of the text's NLL in nats, and how often the most likely token is the same"
-        out.print(tables.rich_table(kept, title, out.width))
+        tables.show(kept, title, out)
     for line in [*table.attrs["notes"], *flag_remarks(table)]:
         out.print(line, markup=False, style="dim", soft_wrap=True)

@@ -7,21 +7,22 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.analysis.wording import ABSENT, interval, number, p_value
+from forward_influence.cli import layout
+from forward_influence.cli.output import fits_encoding, shown
 from forward_influence.errors import printable
 
 __all__ = ["ABSENT", "Format", "interval", "number", "p_value"]
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
-#: How far the column of a rule's name may be squeezed before numbers are broken instead.
-NAME_WIDTH = 14
+#: Characters of a line where nobody looks: a table is as wide as it needs to be.
+PIPED = 10_000
 
 
 class Format(StrEnum):
@@ -35,83 +36,67 @@ class Format(StrEnum):
 
 
 def console(error: bool = False) -> Console:
-    """A rich console that does not squeeze tables when the output is piped."""
+    """A rich console as wide as the terminal, and without bounds where the output is piped."""
     from rich.console import Console
 
     stream = sys.stderr if error else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
+    return Console(file=stream, width=None if stream.isatty() else PIPED, highlight=False)
+
+
+def show(frame: pd.DataFrame, title: str | None = None, out: Console | None = None) -> None:
+    """Print a frame of strings as a table that fits the terminal, on standard output if no console is given."""
+    out = out or console()
+    out.print(rich_table(frame, title, out.width), crop=False)  # a word longer than a line is the terminal's to wrap
 
 
 def fits(frame: pd.DataFrame, width: int) -> bool:
     """Whether a table of a frame of strings is at most `width` characters wide with every cell on one line."""
-    return _across(_longest(_cells(frame)), 3) <= width
-
-
-def _across(sizes: list[int], gap: int) -> int:
-    """Characters that columns of these sizes take, with a blank at either side."""
-    return sum(sizes) + gap * (len(sizes) - 1) + 2
+    return layout.across(layout.longest_lines(_cells(frame)), layout.WIDE_GAP) <= width
 
 
 def _cells(frame: pd.DataFrame) -> list[list[str]]:
-    """The headings and the rows of a frame of strings."""
-    return [[printable(str(value)) for value in row] for row in [list(frame.columns), *frame.itertuples(index=False)]]
+    """The headings and the rows of a frame of strings, as the output shows them."""
+    rows = [list(frame.columns), *frame.itertuples(index=False)]
+    return [[shown(printable(str(value))) for value in row] for row in rows]
 
 
-def _longest(cells: list[list[str]]) -> list[int]:
-    """The longest line of each column."""
-    return [max(len(line) for row in cells for line in row[i].split("\n")) for i in range(len(cells[0]))]
-
-
-def _narrowed(cells: list[list[str]], halves: bool) -> list[list[str]]:
-    """Intervals on lines of their own, and their halves too if asked for; headings broken between words to match."""
-    body = [[cell.replace(" [", "\n[") for cell in row] for row in cells[1:]]
-    if halves:
-        body = [[cell.replace(", ", ",\n ") if "[" in cell else cell for cell in row] for row in body]
-    longest = _longest(body) if body else [0] * len(cells[0])
-    least = [max([size, *map(len, name.split())]) for size, name in zip(longest, cells[0], strict=True)]
-    names = [
-        "\n".join(wrap(name, size, break_on_hyphens=False)) or name for name, size in zip(cells[0], least, strict=True)
-    ]
-    return [names, *body]
-
-
-def rich_table(frame: pd.DataFrame, title: str | None = None, width: int | None = None) -> Table:
+def rich_table(frame: pd.DataFrame, title: str | None = None, width: int = PIPED) -> RenderableType:
     """A terminal table of a frame of strings; text is shown as it is, never read as rich markup.
 
+    Numbers, names and whatever else is one word are never broken. Where the table is wider than the terminal,
+    intervals go on a line of their own under their value, then the halves of intervals, and text is broken between
+    words; where that is not enough the columns are divided among several tables, each of which begins with those that
+    tell the rows apart; and where even that is too wide every row becomes a list of its cells.
+
     Args:
-        width: of the terminal. Where the table is wider, intervals go on a line of their own under their value, then
-            the halves of intervals; numbers are never broken, the names of rules give way where there is room for it.
+        width: of the terminal.
     """
+    from rich.console import Group
+    from rich.text import Text
+
+    def lines(text: str, style: str = "") -> Text:
+        return Text(text, style, no_wrap=True, overflow="ignore")
+
+    parts: list[RenderableType] = [lines(layout.wrapped(shown(title), width), "italic")] if title else []
+    for block in layout.laid_out(_cells(frame), width):
+        parts.append(_drawn(block) if isinstance(block, layout.Grid) else lines(block))
+    return Group(*parts)
+
+
+def _drawn(grid: layout.Grid) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    cells = _cells(frame)
-    numeric = [len(cells) > 1 and all(_is_number(row[i]) for row in cells[1:]) for i in range(frame.shape[1])]
-    narrow = width is not None and not fits(frame, width)
-
-    def sizes(cells: list[list[str]]) -> list[int]:
-        return [s if right else min(s, NAME_WIDTH) for s, right in zip(_longest(cells), numeric, strict=True)]
-
-    gap = 2 if narrow else 3
-    if narrow and width is not None:
-        tried = [_narrowed(cells, halves) for halves in (False, True)]
-        cells = next((some for some in tried if _across(sizes(some), gap) <= width), tried[-1])
-    least = sizes(cells)
-    whole = width is None or _across(least, gap) <= width
-    padding = (0, 1, 0, 0) if narrow else (0, 1)
-    heading = Text(title) if title else None
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
-    for name, right, size in zip(cells[0], numeric, least, strict=True):
-        keep: dict[str, Any] = {"min_width": size, "no_wrap": right} if whole else {}
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", **keep)
-    for row in cells[1:]:
+    # rich would put frames around tables in other encodings than UTF-8
+    rule = box.SIMPLE_HEAD if fits_encoding("─") else box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
+    padding = (0, 1, 0, 0) if grid.gap == layout.NARROW_GAP else (0, 1)
+    table = Table(box=rule, pad_edge=False, padding=padding, safe_box=False)
+    for name, right, size in zip(grid.cells[0], grid.right, grid.widths, strict=True):
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", width=size)
+    for row in grid.cells[1:]:
         table.add_row(*(Text(cell) for cell in row))
     return table
-
-
-def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] in f"-<∞{ABSENT}"
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -134,8 +119,9 @@ def _plain(value: Any) -> Any:
 
 
 def as_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Indented JSON text."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Indented JSON text; letters that the output's encoding lacks are escaped."""
+    plain = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return plain if fits_encoding(plain) else json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def markdown(frame: pd.DataFrame, title: str | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from forward_influence.data.documents import Document, make_document, safe
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.paths import is_there, typed_path
+from forward_influence.paths import is_there, path_text, typed_path
 
 TEXT_SUFFIXES = (".txt", ".md")
 _TIMEOUT_S = 10
@@ -70,7 +70,7 @@ def state_of_the_union() -> list[Document]:
 def text_file(path: Path, name: str | None = None) -> Document:
     """One UTF-8 text file; its name without the suffix is the document's. Of a folder (`name`) it may be empty: it is
     skipped later, by name, as too short."""
-    shown = safe(name or path.name)
+    shown = safe(name or path_text(path.name))
     if not path.is_file():
         raise UsageError(f"{shown} is neither a file nor a folder")
     data = path.read_bytes()
@@ -83,7 +83,7 @@ def text_file(path: Path, name: str | None = None) -> Document:
         raise UsageError(f"{shown} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from error
     if not text.strip() and name is None:
         raise UsageError(f"{shown} is empty")
-    return make_document(name.rpartition(".")[0] if name else path.stem, text)
+    return make_document(name.rpartition(".")[0] if name else path_text(path.stem), text)
 
 
 def text_folder(folder: Path) -> list[Document]:
@@ -93,7 +93,7 @@ def text_folder(folder: Path) -> list[Document]:
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.suffix.lower() in TEXT_SUFFIXES and not hidden and path.is_file():
-            found.append((relative.as_posix(), path))
+            found.append((path_text(relative.as_posix()), path))
     if not found:
         raise UsageError(f"the folder {safe(folder.name)} holds no {' or '.join(TEXT_SUFFIXES)} files")
     documents = [text_file(path, name) for name, path in sorted(found)]
@@ -107,7 +107,7 @@ def json_lines(path: Path, field: str) -> list[Document]:
 
     A line whose text is empty stays in, and is skipped later, by name, as too short.
     """
-    shown, documents = safe(path.name), []
+    shown, stem, documents = safe(path_text(path.name)), path_text(path.stem), []
     if not is_there(path):
         raise UsageError(f"there is no file {safe(str(path))!r}{_near(path)}")
     if not path.is_file():
@@ -117,7 +117,7 @@ def json_lines(path: Path, field: str) -> list[Document]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     record = _record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{shown}:{number}")
-                    documents.append(_from_record(record, field, f"{shown}:{number}", f"{path.stem}-{number}"))
+                    documents.append(_from_record(record, field, f"{shown}:{number}", f"{stem}-{number}"))
     except OSError as error:
         raise UsageError(f"{shown} cannot be read: {error.strerror or type(error).__name__}") from error
     if not any(document.text.strip() for document in documents):

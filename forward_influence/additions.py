@@ -25,7 +25,8 @@ from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor
 from forward_influence.files import storing, write_whole
-from forward_influence.measurement import Source, build_configuration, measure
+from forward_influence.manifests import differences
+from forward_influence.measurement import Source, build_configuration, measure, model_configuration
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.request import Request
@@ -39,6 +40,7 @@ from forward_influence.runs import (
     held_for_writing,
     open_run,
 )
+from forward_influence.versions import library_versions
 
 
 def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = ()) -> Request:
@@ -53,6 +55,12 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
     choices |= {"selectors": tuple(selectors), "compressors": tuple(compressors)}
     if not compressors:
         choices.pop("every", None)
+        choices.pop("match_held", None)
+    if selectors and configuration.get("match_held") and not configuration.get("budgets"):
+        raise UsageError(
+            f"{run.where} measures compressors that hold equally much (--match-held) and has no budget, which rules "
+            "need; measure them with another --out"
+        )
     choices = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
     request = Request(**choices)
     if request.protected_last != configuration["protect_last"]:
@@ -98,10 +106,11 @@ def add(
         _check(run, documents, selectors, compressors)
         request = request_of(run, selectors, compressors)
         card = _card(model, executor)
-        if card.fingerprint != run.configuration["model_fingerprint"]:
+        now = {"configuration": model_configuration(card), "versions": library_versions()}
+        if fields := differences(_of_model(run.manifest), now):
             raise UsageError(
-                f"{run.where} was measured with other weights of {run.configuration['model']}; nothing is added; bring "
-                "those back (or name their --revision), or measure anew"
+                f"{run.where} was measured with another {run.configuration['model']} ({'; '.join(fields)}); nothing is "
+                "added; bring that back (or name its --revision), or measure anew"
             )
         source = Source(documents=tuple(run.configuration["documents"]), command=run.manifest.get("command", ""))
         _discard_others(run.folder / ADDING, card, build_configuration(card, documents, request, source))
@@ -132,6 +141,12 @@ def add(
     return open_run(run.where)
 
 
+def _of_model(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with what its configuration says of the model alone."""
+    kept = {key: value for key, value in manifest["configuration"].items() if key.startswith("model_")}
+    return {"configuration": kept, "versions": manifest.get("versions", {})}
+
+
 def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str], compressors: Sequence[str]) -> None:
     if not selectors and not compressors:
         raise UsageError("nothing to add; name a rule with --selector or a compressor with --compressor")
@@ -147,10 +162,16 @@ def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str],
     from forward_influence.selectors import parse_selector
 
     known = set(run.configuration.get("selectors", []))
+    if run.configuration.get("mode") == "keep":  # there a rule and a compressor of one name have rows of one name
+        known |= set(run.configuration.get("compressors", []))
     for spec in (parse_selector(text).spec for text in selectors):
         if spec in known:
             raise UsageError(f"{run.where} has {spec} already")
     for name in compressors:
+        if run.configuration.get("mode") == "keep" and name in run.configuration.get("selectors", []):
+            raise UsageError(
+                f"{run.where} keeps what the rule {name} chooses: results would bear one name; measure anew"
+            )
         if name in run.configuration.get("compressors", []):
             raise UsageError(f"{run.where} has the compressor {name} already")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,14 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from forward_influence.attention import Geometry
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache, layer_windows, masked, text_config
+from forward_influence.closeness import close, largest_difference
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import run
+from forward_influence.given import uncompiled
 from forward_influence.heads import Head, find_head
 from forward_influence.instrument import Instrument, implementations
+from forward_influence.positions import positions_of
+from forward_influence.rotary_span import pinned, telling_lengths
 
 _PROBE = (29, 14)  # tokens in the probe's two chunks
 
@@ -97,7 +102,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
     vocabulary = int(config.vocab_size)
     device = next(model.parameters()).device
     tokens = _probe_tokens(config, vocabulary).to(device)[None]
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         whole, native = _native_logits(model, tokens, sum(_PROBE)), _native_logits(model, tokens, _PROBE)
         if not _close(whole, native):
             raise UsageError(
@@ -107,7 +112,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         backbone(model)  # found now, for it takes a pass that the probe must not count
         probe = _Probe()
         try:
-            with Instrument(model, recorder=probe) as instrument:
+            with Instrument(model, recorder=probe, span=sum(_PROBE)) as instrument:
                 cache = SelectiveCache(model.config)
                 logits, hidden = _instrumented_logits(model, tokens, instrument, cache)
         except ForwardInfluenceError as error:
@@ -115,13 +120,14 @@ def examine(model: PreTrainedModel) -> Anatomy:
         except IndexError as error:  # gemma4 in transformers 5.12.1
             raise UsageError(f"{name} has more attending layers than its cache has, which is not supported") from error
         layers = _check_probe(name, probe, cache)
-        difference = _difference(native, logits)
+        difference = largest_difference(native, logits)
         if not _close(native, logits):
             raise UsageError(
                 f"{name}: instrumented logits differ from the model's own by {difference:.2g}, so that it is refused; "
                 "its attention does something that the attention interface does not show"
             )
         _check_own_masks(model, name, tokens, native)
+        _check_lengths(model, name, tokens)
         head = find_head(model, hidden, logits)
     windows = tuple(layer_windows(config))
     first = next((i for i in layers if windows[i] is None), layers[0])
@@ -137,7 +143,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         head_size=head_size,
         hidden=hidden.shape[-1],
         vocabulary=vocabulary,
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_of(config),
         decoder_layers=_decoder_layers(model, len(layers)),
         head=head,
         probe_difference=difference,
@@ -169,14 +175,9 @@ def refuse_unfit_caches(name: str, config: object) -> None:
             raise UsageError(f"{name} keeps its cache in {kind}, which is not supported (keys and values are needed)")
 
 
-def _difference(one: Tensor, two: Tensor) -> float:
-    return float((one.double() - two.double()).abs().max())
-
-
 def _close(one: Tensor, two: Tensor) -> bool:
     """Whether two ways to the same logits agree as far as their dtype goes."""
-    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 1e-1
-    return _difference(one, two) <= tolerance * (1 + float(one.double().abs().max()))
+    return close(one, two, 1e-3 if one.dtype in (torch.float32, torch.float64) else 1e-1)
 
 
 def _native_logits(model: PreTrainedModel, tokens: Tensor, lengths: int | tuple[int, ...]) -> Tensor:
@@ -219,13 +220,39 @@ def _check_own_masks(model: PreTrainedModel, name: str, tokens: Tensor, native: 
     empty = SelectiveCache(model.config)
     heads = torch.zeros(1, 0, dtype=torch.bool, device=tokens.device)
     cache = masked(model.config, None, [heads] * len(empty.full_layers()), after=0)
-    with Instrument(model) as instrument:
+    with Instrument(model, span=sum(_PROBE)) as instrument:
         logits, _ = _instrumented_logits(model, tokens, instrument, cache)
     if not _close(native, logits):
         raise UsageError(
             f"{name}: its attention masks or biases depend on more than order (logits differ by "
-            f"{_difference(native, logits):.2g} under a plain causal mask), which removal would lose"
+            f"{largest_difference(native, logits):.2g} under a plain causal mask), which removal would lose"
         )
+
+
+def _check_lengths(model: PreTrainedModel, name: str, tokens: Tensor) -> None:
+    """What the first tokens give must not depend on how long the text gets, rotary factors apart, which are pinned.
+
+    A token at the far end stands for a long text; causal attention hides it from the first ones.
+    """
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        return
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    for length in telling_lengths(model):
+        if length <= tokens.shape[1]:
+            continue
+        found = []
+        for last in (tokens.shape[1] - 1, length - 1):
+            positions[0, -1] = last
+            try:
+                with pinned(model, length):
+                    found.append(model(tokens, position_ids=positions, use_cache=False).logits[0, :-1])
+            except (IndexError, RuntimeError):  # a table of positions that ends before
+                break
+        if len(found) == 2 and not _close(*found):
+            raise UsageError(
+                f"{name}: what it makes of the first tokens changes when a text gets {length} tokens long, and not by "
+                f"its rotary embedding alone (logits differ by {largest_difference(*found):.2g}); this is not supported"
+            )
 
 
 def _instrumented_logits(

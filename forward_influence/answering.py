@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from forward_influence import generation_settings
 from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache
-from forward_influence.compression import compress
+from forward_influence.compression import Outcome, compress
 from forward_influence.contenders import Contender
-from forward_influence.forward import named_cache, run
+from forward_influence.forward import named_cache, next_logits, run
 from forward_influence.models import Model
 from forward_influence.streams import BATCH_BYTES, greedy, grouped
 
@@ -54,9 +56,8 @@ class Clock:
 
 def end_tokens(model: Model) -> set[int]:
     """Tokens that end an answer."""
-    configured = model.model.generation_config.eos_token_id if model.model.generation_config is not None else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return {int(i) for i in [*ids, model.tokenizer.eos_token_id] if i is not None}
+    own = getattr(model.tokenizer, "eos_token_id", None)
+    return {*generation_settings.end_tokens(model.model), *([] if own is None else [int(own)])}
 
 
 def ending(model: Model, until: Sequence[str]) -> Callable[[list[int]], bool]:
@@ -109,14 +110,14 @@ class Grown:
 
     Attributes:
         answer: the answer.
-        held: tokens held at the end, mean over layers and heads.
+        outcome: what was held and chosen.
         bytes, full_bytes: of the cache at the end, and had it been full.
         prefill_seconds: of the first pass, compression included.
         compress_seconds: of all compressions.
     """
 
     answer: Answer
-    held: float
+    outcome: Outcome
     bytes: int
     full_bytes: int
     prefill_seconds: float
@@ -131,38 +132,69 @@ def answer_while_compressing(
     limit: int,
     until: Sequence[str],
     seed: int = 0,
-    sampling: dict[str, float | int | bool] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Grown:
-    """Read a context, compress, read the question and let the unmodified `generate` answer, compressing as it goes.
+    """Read a context, compress, read the question and answer, compressing as the answer grows.
 
     Args:
-        context: (c,) tokens, compressed after they were read.
+        context: (c,) tokens, compressed after they were read; none: compressed first after the question.
         question: (q,) tokens, at least one.
-        sampling: arguments of `generate`; greedy without.
+        asked: settings of `generate` that a task asks for; without them greedy from the model's own logits. The
+            checkpoint's own settings do not hold, see `forward_influence.generation_settings`.
     """
     finished, clock = ending(model, until), Clock(model.device)
-    prompt = torch.cat([context, question]).to(model.device)[None]
-    start = prompt.shape[1]
-
-    def over(tokens: Tensor, scores: Tensor, **others: object) -> Tensor:
-        ended = finished(tokens[0, start:].tolist())
-        return torch.tensor([ended], device=tokens.device)
-
-    with torch.no_grad(), compress(model, contender.compressor, seed=seed, span=start + limit) as cache:
-        run(backbone(model.model), prompt[:, : len(context)], cache)
-        prefill = clock.lap()
-        output = model.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            **named_cache(model.model, cache),
-            max_new_tokens=limit,
-            stopping_criteria=StoppingCriteriaList([over]),
-            pad_token_id=next(iter(end_tokens(model)), 0),
-            **(sampling or {"do_sample": False}),
-        )
+    context, question = context.to(model.device), question.to(model.device)
+    span = len(context) + len(question) + limit
+    prefill = 0.0
+    with torch.no_grad(), compress(model, contender.compressor, seed=seed, span=span) as cache:
+        if len(context):
+            run(backbone(model.model), context[None], cache)
+            prefill = clock.lap()
+        if asked:
+            tokens = _generated(model, cache, torch.cat([context, question]), limit, finished, asked)
+        else:
+            tokens = _greedy(model, cache, question, limit, finished)
         seconds = clock.lap()
         stats = cache.stats
-    tokens = output[0, start:].tolist()
     answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1)
-    held = float(stats.held.double().mean())
-    return Grown(answer, held, stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)
+    return Grown(answer, Outcome.after(stats), stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)
+
+
+def _greedy(
+    model: Model, cache: SelectiveCache, question: Tensor, limit: int, finished: Callable[[list[int]], bool]
+) -> list[int]:
+    """The same as `streams.greedy` with one cache that goes on compressing itself."""
+    answer: list[int] = []
+    read = question
+    for _ in range(limit):
+        token = next_logits(model.model, read[None], cache)[0].argmax()
+        answer.append(int(token))
+        if finished(answer):
+            break
+        read = token[None]
+    return answer
+
+
+def _generated(
+    model: Model,
+    cache: SelectiveCache,
+    prompt: Tensor,
+    limit: int,
+    finished: Callable[[list[int]], bool],
+    asked: Mapping[str, Any],
+) -> list[int]:
+    """What transformers' `generate` writes with the settings asked for and no others."""
+    start = len(prompt)
+
+    def over(tokens: Tensor, scores: Tensor, **others: object) -> Tensor:
+        return torch.tensor([finished(tokens[0, start:].tolist())], device=tokens.device)
+
+    output = generation_settings.run_generate(
+        model.model,
+        prompt,
+        generation_settings.neutral(model.model, limit, **asked),
+        **named_cache(model.model, cache),
+        stopping_criteria=StoppingCriteriaList([over]),
+        tokenizer=model.tokenizer,
+    )
+    return [int(token) for token in output[start:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from forward_influence import generation_settings
 from forward_influence.anatomy import full_layers
 from forward_influence.memory import Sizes, free_bytes
 from forward_influence.models import Model
@@ -15,7 +16,8 @@ class Card:
     """A model, described.
 
     Attributes:
-        spec, fingerprint, dtype, device: as of `Model`, in words.
+        spec, fingerprint, configuration, dtype, device: as of `Model`, in words.
+        weights: their digest.
         positions: how many it was made for; None where it does not say.
         windows: per layer, in tokens; None for full attention.
         unlike: layers with other numbers of heads than the full ones.
@@ -27,6 +29,8 @@ class Card:
 
     spec: str
     fingerprint: str
+    weights: str
+    configuration: dict[str, Any]
     dtype: str
     device: str
     positions: int | None
@@ -39,7 +43,12 @@ class Card:
 
     @classmethod
     def of(cls, model: Model) -> Card:
-        """Describe a loaded model."""
+        """Describe a loaded model.
+
+        Raises:
+            UsageError: it was changed since it was loaded.
+        """
+        model.require_unchanged()
         anatomy = model.anatomy
         special = {}
         if model.tokenizer is not None:
@@ -47,6 +56,8 @@ class Card:
         return cls(
             spec=model.spec,
             fingerprint=model.fingerprint,
+            weights=model.digests.weights,
+            configuration=model.configuration,
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             positions=anatomy.positions,
@@ -66,6 +77,7 @@ class Card:
                 "provenance": dict(model.provenance),
                 "tokenizer": type(model.tokenizer).__name__ if model.tokenizer is not None else None,
                 "special_tokens": special,
+                "generation": generation_settings.described(model.model),
             },
         )
 

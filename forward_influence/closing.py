@@ -93,7 +93,7 @@ def _run_gated(model: Model, trace: Trace, continuation: Tensor, later: Entries,
         for distances in torch.arange(len(continuation), device=continuation.device).split(chunk):
             queries = Queries(trace.n, distances, together=True)
             cache, _ = gated_cache(trace, later, queries, gate)
-            with Instrument(model.model, cache=cache) as instrument:
+            with Instrument(model.model, cache=cache, span=trace.span) as instrument:
                 forward_hidden(model.model, continuation[distances], instrument, queries.positions)
             for layer, entries in zip(cache.layers, later, strict=True):
                 for new, kept in zip(layer.own, entries, strict=True):  # type: ignore[attr-defined]
@@ -111,7 +111,9 @@ def divergence_gradients(head: Head, full: Tensor, hidden: Tensor) -> Tensor:
         with torch.enable_grad():
             states = after.detach().requires_grad_()
             p = head(before.detach()).softmax(-1)
-            crossed = -(p * head(states).log_softmax(-1)).sum()  # but for p's entropy, which does not change
+            log_q = head(states).log_softmax(-1)
+            possible = torch.where(p > 0, log_q, 0)  # a word that does not exist has p = 0 and log q = -inf
+            crossed = -(p * possible).sum()  # but for p's entropy, which does not change
             [found] = torch.autograd.grad(crossed, states)
         parts.append(found)
     return torch.cat(parts)

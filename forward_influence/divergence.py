@@ -8,6 +8,9 @@ where `z_q` are the raw logits of q and `c` makes the mean of `w` under p (nearl
 
 needs one exponential per word, no separate normalisation of q, and every term of `g` is non-negative. What depends on
 p alone is computed once per block for all the q that are compared with it.
+
+Some models give words that do not exist a logit of minus infinity. Where both p and q do, the word adds nothing; where
+q alone does, the divergence is infinite.
 """
 
 from __future__ import annotations
@@ -66,15 +69,22 @@ class Reference:
         # compiled, each number is read once, so that rows need not stay in the cache
         self._step = rows_in_cache(logits) if self._compiled is None else max(1, len(logits))
         self._work = torch.empty_like(logits[: rows_in_cache(logits)])
-        tops, sums, least = [], [], []
+        tops, sums, least, impossible = [], [], [], []
         for rows in _slices(len(logits), rows_in_cache(logits)):
             part, p_part = logits[rows], self.p[rows]
             work = self._work[: len(part)]
             torch.softmax(part, -1, out=p_part)
             part.copy_(torch.log_softmax(part, -1, out=work))
+            low = part.amin(-1)
+            missing = torch.isneginf(part) if bool(torch.isneginf(low).any()) else None
+            if missing is not None:
+                low = _fill(part, missing)
             tops.append(_argmax(part))
             sums.append(torch.mul(p_part, part, out=work).sum(-1))
-            least.append(part.amin(-1))
+            least.append(low)
+            impossible.append(missing)
+        #: (rows, vocabulary): where p's logits are -inf; `log_p` is finite there and stands for nothing.
+        self._impossible = _joined(impossible, logits)
         self.top1 = torch.cat(tops)[:, None]
         self._negative_entropy = torch.cat(sums)
         self._lossy = torch.cat(least) < _LOWEST if logits.dtype == torch.float32 else None
@@ -82,7 +92,15 @@ class Reference:
 
     def nll(self) -> Tensor:
         """-log p(target) in nats, (rows,); NaN where there is no target."""
-        return -_at_targets(self.log_p, self.targets)
+        return -self._log_p_at_targets(slice(None))
+
+    def _log_p_at_targets(self, rows: slice) -> Tensor:
+        targets = self.targets[rows]
+        found = _at_targets(self.log_p[rows], targets)
+        if self._impossible is None:
+            return found
+        gone = self._impossible[rows].gather(-1, targets.clamp_min(0)[:, None])[:, 0]
+        return found.masked_fill(gone & (targets >= 0), float("-inf"))
 
     def compare(self, logits: Tensor) -> Shift:
         """KL, NLL shift and top-1 change of q, given by `logits` (rows, vocabulary), which are overwritten.
@@ -97,40 +115,54 @@ class Reference:
         """KL and NLL shift in float64, and top-1 change, of a few rows."""
         log_p, targets = self.log_p[rows], self.targets[rows]
         at_targets = _at_targets(logits, targets)
-        original = logits.clone() if self._any_lossy else None
+        original = logits.clone() if self._any_lossy or self._impossible is not None else None
+        others = None  # rows in which other words are impossible than for p
+        if self._impossible is not None:
+            missing = torch.isneginf(logits)
+            others = (missing != self._impossible[rows]).any(-1)
+            _fill(logits, missing)
         if self._compiled is None:
-            top_of_q, at_top_of_p, centre, g, r = self._sums(rows, logits)
+            (top_of_q, at_top_of_p, centre, g, r), original = self._sums(rows, logits, original)
         else:
+            original = logits if original is None else original  # w has memory of its own
             given = (logits, log_p, self.p[rows], self._negative_entropy[rows], self.top1[rows])
             top_of_q, at_top_of_p, centre, g, r = self._compiled(*given)
         log_normaliser = torch.log1p(g.double() - r.double())
         kl = (r.double() + log_normaliser).clamp_min(0)
-        w_at_targets = at_targets - _at_targets(log_p, targets) + centre
+        w_at_targets = at_targets - self._log_p_at_targets(rows) + centre
         nll_delta = log_normaliser - w_at_targets.double()
         redo = ~torch.isfinite(kl)
-        if original is not None and self._lossy is not None:
+        if self._any_lossy and self._lossy is not None:
             redo |= self._lossy[rows]
+        if others is not None:
+            redo |= others
         if bool(redo.any()):
             again = redo.nonzero()[:, 0]
-            z = original if original is not None else logits
-            if original is None and self._compiled is None:  # w stands where the logits were
-                z = logits + log_p - centre[:, None]
+            # w stands where the logits were
+            z = original if original is not None else logits + log_p - centre[:, None]
             kl[again], nll_delta[again] = self._compare_in_float64(again + rows.start, z[again])
         return kl, nll_delta, top_of_q > at_top_of_p
 
-    def _sums(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """`_sums_of` in memory that is taken once; `logits` become w."""
+    def _sums(
+        self, rows: slice, logits: Tensor, original: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """`_sums_of` in memory that is taken once; `logits` become w, of which infinite ones could not be had back."""
         log_p, p = self.log_p[rows], self.p[rows]
         work = self._work[: len(logits)]
         top_of_q, at_top_of_p = logits.amax(-1), logits.gather(-1, self.top1[rows])[:, 0]
         centre = self._negative_entropy[rows] - torch.mul(p, logits, out=work).sum(-1)
+        if original is None and not bool(torch.isfinite(centre).all()):
+            original = logits.clone()
         w = logits.sub_(log_p).add_(centre[:, None])
         g = torch.expm1(w, out=work).sub_(w).mul_(p).sum(-1)
-        return top_of_q, at_top_of_p, centre, g, -torch.mul(p, w, out=work).sum(-1)
+        return (top_of_q, at_top_of_p, centre, g, -torch.mul(p, w, out=work).sum(-1)), original
 
     def _compare_in_float64(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The same for rows whose probabilities leave float32's range: plain, in float64."""
-        log_p, log_q = self.log_p[rows].double().log_softmax(-1), logits.double().log_softmax(-1)
+        log_p, log_q = self.log_p[rows].double(), logits.double().log_softmax(-1)
+        if self._impossible is not None:
+            log_p = log_p.masked_fill(self._impossible[rows], float("-inf"))
+        log_p = log_p.log_softmax(-1)
         p, delta = log_p.exp(), log_p - log_q
         far = p * delta + (log_q.exp() - p)
         near = p * (delta + torch.expm1(-delta))
@@ -138,6 +170,24 @@ class Reference:
         targets = self.targets[rows]
         nll_delta = delta.gather(-1, targets.clamp_min(0)[:, None])[:, 0]
         return terms.sum(-1).clamp_min(0), nll_delta.masked_fill(targets < 0, float("nan"))
+
+
+def _fill(logits: Tensor, missing: Tensor) -> Tensor:
+    """Put each row's lowest finite value where words are missing; that value, (rows,)."""
+    low = logits.masked_fill(missing, float("inf")).amin(-1)
+    logits.copy_(torch.where(missing, low[:, None], logits))
+    return low
+
+
+def _joined(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
+    """Masks of consecutive rows as one, (rows, vocabulary); None where nothing is masked."""
+    if all(part is None for part in parts):
+        return None
+    masks = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    for rows, part in zip(_slices(len(like), rows_in_cache(like)), parts, strict=True):
+        if part is not None:
+            masks[rows] = part
+    return masks
 
 
 def _sums_of(
@@ -219,4 +269,5 @@ def entropy(logits: Tensor, top_k: int = 0) -> Tensor:
     if 0 < top_k < logits.shape[-1]:
         logits = logits.topk(top_k, dim=-1, sorted=False).values
     log_p = logits - logits.logsumexp(-1, keepdim=True)
-    return -(log_p.exp().mul_(log_p)).sum(-1)
+    p = log_p.exp()
+    return -(p.mul_(log_p.clamp_min_(torch.finfo(log_p.dtype).min))).sum(-1)  # a word that does not exist adds 0

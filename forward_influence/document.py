@@ -33,6 +33,8 @@ from forward_influence.progress import Labelled, Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.rows import arrays, described, described_compressor, row_of
+from forward_influence.token_ids import checked_segments
+from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
 from forward_influence.trace_store import (
     Tensors,
@@ -100,13 +102,15 @@ def measure_document(
         controls: whether to measure the noise floor and the positive control.
 
     Raises:
-        ForwardInfluenceError: NaN logits, an ablation that changes nothing, a failed verification.
+        ForwardInfluenceError: too few tokens, or ids that the model does not know; NaN logits, an ablation that changes
+            nothing, a failed verification.
         UsageError: a rule that returns the wrong thing.
     """
     progress = Labelled(progress or Silent(), f"{document.document.name}: ")
     measured = Measured()
     started = time.perf_counter()
-    for number, tokens in enumerate(document.segments):
+    needed = (request.context, request.continuation if request.continuation_from == "text" else 0)
+    for number, tokens in enumerate(checked_segments(model, document, *needed)):
         segment = _Segment(model, document.document, number, tokens, request, chunk, progress, store)
         segment.measure(measured, controls)
     measured.timings["seconds"] = time.perf_counter() - started
@@ -233,7 +237,7 @@ class _Segment:
             progress=self.progress,
         )
         if trace.last_hidden is not None and not bool(torch.isfinite(trace.last_hidden).all()):
-            bad = first_not_finite(self.model, self.context)
+            bad = first_not_finite(self.model, self.context, span=request.span)
             raise ForwardInfluenceError(
                 f"{self.document.name}: token {bad} of its context (segment {self.number}) makes the model's states "
                 "NaN or infinite; try --dtype float32, or leave this document out"
@@ -325,8 +329,7 @@ class _Segment:
         ids, candidates = trace.tokens.cpu(), self.request.candidates
         measured.tensors[f"tokens/{self.number}"] = ids
         measured.tensors[f"continuation/{self.number}"] = continuation.cpu()
-        decode = getattr(self.model.tokenizer, "decode", None)
-        pieces = [decode([i]) if decode else str(i) for i in ids.tolist()]
+        pieces = text_pieces(self.model.tokenizer, ids.tolist())
         measured.metadata[f"pieces/{self.number}"] = json.dumps(pieces)
         measured.metadata[f"candidates/{self.number}"] = json.dumps([candidates.first, candidates.last])
 

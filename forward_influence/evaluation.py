@@ -20,19 +20,31 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing
+from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.cards import Card
 from forward_influence.compression.compressor import FULL
-from forward_influence.contenders import CONTROL, CONTROL_WHILE_DECODING, Contender, contenders, needs_of
-from forward_influence.errors import UsageError
+from forward_influence.compression.outcome import Outcome
+from forward_influence.contenders import (
+    CONTROL,
+    CONTROL_WHILE_DECODING,
+    Contender,
+    contenders,
+    narrowed,
+    needs_of,
+)
+from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
-from forward_influence.measurement import versions
+from forward_influence.measurement import model_configuration
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
-from forward_influence.prompts import PROTOCOLS, counter, make_prompt, wants_chat
+from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt, wants_chat
+from forward_influence.protection import PROTECT_FIRST, parse_protected
 from forward_influence.recording import record
+from forward_influence.rows import outcome_columns
 from forward_influence.runs import configuration_hash
 from forward_influence.streams import can_stack
+from forward_influence.token_ids import require_known
+from forward_influence.versions import versions
 
 MOST_ITEMS = 1_000_000
 MOST_TOKENS = 1 << 30
@@ -77,12 +89,17 @@ class Plan:
         tasks: from `forward_influence.data.tasks.parse_task`.
         compressors: as typed; the full cache, with which everything is paired, and a random control are always among
             them: `random`, or with `every` `random-protected`, which keeps the prompt whole.
-        budgets: fractions of the context kept (with a point) or counts of tokens.
+        budgets: fractions of the tokens seen (with a point) or counts of tokens.
         lengths: tokens of context and question.
         items: problems per task and length.
         protocols: "seen": the question is in the context when it is compressed; "unseen": it comes after. Under both,
             what leads from the question to the answer is read from the compressed cache.
         every: compress again after so many generated tokens; None: after the prefill only.
+        match_held: instead of budgets: entries that every compressor holds per layer and head after each compression, a
+            prompt that it keeps whole included. Where that is no more than a length, the control is `random`.
+        protect_first: tokens that every compressor keeps at the start.
+        protect_last: the same at the end: a count, or a share of what is kept, at most half of it; None: 64, or the
+            widest window that a compressor observes from.
         chat: use the chat template; None: where there is one.
         seed: of the items and of random rules.
     """
@@ -94,6 +111,9 @@ class Plan:
     items: int = 100
     protocols: tuple[str, ...] = PROTOCOLS
     every: int | None = None
+    match_held: tuple[int, ...] = ()
+    protect_first: int = PROTECT_FIRST
+    protect_last: int | float | str | None = None
     chat: bool | None = None
     seed: int = 0
     contenders: tuple[Contender, ...] = field(init=False, repr=False)
@@ -112,10 +132,41 @@ class Plan:
         for spec in specs:
             if specs.count(spec) > 1:
                 raise UsageError(f"task {spec} is given twice; give it once")
-        control = CONTROL if self.every is None else CONTROL_WHILE_DECODING
+        counts = (self.match_held,) if isinstance(self.match_held, int) else tuple(self.match_held)
+        object.__setattr__(self, "match_held", counts)
+        if self.match_held:
+            if self.budgets:
+                raise UsageError("--budget and --match-held both say how much is held; give one of them")
+            self._check_held()
+        whole = self.every is not None and min(self.match_held, default=MOST_TOKENS) > max(self.lengths)
+        control = CONTROL_WHILE_DECODING if whole else CONTROL
         if any(name != FULL for name in self.compressors) and control not in self.compressors:
             object.__setattr__(self, "compressors", (*self.compressors, control))
-        object.__setattr__(self, "contenders", tuple(contenders(self.compressors, self.budgets, self.every)))
+        found = contenders(
+            self.compressors,
+            self.budgets,
+            self.every,
+            match_held=self.match_held,
+            protect_first=self.protect_first,
+            protect_last=None if self.protect_last is None else parse_protected(self.protect_last),
+        )
+        object.__setattr__(self, "protect_last", found[0].protect_last)
+        object.__setattr__(self, "contenders", tuple(found))
+
+    def _check_held(self) -> None:
+        """Refuse to hold as much as is ever seen."""
+        seen = max(self.lengths) + (0 if self.every is None else max(task.answer_tokens for task in self.tasks))
+        for count in self.match_held:
+            if count >= seen:
+                raise UsageError(
+                    f"--match-held {count}: no more than {seen} tokens are seen when a cache is compressed, so that "
+                    "nothing would be removed; hold fewer"
+                )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What readers of the results must know about compressors under these settings."""
+        return narrowed(self.contenders)
 
     def configuration(self) -> dict[str, Any]:
         """What decides the results, in the manifest's names."""
@@ -123,6 +174,9 @@ class Plan:
             "tasks": [task.spec for task in self.tasks],
             "compressors": list(dict.fromkeys(c.name for c in self.contenders)),
             "budgets": list(self.budgets),
+            "match_held": list(self.match_held),
+            "protect_first": self.protect_first,
+            "protect_last": self.protect_last,
             "lengths": list(self.lengths),
             "items": self.items,
             "protocols": list(self.protocols),
@@ -173,22 +227,36 @@ def evaluate(
         shard: (i, n): this process does every n-th piece of work from the i-th on; several fill one folder together.
 
     Raises:
-        UsageError: another configuration in the folder, a length beyond the model's positions, no tokenizer, or a
-            compressor that fails.
+        UsageError: another configuration in the folder, a length beyond the model's positions, no tokenizer, a prompt
+            that is kept whole and leaves none to choose of what is to be held, or a compressor that fails.
+        ForwardInfluenceError: items that could not be answered; the others were, and are kept.
     """
     progress = progress or Silent()
     _check(model, plan, shard)
     chat = wants_chat(model.tokenizer, plan.chat)
+    work, failures = plan.work(), list[str]()
+    _check_prompts(model, plan, work, chat)
     evaluation = create_or_continue(out, build_manifest(model, plan, chat, command))
-    work = plan.work()
     mine = [w for w in work[shard[0] :: shard[1]] if not evaluation.has(w.stem)]
     progress.begin(sum(w.length for w in mine), "evaluating")
+    for remark in plan.remarks:
+        progress.message(remark)
     try:
         for piece in mine:
-            evaluation.write(piece.stem, answer_item(model, plan, piece, chat))
+            try:
+                evaluation.write(piece.stem, answer_item(model, plan, piece, chat))
+            except (UsageError, StorageError):
+                raise
+            except ForwardInfluenceError as failure:
+                failures.append(str(failure))
+                progress.message(f"an item could not be answered: {failure}")
             progress.advance(piece.length, f"{piece.task.spec} {piece.length} {piece.protocol}")
     finally:
         progress.end()
+    if failures:
+        raise ForwardInfluenceError(
+            f"{len(failures)} of {len(mine)} items could not be answered, the others are kept; the first: {failures[0]}"
+        )
     if not evaluation.merge(w.stem for w in work):
         progress.message("this shard is done; the results are put together by the last one")
     return evaluation
@@ -214,18 +282,29 @@ def _check(model: Model, plan: Plan, shard: tuple[int, int]) -> None:
         )
 
 
+def _check_prompts(model: Model, plan: Plan, work: Sequence[Work], chat: bool) -> None:
+    """Refuse to hold less than a prompt that is kept whole takes, before anything is answered."""
+    whole = [c.compressor for c in plan.contenders if c.compressor.keeps_prompt and c.compressor.budget.of_all]
+    if not whole:
+        return
+    longest = max(len(_prompt(model, plan, piece, chat)[1].parts(piece.protocol)[0]) for piece in work)
+    for compressor in whole:
+        compressor.check_prompt(longest)
+
+
 def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[str, Any]:
     """What an evaluation's folder says about it beside results."""
-    found = versions()
+    found, card = versions(), Card.of(model)
     return {
         "configuration": {
             "model": model.spec,
-            "model_fingerprint": model.fingerprint,
+            **model_configuration(card),
             "dtype": str(model.dtype).removeprefix("torch."),
             **plan.configuration(),
             "chat": chat,
+            "end_tokens": sorted(end_tokens(model)),
         },
-        "model": Card.of(model).described(max(plan.lengths)),
+        "model": card.described(max(plan.lengths)),
         "versions": found,
         "execution": {"device": str(model.device), "threads": torch.get_num_threads()},
         "command": command or shlex.join(["forward-influence", *sys.argv[1:]]),
@@ -234,11 +313,16 @@ def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[s
 
 
 def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[str, Any]]:
-    """The rows of one item under one protocol, one per contender, in the plan's order."""
+    """The rows of one item under one protocol, one per contender, in the plan's order.
+
+    Raises:
+        ForwardInfluenceError: it has tokens that the model does not know.
+    """
     task = work.task
-    item = task.item(work.index, work.length, counter(model.tokenizer), plan.seed)
-    prompt = make_prompt(model.tokenizer, item.context, item.question, item.answer_prefix, chat)
+    item, prompt = _prompt(model, plan, work, chat)
     context, question = prompt.parts(work.protocol)
+    what = f"{task.spec}, {work.length} tokens, item {work.index}, question {work.protocol}"
+    require_known(model, torch.cat([context, question]), what)
     shared = {
         "task": task.spec,
         "family": task.spec.replace(task.name, task.family or task.name, 1),
@@ -264,6 +348,17 @@ def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[s
     return rows
 
 
+def _prompt(model: Model, plan: Plan, work: Work, chat: bool) -> tuple[ItemLike, Prompt]:
+    item: ItemLike = work.task.item(work.index, work.length, counter(model.tokenizer), plan.seed)
+    return item, make_prompt(model.tokenizer, item.context, item.question, item.answer_prefix, chat)
+
+
+def _held(outcome: Outcome) -> dict[str, Any]:
+    """What was held, pinned and chosen, as columns."""
+    first, last = outcome.ends or (None, None)
+    return {**outcome_columns(outcome), "pinned_first": first, "pinned_last": last, "grain": outcome.grain}
+
+
 def _prefill_only(
     model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: TaskLike, seed: int
 ) -> list[tuple[Answer, dict[str, Any]]]:
@@ -271,16 +366,16 @@ def _prefill_only(
     clock = Clock(model.device)
     trace = record(model, context, needs_of(found), span=len(context) + len(question) + task.answer_tokens)
     prefill = clock.lap()
-    caches, costs = [], []
+    caches, keeps, costs = [], [], []
     for contender in found:
         clock.lap()
-        cache = trace.cache.branch(contender.keep(trace, seed), 0)
+        keep = contender.keep(trace, seed)
+        cache = trace.cache.branch(keep, 0)
         seconds = clock.lap()
-        held = [float((cache.layers[i].positions() >= 0).sum(-1).double().mean()) for i in cache.full_layers()]
         caches.append(cache)
+        keeps.append(keep)
         costs.append(
             {
-                "held": sum(held) / len(held),
                 "cache_bytes": cache.bytes(),
                 "full_bytes": caches[0].bytes(),
                 "prefill_seconds": prefill,
@@ -288,6 +383,9 @@ def _prefill_only(
             }
         )
     answers = answer_side_by_side(model, caches, question, task.answer_tokens, task.until, can_stack(trace))
+    for contender, keep, answer, cost in zip(found, keeps, answers, costs, strict=True):
+        read = len(question) + max(0, answer.tokens - 1)  # the last token of an answer is not read any more
+        cost.update(_held(contender.outcome(trace, keep, read)))
     return list(zip(answers, costs, strict=True))
 
 
@@ -299,7 +397,7 @@ def _while_compressing(
     for contender in found:
         grown = answer_while_compressing(model, contender, context, question, task.answer_tokens, task.until, seed)
         costs = {
-            "held": grown.held,
+            **_held(grown.outcome),
             "cache_bytes": grown.bytes,
             "full_bytes": grown.full_bytes,
             "prefill_seconds": grown.prefill_seconds,

@@ -26,11 +26,13 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.manifests import steering_in
-from forward_influence.runs import MANIFEST, configuration_hash, differing_fields, write_whole
+from forward_influence.manifests import differences, steering_in
+from forward_influence.runs import MANIFEST, configuration_hash, write_whole
 
 KIND = "evaluation"
-SCHEMA_VERSION = 2  # 2: parts carry a digest of their values
+#: 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once, what is held after the last
+#: compression, pinned and chosen.
+SCHEMA_VERSION = 3
 RESULTS = "results.parquet"
 
 #: The columns of results, in order; one row per item, protocol, compressor and budget.
@@ -52,7 +54,15 @@ SCHEMA = pa.schema(
         ("context_tokens", pa.int32()),  # that were compressed
         ("question_tokens", pa.int32()),  # read after that
         ("new_tokens", pa.int32()),
-        ("held", pa.float64()),  # tokens held after compression, mean over layers and heads
+        # entries per layer and kv head, on average: held after the last compression, at most while answering; kept
+        # whatever they score, and chosen, of what was held after the last compression
+        ("held", pa.float64()),
+        ("held_most", pa.float64()),
+        ("pinned", pa.float64()),
+        ("chosen", pa.float64()),
+        ("pinned_first", pa.int32()),  # the pinned ones at the start, and at the end; missing where nothing was removed
+        ("pinned_last", pa.int32()),
+        ("grain", pa.string()),  # of what was chosen: token, layer or entry; missing where nothing was
         ("cache_bytes", pa.int64()),
         ("full_bytes", pa.int64()),
         ("prefill_seconds", pa.float64()),  # of the item; shared by its compressors
@@ -221,11 +231,12 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     with FileLock(path / ".lock"):
         if (path / MANIFEST).exists():
             there = open_evaluation(path)
-            if there.manifest["configuration_hash"] == digest:
+            fields = differences(there.manifest, {"configuration_hash": digest, **manifest})
+            if not fields:
                 return there
             if there.started():  # a request that was refused leaves a manifest only, which the corrected one replaces
-                fields = "; ".join(differing_fields(there.configuration, manifest["configuration"]))
-                raise UsageError(f"{path} holds another configuration's results ({fields}); choose another --out")
+                shown = "; ".join(fields)
+                raise UsageError(f"{path} holds another configuration's results ({shown}); choose another --out")
         else:
             _refuse_foreign(path)
         content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}

@@ -31,6 +31,7 @@ class Task:
         controls: whether the noise floor and the positive control are measured.
         compile: whether the divergence is compiled.
         trace_cache: bytes of traces and baselines kept on disk between runs; 0 for none.
+        fingerprint: of the model that the run is measured with now; workers must have the same.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class Task:
     controls: bool = True
     compile: bool = False
     trace_cache: int = 0
+    fingerprint: str = ""
 
     def measure(self, model: Model, document: CutDocument, progress: Progress) -> Measured:
         """One document."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.backbone import backbone
-from forward_influence.compression import Compressor, compress
+from forward_influence.compression import Compressor, Outcome, compress
 from forward_influence.forward import run
 from forward_influence.models import Model
 
@@ -26,13 +26,13 @@ class CompressedRun:
         chunk: tokens per forward pass, at most.
 
     Attributes:
-        held: tokens held at the end, (layers, kv_heads) int64; None before it ran.
+        outcome: what was held and chosen; None before it ran.
     """
 
     def __init__(self, model: Model, compressor: Compressor, context: Tensor, seed: int, chunk: int) -> None:
         self.model, self.compressor, self.context = model, compressor, context
         self.seed, self.chunk = seed, chunk
-        self.held: Tensor | None = None
+        self.outcome: Outcome | None = None
 
     def __call__(self, continuation: Tensor) -> Tensor:
         """Last hidden states (m, hidden) of a continuation (m,)."""
@@ -44,5 +44,5 @@ class CompressedRun:
             # no pass reaches over the moment at which the cache is compressed
             for block in continuation.split(self.compressor.schedule.every or len(continuation)):
                 hidden += [run(inner, part[None], cache)[0][0] for part in block.split(self.chunk)]
-            self.held = cache.stats.held
+            self.outcome = Outcome.after(cache.stats)
         return torch.cat(hidden)

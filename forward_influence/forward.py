@@ -34,6 +34,21 @@ def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -
     return module(tokens, use_cache=True, **named_cache(module, cache), **others)
 
 
+@lru_cache
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
+
+
+def next_logits(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> Tensor:
+    """The model's own logits after tokens (batch, q) over a cache, (batch, vocabulary).
+
+    In the dtype in which the model makes them, so that the most likely token is the one that `generate` takes.
+    """
+    last = {"logits_to_keep": 1} if _keeps_logits(type(model).forward) else {}
+    logits: Tensor = run(model, tokens, cache, return_dict=True, **last).logits[:, -1]
+    return logits
+
+
 def given_cache(named: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a call, under either name; None where there is none."""
     found = named.get("cache")

@@ -1,49 +1,48 @@
-"""GGUF files: loaded dequantised, and converted to a folder that loads in a second.
+"""GGUF files: read dequantised, and converted to a folder that loads in a second.
 
-The file loader of transformers does the work. Two things are mended here. A GGUF file names the way its vocabulary
-splits text (`tokenizer.ggml.pre`), and transformers does not know all of the names: vocabularies learned with single
-digits would be split like GPT-2's, which moves tokens where white space comes before a number. And a model loaded from
-GGUF refuses `save_pretrained` until it has forgotten that it was quantised.
+Everything that the header says and that decides results is carried over into the configuration (`gguf_config`,
+`gguf_rope`) and the tokenizer (`gguf_vocabulary`), or the file is refused. transformers has a loader of its own, which
+drops rotary scaling and more without a word.
 """
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stderr
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.gguf_config import configuration
+from forward_influence.gguf_header import MAGIC, read_header
+from forward_influence.gguf_vocabulary import tokenizer_of
 from forward_influence.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-GGUF_MAGIC = b"GGUF"
-
-#: Names of `tokenizer.ggml.pre` that mean: each digit alone, then GPT-2's pattern (llama.cpp's pairs of expressions).
-_SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def is_gguf(path: Path) -> bool:
     """Whether a file begins like GGUF."""
     with path.open("rb") as file:
-        return file.read(4) == GGUF_MAGIC
+        return file.read(4) == MAGIC
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """The configuration of the model in a GGUF file.
+
+    Raises:
+        UsageError: the file says something about the model that cannot be carried over.
+    """
+    return configuration(read_header(path))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a GGUF file carries, splitting text the way its vocabulary was learned."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    """The tokenizer that a GGUF file carries.
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    if _fields(path)["tokenizer.ggml.pre"] in _SINGLE_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    return tokenizer
+    Raises:
+        UsageError: the file says something about it that cannot be carried over.
+    """
+    return tokenizer_of(read_header(path))
 
 
 def quantisation(path: Path) -> str:
@@ -51,38 +50,40 @@ def quantisation(path: Path) -> str:
     from gguf import LlamaFileType
 
     try:
-        return LlamaFileType(int(_fields(path)["general.file_type"])).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        name = LlamaFileType(int(read_header(path).get("general.file_type"))).name
     except (TypeError, ValueError):
         return "unknown"
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return _read_fields(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4)
-def _read_fields(path: Path, changed_ns: int, size: int) -> dict[str, Any]:
-    """The fields asked for here; reading a header takes 2 s with 49,000 tokens in it, so it is read once."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    fields = {name: reader.get_field(name) for name in ("general.file_type", "tokenizer.ggml.pre")}
-    return {name: None if field is None else field.contents() for name, field in fields.items()}
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a GGUF file, dequantised, no longer marked as quantised, so that it can be saved and moved."""
+    """The model of a GGUF file, dequantised.
+
+    Raises:
+        UsageError: a tensor of the file has no place in the model, or a weight of the model is not in the file.
+    """
     from transformers import AutoModelForCausalLM
 
-    # The reader draws a bar on the standard error stream that no setting of transformers turns off.
-    with redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for name, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
-        if hasattr(model, name):
-            setattr(model, name, value)
+    from forward_influence.gguf_weights import checkpoint
+
+    header = read_header(path)
+    config = configuration(header)
+    made: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    model, told = made.from_pretrained(
+        None,
+        config=config,
+        state_dict=checkpoint(header, config, dtype),
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are told, and refused here
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told[kind]:
+            first = sorted(str(name) for name in told[kind])[0]
+            raise UsageError(
+                f"{path.name} does not hold the weights of a {type(model).__name__}: {kind.replace('_', ' ')}, "
+                f"{first}; take the model as safetensors"
+            )
     return model
 
 
@@ -93,6 +94,7 @@ def convert(path: Path, folder: Path) -> None:
     tensors would change.
 
     Raises:
+        UsageError: the file says something that cannot be carried over.
         ForwardInfluenceError: what reads back differs from what was written.
     """
     import torch
@@ -107,6 +109,8 @@ def convert(path: Path, folder: Path) -> None:
     before, after = model.state_dict(), again.state_dict()
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise ForwardInfluenceError(f"{path.name}: the converted weights do not read back as they were written")
+    if model.config.to_diff_dict() != again.config.to_diff_dict():
+        raise ForwardInfluenceError(f"{path.name}: the converted configuration does not read back as it was written")
     probe = "In 1945,\n\n12,000 men  and\twomen: it's naïve… <b>end</b>\n"
     if tokenizer(probe).input_ids != reread(probe).input_ids or tokenizer.chat_template != reread.chat_template:
         raise ForwardInfluenceError(f"{path.name}: the converted tokenizer does not read back as it was written")

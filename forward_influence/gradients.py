@@ -122,7 +122,7 @@ def continuation_gradients(
 def full_run(model: Model, trace: Trace, continuation: Tensor, chunk: int) -> tuple[Tensor, Entries]:
     """The continuation under the whole cache: last hidden states (m, hidden), and its keys and values per layer."""
     m = len(continuation)
-    with torch.no_grad(), Instrument(model.model) as instrument:
+    with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         instrument.cache = noting(trace.cache.branch(None, m), model.model.config)
         hidden = continuation_hidden(model.model, continuation, instrument, chunk)
         later = continuation_entries(instrument.cache, m)
@@ -160,7 +160,7 @@ def backward_passes(
             rows = slice(low, min(low + chunk, end))
             queries = Queries(trace.n, torch.arange(rows.start, rows.stop, device=model.device), together=True)
             cache, gated = gated_cache(trace, later, queries, gate)
-            with torch.enable_grad(), Instrument(model.model, cache=cache) as instrument:
+            with torch.enable_grad(), Instrument(model.model, cache=cache, span=trace.span) as instrument:
                 hidden = forward_hidden(model.model, continuation[rows], instrument, queries.positions)
             numbers = sorted({tasks[i].number for i in some})
             above = dict(zip(numbers, upper(hidden.detach(), rows, numbers), strict=True))

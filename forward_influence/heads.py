@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from forward_influence.backbone import backbone
 from forward_influence.cache import text_config
+from forward_influence.closeness import close
 from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
 from forward_influence.instrument import set_aside
@@ -89,14 +90,13 @@ def find_head(model: PreTrainedModel, hidden: Tensor, logits: Tensor) -> Head:
         UsageError: neither way gives the model's logits.
     """
     tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
-    wanted = logits.double()
     for make in (LinearHead, ReplayedHead):
         try:
             head = make(model)
-            difference = float((head(hidden).double() - wanted).abs().max())
+            found = head(hidden)
         except (RuntimeError, TypeError, AttributeError, KeyError):
             continue
-        if difference <= tolerance * (1 + float(wanted.abs().max())):
+        if close(logits, found, tolerance):
             return head
     raise UsageError(
         f"{type(model).__name__}: logits cannot be recomputed from its last hidden states, so it cannot be measured"

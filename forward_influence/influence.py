@@ -20,10 +20,11 @@ from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.not_finite import first_bad_length
 from forward_influence.progress import Progress, Silent
-from forward_influence.recording import checked_tokens
 from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps
+from forward_influence.rotary_span import changes_with_length
 from forward_influence.selection import MODES, Selection
+from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.trace import Trace
 
 EFFECTS = ("total", "direct")
@@ -145,10 +146,13 @@ def measure_ablations(
         baseline: the full cache's run, from `run_in_full`, where it is known already.
 
     Raises:
-        ForwardInfluenceError: logits that are NaN or infinite, or an ablation that changed nothing.
+        ForwardInfluenceError: token ids that the model does not know, logits that are NaN or infinite, a continuation
+            token or a divergence that words with a logit of minus infinity make impossible, or an ablation that changed
+            nothing.
     """
     progress = progress or Silent()
     continuation = checked_tokens(continuation, "the continuation").to(model.device)
+    require_known(model, continuation, "the continuation")
     m = int(continuation.shape[0])
     _check_span(model, trace, m)
     targets = torch.cat([continuation[1:], continuation.new_full((1,), -1)])
@@ -177,6 +181,12 @@ def measure_ablations(
             nll = found_nll if nll is None else nll
             influences += found
     assert nll is not None
+    if bool(torch.isinf(nll).any()):
+        where = int(torch.isinf(nll).nonzero()[0, 0])
+        raise ForwardInfluenceError(
+            f"the continuation's token {where + 1} is {int(continuation[where + 1])}, a word that the model never "
+            "writes (its logit is minus infinity); leave this document out"
+        )
     if not bool(torch.isfinite(nll[:-1]).all()):
         whole = shuffled(trace, m)  # in any order: what is looked for is no matter of rounding
         raise ForwardInfluenceError(
@@ -184,11 +194,17 @@ def measure_ablations(
             "try --dtype float32, or leave this document out"
         )
     for ablation, influence in zip(ablations, influences, strict=True):
+        if bool(torch.isposinf(influence.kl).any()):
+            raise ForwardInfluenceError(
+                f"{ablation.label}: KL is infinite at distance {_distance(ablation, torch.isposinf(influence.kl))}, "
+                "where words become impossible (logits of minus infinity) that the full cache thinks possible; leave "
+                "this document out"
+            )
         if not bool(torch.isfinite(influence.kl).all()):
             raise ForwardInfluenceError(
                 f"{ablation.label}: NaN or infinite logits at distance "
                 f"{_bad_distance(model, trace, continuation, ablation, influence)}; try --dtype float32, or leave this "
-                "document out"
+                "this document out"
             )
         _check(ablation, influence)
     return nll, influences
@@ -211,6 +227,11 @@ def _check_span(model: Model, trace: Trace, m: int) -> None:
         raise UsageError(
             f"the context was recorded for {trace.span} tokens, context and continuation are {span}, and a window lies "
             f"between; record with span={span}"
+        )
+    if trace.span is not None and span > trace.span and changes_with_length(model.model, trace.span, span):
+        raise UsageError(
+            f"the context was recorded for {trace.span} tokens, context and continuation are {span}, for which this "
+            f"model's rotary embedding has other factors; record with span={span}"
         )
     positions = model.anatomy.positions
     if positions is not None and span > positions:
@@ -241,7 +262,7 @@ def run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, ke
     cache = trace.cache.branch(None, m)
     if keeps:
         cache = noting(cache, model.model.config)
-    with torch.no_grad(), Instrument(model.model, cache=cache) as instrument:
+    with torch.no_grad(), Instrument(model.model, cache=cache, span=trace.span) as instrument:
         hidden = continuation_hidden(model.model, continuation, instrument, chunk)
     return Baseline(hidden, continuation_entries(cache, m) if keeps else ())
 
@@ -259,14 +280,14 @@ def _run(
         assert ablation.branch is not None
         where = ablation.distances().to(continuation.device)
         branch = ablation.branch(0)
-        with Instrument(model.model) as instrument:
+        with Instrument(model.model, span=trace.span) as instrument:
             return direct_hidden(model.model, instrument, branch, trace.n, later, continuation, where, chunk)
     length = ablation.length if ablation.positions is None else int(ablation.positions[-1]) + 1
     if ablation.hidden is not None:
         hidden = ablation.hidden(continuation[:length])
     else:
         assert ablation.branch is not None
-        with Instrument(model.model, cache=ablation.branch(length)) as instrument:
+        with Instrument(model.model, cache=ablation.branch(length), span=trace.span) as instrument:
             hidden = continuation_hidden(model.model, continuation[:length], instrument, chunk)
     return hidden if ablation.positions is None else hidden[ablation.positions.to(hidden.device)]
 
@@ -304,8 +325,13 @@ def _check(ablation: Ablation, influence: Influence) -> None:
 def _bad_distance(model: Model, trace: Trace, continuation: Tensor, ablation: Ablation, influence: Influence) -> int:
     """The first distance that is not finite: positions of a direct effect are run each by itself."""
     if ablation.direct or ablation.hidden is not None:
-        return int(ablation.distances()[(~torch.isfinite(influence.kl)).nonzero()[0, 0]])
+        return _distance(ablation, ~torch.isfinite(influence.kl))
     return _first_bad(model, trace, continuation, ablation)
+
+
+def _distance(ablation: Ablation, bad: Tensor) -> int:
+    """The first distance of an ablation where `bad` (p,) is set."""
+    return int(ablation.distances()[bad.nonzero()[0, 0]])
 
 
 def _first_bad(model: Model, trace: Trace, continuation: Tensor, ablation: Ablation) -> int:
@@ -316,7 +342,8 @@ def _first_bad(model: Model, trace: Trace, continuation: Tensor, ablation: Ablat
         with torch.no_grad():
             shorter = dataclasses.replace(total, length=length)
             hidden = _run(model, trace, continuation, shorter, (), length)
-            return bool(torch.isfinite(model.anatomy.head(hidden[-1:])).all() and torch.isfinite(hidden).all())
+            logits = model.anatomy.head(hidden[-1:])
+            return not bool((torch.isnan(logits) | torch.isposinf(logits)).any()) and bool(torch.isfinite(hidden).all())
 
     most = int(ablation.distances()[-1]) + 1
     return most - 1 if is_finite(most) else first_bad_length(most, is_finite) - 1
@@ -427,7 +454,7 @@ def masked_influence(model: Model, tokens: Tensor, trace: Trace, selection: Sele
     tokens = tokens.to(model.device)
     n, span = trace.n, int(tokens.shape[0])
     hidden: list[Tensor] = []
-    with torch.no_grad(), Instrument(model.model) as instrument:
+    with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         for removed in (torch.zeros_like(selection.mask), ~selection.kept(mode)):
             cache = masked(model.model.config, span, list(removed), after=n)
             instrument.cache = cache
@@ -451,7 +478,7 @@ def masked_direct_influence(
     tokens = tokens.to(model.device)
     span = int(tokens.shape[0])
     hidden: list[list[Tensor]] = [[], []]
-    with torch.no_grad(), Instrument(model.model) as instrument:
+    with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         for position in (trace.n + distances).tolist():
             for found, gone in zip(hidden, (torch.zeros_like(removed.mask), removed.mask), strict=True):
                 instrument.cache = masked(model.model.config, span, list(gone), after=position)

@@ -22,15 +22,19 @@ from torch import Tensor
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.floors import FLAG_FACTOR, taken_off
 from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
+from forward_influence.manifests import differing_fields
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.runs import write_whole
 from forward_influence.selection import Selection
+from forward_influence.token_ids import checked_tokens, require_known
+from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
+from forward_influence.versions import library_versions
 
-#: Raised where a map's columns change, so that maps of two kinds do not mix in one file.
-_FORMAT = 3
+#: Raised where what a map's columns hold changes, so that maps of two kinds do not mix in one file.
+_FORMAT = 5
 #: Fields of a map's identity whose values say nothing to people.
 _DIGESTS = ("model", "tokens")
 #: Blocks measured between two writes: what a stopped map loses at most.
@@ -106,12 +110,16 @@ def influence_map(
 
     Raises:
         UsageError: too few tokens, or `out` holds another map; the fields that differ are named.
-        ForwardInfluenceError: `out` does not read back, or removing all tokens but the first changes nothing.
+        ForwardInfluenceError: `out` does not read back, token ids that the model does not know, or removing all tokens
+            but the first changes nothing.
     """
     progress = progress or Silent()
     n, m = request.context, request.continuation
+    what = name or "the document"
+    tokens = checked_tokens(tokens, what)
     if len(tokens) < n + m:
-        raise UsageError(f"{name or 'the document'} has {len(tokens)} tokens, fewer than {n} + {m}; ask for less")
+        raise UsageError(f"{what} has {len(tokens)} tokens, fewer than {n} + {m}; ask for less")
+    require_known(model, tokens[: n + m], what)
     path = Path(out)
     identity = _identity(model, tokens[: n + m], request)
     done = _read(path, identity)
@@ -120,6 +128,7 @@ def influence_map(
     if not missing:
         return done
     trace = record(model, tokens[:n], span=n + m, chunk=chunk)
+    pieces = text_pieces(model.tokenizer, tokens[:n].tolist())
     progress.begin(len(missing) * m + m * (3 + -(-len(missing) // _AT_ONCE)), "leave-one-out")
     try:
         floors, controls = _controls(model, trace, tokens[n : n + m], request, chunk, progress)
@@ -132,7 +141,7 @@ def influence_map(
             _, found = measure_ablations(model, trace, tokens[n : n + m], ablations, chunk=chunk, progress=progress)
             rows = []
             for (first, last), influence in zip(some, found, strict=True):
-                text = "".join(_piece(model, int(token)) for token in tokens[first:last])
+                text = "".join(pieces[first:last])
                 for (low, high), floor in zip(request.bins, floors, strict=True):
                     measured = influence.kl[low:high].double().numpy()
                     kl = float(taken_off(measured.mean(), np.asarray(floor), (measured != 0).mean()))
@@ -174,12 +183,8 @@ def _controls(
 def _identity(model: Model, tokens: Tensor, request: MapRequest) -> dict[str, Any]:
     """What a map is a map of; another in the same file is refused."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes()).hexdigest()
-    return {"format": _FORMAT, "model": model.fingerprint, "tokens": digest, **vars(request)}
-
-
-def _piece(model: Model, token: int) -> str:
-    decode = getattr(model.tokenizer, "decode", None)
-    return decode([token]) if decode else str(token)
+    shared = {"format": _FORMAT, "model": model.fingerprint, "configuration": model.configuration}
+    return {**shared, "versions": library_versions(), "tokens": digest, **vars(request)}
 
 
 def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
@@ -197,9 +202,11 @@ def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     known = _metadata(table, b"influence_map")
     if known is None:
         raise UsageError(f"{path} exists and is no influence map; choose another --out")
-    if differing := [name for name in {**identity, **known} if known.get(name) != identity.get(name)]:
-        shown = [n if n in _DIGESTS else f"{n} {known.get(n)} there, {identity.get(n)} here" for n in differing]
-        raise UsageError(f"{path} holds another map (different: {'; '.join(shown)}); choose another --out")
+    if known != identity:
+        digests = [name for name in _DIGESTS if known.get(name) != identity.get(name)]
+        there, here = ({k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity))
+        shown = "; ".join([*digests, *differing_fields(there, here)])
+        raise UsageError(f"{path} holds another map (different: {shown}); choose another --out")
     return table.to_pandas()
 
 

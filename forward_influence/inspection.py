@@ -16,6 +16,8 @@ from forward_influence.numbers import ranges
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selectors import chosen, final_scores
+from forward_influence.token_ids import checked_segments
+from forward_influence.tokenizing import text_pieces
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Inspected:
 
     Attributes:
         name: of the document.
-        tokens: (n,) ids; `pieces`: their text.
+        tokens: (n,) ids; `pieces`: their text, as `tokenizing.text_pieces` gives it.
         rules: specifications.
         scores: per rule (L, H, n); `masks`: per rule (L, H, n) bool.
         layers: model layers of the axis L.
@@ -101,8 +103,13 @@ class Inspected:
 
 
 def inspect_document(model: Model, document: CutDocument, request: Request) -> Inspected:
-    """Score and select with every rule of a request, at its first budget, on a document's first segment."""
-    context = document.segments[0][: request.context]
+    """Score and select with every rule of a request, at its first budget, on a document's first segment.
+
+    Raises:
+        UsageError: a rule that looks ahead.
+        ForwardInfluenceError: too few tokens, or ids that the model does not know.
+    """
+    context = checked_segments(model, document, request.context)[0][: request.context]
     candidates = request.candidates
     trace = record(model, context, request.needs, span=request.span, first=candidates.first, last=candidates.last)
     if request.needs.looks_ahead:
@@ -111,11 +118,10 @@ def inspect_document(model: Model, document: CutDocument, request: Request) -> I
     rules = [rule.at(request.seed) for rule in request.rules]
     scores = [final_scores(rule, trace) for rule in rules]
     masks = [chosen(rule, trace, s, number, request.mode) for rule, s in zip(rules, scores, strict=True)]
-    decode = getattr(model.tokenizer, "decode", None)
     return Inspected(
         name=document.document.name,
         tokens=context.cpu(),
-        pieces=[decode([i]) if decode else f"{i} " for i in context.tolist()],
+        pieces=text_pieces(model.tokenizer, context.tolist()),
         rules=[rule.spec for rule in rules],
         scores=scores,
         masks=masks,

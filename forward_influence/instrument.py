@@ -7,11 +7,10 @@ shows queries and keys (after the rotary embedding) to a recorder and attends ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
@@ -20,6 +19,8 @@ from forward_influence.active import active
 from forward_influence.attention import Geometry, attend, causal_tail
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.given import uncompiled
+from forward_influence.rotary_span import depends_on_length, pinned
 
 #: The registered name. transformers branches on names that contain sdpa, flash or flex: this one contains none.
 NAME = "forward_influence"
@@ -41,6 +42,7 @@ _HARMLESS = frozenset(
         "logits_to_keep",
         "output_router_logits",
         "is_training",
+        "tokenizer",  # what `generate` was given to find stop strings with reaches every layer
     }
 )
 
@@ -62,6 +64,7 @@ class Instrument:
         model: the model to observe; it stays as it is.
         recorder: sees queries, keys and, with `decoder_layers`, hidden states.
         decoder_layers: layer index -> module whose output `recorder.hidden` wants.
+        span: tokens of the whole sequence, whose rotary factors every pass uses; needed where they depend on it.
 
     Attributes:
         cache: the selective cache that the running forward uses, so that its layers' own masks are found.
@@ -73,12 +76,15 @@ class Instrument:
         recorder: Recorder | None = None,
         decoder_layers: Mapping[int, nn.Module] | None = None,
         cache: SelectiveCache | None = None,
+        *,
+        span: int | None = None,
     ) -> None:
         self.model = model
         self.recorder = recorder
         self.cache = cache
         self._decoder_layers = dict(decoder_layers or {})
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._span = span
+        self._stack = ExitStack()
         self._before: str | dict[str, Any] = "sdpa"
 
     def __enter__(self) -> Instrument:
@@ -87,11 +93,19 @@ class Instrument:
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         self._before = implementations(self.model)
+        # asked first: it takes a pass of its own, which no recorder must see
+        if depends_on_length(self.model) and self._span is None:
+            raise ForwardInfluenceError(
+                f"the rotary embedding of {type(self.model).__name__} depends on a sequence's length; name its span"
+            )
         active.instrument = self
         try:
+            self._stack.enter_context(uncompiled())
             self.model.set_attn_implementation(NAME)
             for index, module in self._decoder_layers.items():
-                self._handles.append(module.register_forward_hook(self._hidden_hook(index)))
+                self._stack.callback(module.register_forward_hook(self._hidden_hook(index)).remove)
+            if self._span is not None:
+                self._stack.enter_context(pinned(self.model, self._span))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -101,9 +115,7 @@ class Instrument:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         active.instrument = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._stack.close()
         self.model.set_attn_implementation(self._before)
 
     def adopt(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forward_influence.errors import steering
+from forward_influence.versions import LIBRARIES
 
 _LONGEST_VALUE = 120  # characters of a value in a message
 _MOST_THREADS = 1024
@@ -74,19 +75,50 @@ def _wrong_execution(execution: Any) -> str | None:
     return None if isinstance(execution.get("device"), str) else "its execution names no device"
 
 
-def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Sentences naming the fields in which two configurations differ, long values in short."""
-    differing = [
-        key
-        for key in sorted({*old, *new})
-        if json.dumps(old.get(key), sort_keys=True) != json.dumps(new.get(key), sort_keys=True)
-    ]
-    if {"max_documents", "sample", "seed", "documents"} & {*differing}:  # then other documents go without saying
-        differing = [key for key in differing if key != "document_fingerprints"]
-    return [f"{key}: {_in_short(old.get(key))} there, {_in_short(new.get(key))} now" for key in differing]
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], versions_differ: bool = False) -> list[str]:
+    """Sentences naming the fields in which two configurations differ, long values in short.
+
+    Args:
+        versions_differ: the two were made under different versions of transformers or torch, whose settings have other
+            names: of a model, its weights and the settings that both know must agree then.
+    """
+    found = _differing(old, new)
+    if versions_differ:
+        found.pop("model_fingerprint", None)
+        found = {
+            key: pair for key, pair in found.items() if not (key.startswith("model_configuration.") and None in pair)
+        }
+    if {"max_documents", "sample", "seed", "documents"} & {*found}:  # then other documents go without saying
+        found.pop("document_fingerprints", None)
+    if any(key.startswith(("model_configuration.", "model_weights")) for key in found):  # then that goes without saying
+        found.pop("model_fingerprint", None)
+    return [f"{key}: {_in_short(a)} there, {_in_short(b)} now" for key, (a, b) in found.items()]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`differing_fields` of the configurations of two manifests; empty where results of one continue the other's."""
+    if old.get("configuration_hash") is not None and old["configuration_hash"] == new.get("configuration_hash"):
+        return []
+    before, now = old.get("versions", {}), new.get("versions", {})
+    other = any(before.get(name) != now.get(name) for name in LIBRARIES)
+    return differing_fields(old["configuration"], new["configuration"], other)
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ, those within fields with dots between the names."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= _differing(a, b, f"{where}{key}.")
+        elif json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):
+            found[f"{where}{key}"] = a, b
+    return found
 
 
 def _in_short(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        value = f"{value[:8]}..."
     text = json.dumps(value)
     if len(text) <= _LONGEST_VALUE:
         return text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import re
 import shlex
 import sys
@@ -35,6 +34,7 @@ from forward_influence.runs import (
     open_run,
     part_stem,
 )
+from forward_influence.versions import versions
 
 DEFAULT_CHUNK = 512
 
@@ -72,7 +72,7 @@ def build_manifest(
         {
             "name": d.document.name,
             "fingerprint": d.document.fingerprint,
-            "tokens": getattr(d, "length", len(d.segments[0])),
+            "tokens": getattr(d, "length", sum(map(len, d.segments[:1]))),
             "part": part_stem(d.document.name, d.document.fingerprint),
             "segments": len(d.segments),
             **{k: v for k, v in getattr(d.document, "metadata", {}).items() if k not in ("name", "part")},
@@ -106,12 +106,21 @@ def request_configuration(
     }
 
 
+def model_configuration(card: Card) -> dict[str, Any]:
+    """What identifies a model in a configuration."""
+    return {
+        "model_fingerprint": card.fingerprint,
+        "model_weights": card.weights,
+        "model_configuration": card.configuration,
+    }
+
+
 def build_configuration(
     card: Card, documents: Sequence[CutDocument], request: Request, source: Source
 ) -> dict[str, Any]:
     """What decides a run's result columns; running the same again continues it, anything else is another run."""
     return {
-        "model_fingerprint": card.fingerprint,
+        **model_configuration(card),
         "dtype": card.dtype,
         **request_configuration(card.spec, documents, request, source),
     }
@@ -142,26 +151,6 @@ def default_folder(card: Card, documents: Sequence[CutDocument], request: Reques
     words = [Path(card.spec).name, *(Path(spec).name for spec in source.documents)]
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:60]
     return Path("runs") / f"{readable}-{digest[:8]}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    import numpy
-    import pyarrow
-    import tokenizers
-    import transformers
-
-    from forward_influence import __version__
-
-    return {
-        "forward_influence": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "tokenizers": tokenizers.__version__,
-        "numpy": numpy.__version__,
-        "pyarrow": pyarrow.__version__,
-    }
 
 
 def measure(
@@ -232,7 +221,9 @@ def measure(
         )
         for remark in request.remarks:
             progress.message(remark)
-        task = Task(request, execution["chunk"], controls, bool(execution.get("compile")), trace_cache)
+        task = Task(
+            request, execution["chunk"], controls, bool(execution.get("compile")), trace_cache, card.fingerprint
+        )
         failures: dict[str, str] = {}
         with _threads(execution["threads"]):
             work = executor.run(run, pending, task, progress)

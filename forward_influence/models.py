@@ -9,6 +9,8 @@ from safetensors or GGUF only: no pickle is ever opened.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from forward_influence import gguf_models, hub
 from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
-from forward_influence.fingerprint import fingerprint
+from forward_influence.fingerprint import Fingerprint, configuration_of, fingerprint, mark
 from forward_influence.paths import is_there, typed_path
+from forward_influence.positions import positions_of
 from forward_influence.quiet import quiet
 from forward_influence.store import checked_folder, problem
 
@@ -51,19 +54,14 @@ class Resolved:
     @property
     def positions(self) -> int | None:
         """The longest sequence the model was made for, in tokens; None where its configuration sets no limit."""
-        text = self.config.get_text_config()
-        for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-            value = getattr(text, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-        return None
+        return positions_of(self.config)
 
 
 @dataclass(frozen=True)
 class Model:
     """A causal language model in eval mode, without gradients, with its tokenizer and what is known about it.
 
-    `fingerprint` is the SHA-256 over names, shapes, types and bytes of its parameters and buffers as loaded.
+    `digests` are of its weights and of everything that decides what it computes, see `forward_influence.fingerprint`.
     """
 
     model: PreTrainedModel
@@ -71,9 +69,35 @@ class Model:
     anatomy: Anatomy
     spec: str
     provenance: dict[str, str]
-    fingerprint: str
+    digests: Fingerprint
     device: torch.device
     dtype: torch.dtype
+    _mark: str = field(default="", init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_mark", mark(self.model))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides what it computes, when it was loaded."""
+        return self.digests.whole
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Its configuration, without what decides no number."""
+        return configuration_of(self.model)
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on with a model that is not what its fingerprint and anatomy say any more.
+
+        Raises:
+            UsageError: an adapter was switched, weights or settings were changed, or it was moved, since it was loaded.
+        """
+        if mark(self.model) != self._mark:
+            raise UsageError(
+                f"{self.spec} was changed since it was loaded (an adapter, weights, settings or its device): results "
+                "would not be told from the old ones; wrap it anew with wrap_model"
+            )
 
 
 def resolve_spec(spec: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Resolved:
@@ -103,11 +127,17 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
     if path.suffix.lower() == ".gguf":
         gguf_models.require_gguf(path)
         path = path.absolute()
-        config = _config(str(path.parent), spec, gguf_file=path.name)
+        with _refusing(f"the configuration of {spec} cannot be used"):
+            config = gguf_models.load_config(path)
         provenance = {"source": path.name, "note": f"{gguf_models.quantisation(path)} GGUF, dequantised"}
         return Resolved(spec, "gguf", str(path.parent), config, provenance, gguf=path)
     if is_there(path) and path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise UsageError(
+                    f"the folder {spec!r} holds a PEFT adapter, not a model; save the model with it merged, or give "
+                    "the loaded PeftModel to wrap_model"
+                )
             raise UsageError(f"the folder {spec!r} holds no model: it has no config.json")
         loading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         provenance = {"source": f"folder {path.absolute().name}", "note": "as stored"}
@@ -127,11 +157,21 @@ def _resolve(spec: str, trust_remote_code: bool, revision: str | None) -> Resolv
 def _config(location: str, spec: str, **arguments: Any) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    with _refusing(f"the configuration of {spec} cannot be used"):
+        found: PretrainedConfig = AutoConfig.from_pretrained(location, **arguments)
+        return found
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn whatever readers raise into a UsageError; what this package says stands as it is said."""
     try:
-        return AutoConfig.from_pretrained(location, **arguments)
+        yield
+    except ForwardInfluenceError:
+        raise
     except Exception as error:
         # transformers raises whatever its readers raise: OSError, ValueError, KeyError, validation errors.
-        raise UsageError(f"the configuration of {spec} cannot be used: {_first_line(error)}") from error
+        raise UsageError(f"{what}: {_first_line(error)}") from error
 
 
 def _require_causal(resolved: Resolved) -> None:
@@ -159,13 +199,11 @@ def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
 
     if resolved.kind == "folder" and not any((Path(resolved.location) / name).exists() for name in _TOKENIZER_FILES):
         raise UsageError(f"the folder {resolved.spec!r} holds no tokenizer; save the model's tokenizer beside it")
-    try:
-        with quiet():
-            if resolved.gguf is not None:
-                return gguf_models.load_tokenizer(resolved.gguf)
-            return AutoTokenizer.from_pretrained(resolved.location, **resolved.loading)
-    except Exception as error:
-        raise UsageError(f"the tokenizer of {resolved.spec} cannot be used: {_first_line(error)}") from error
+    with _refusing(f"the tokenizer of {resolved.spec} cannot be used"), quiet():
+        if resolved.gguf is not None:
+            return gguf_models.load_tokenizer(resolved.gguf)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved.location, **resolved.loading)
+        return found
 
 
 def load_model(
@@ -206,7 +244,7 @@ def load_model(
             raise UsageError("--device-map spreads safetensors weights over devices: leave --device and GGUF files out")
         spread = {"device_map": device_map, "max_memory": max_memory}
     model = _load_weights(spec, chosen_dtype, spread).eval().requires_grad_(False)
-    digest = fingerprint(model)
+    digests = fingerprint(model)
     if spread:
         chosen_device = _first_device(model)
     else:
@@ -220,33 +258,40 @@ def load_model(
         anatomy=examine(model),
         spec=spec.spec,
         provenance=dict(spec.provenance),
-        fingerprint=digest,
+        digests=digests,
         device=chosen_device,
         dtype=chosen_dtype,
     )
 
 
-def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, spec: str = "") -> Model:
+def wrap_model(
+    model: PreTrainedModel | torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, spec: str = ""
+) -> Model:
     """A model that is in memory already, ready to be measured; it is put in eval mode and its gradients are off.
 
     Args:
+        model: a transformers model; also one that `torch.compile` made, which is measured as it was before, or one that
+            PEFT adapted, which is measured as adapted.
         tokenizer: needed where text is measured; token ids do without.
-        spec: how results name it; default: its class.
+        spec: how results name it; default: its class, and its adapters.
 
     Raises:
-        UsageError: its architecture cannot be measured.
+        UsageError: it is no transformers model, or its architecture cannot be measured.
     """
     from forward_influence.anatomy import examine
+    from forward_influence.given import adapters_of, given_model
 
-    model = model.eval().requires_grad_(False)
+    adapters = adapters_of(model)
+    model = given_model(model).eval().requires_grad_(False)
     parameter = next(model.parameters())
+    anatomy = examine(model)  # it forgets sequences that the model has seen, which some rotary embeddings keep
     return Model(
         model=model,
         tokenizer=tokenizer,  # type: ignore[arg-type]
-        anatomy=examine(model),
-        spec=spec or type(model).__name__,
-        provenance={"source": "memory", "note": "given as an object"},
-        fingerprint=fingerprint(model),
+        anatomy=anatomy,
+        spec=spec or "+".join([type(model).__name__, *adapters]),
+        provenance={"source": "memory", "note": " with adapter ".join(["given as an object", *adapters])},
+        digests=fingerprint(model),
         device=parameter.device,
         dtype=parameter.dtype,
     )
@@ -282,7 +327,7 @@ def _load_weights(resolved: Resolved, dtype: torch.dtype, spread: dict[str, Any]
                 **resolved.loading,
                 **(spread or {}),
             )
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, ForwardInfluenceError):
             raise
         except Exception as error:
             reason = _first_line(error)

@@ -26,13 +26,13 @@ def first_bad_length(most: int, is_finite: Callable[[int], bool]) -> int:
     return high
 
 
-def first_not_finite(model: Model, tokens: Tensor, chunk: int = 512) -> int:
+def first_not_finite(model: Model, tokens: Tensor, chunk: int = 512, span: int | None = None) -> int:
     """Index of the first of tokens (n,) after which the model's last hidden states are not finite, full cache."""
     tokens = tokens.to(model.device)
 
     def is_finite(length: int) -> bool:
-        cache = SelectiveCache(model.model.config, span=len(tokens), room=length)
-        with torch.no_grad(), Instrument(model.model, cache=cache) as instrument:
+        cache = SelectiveCache(model.model.config, span=span or len(tokens), room=length)
+        with torch.no_grad(), Instrument(model.model, cache=cache, span=span or len(tokens)) as instrument:
             return bool(torch.isfinite(continuation_hidden(model.model, tokens[:length], instrument, chunk)).all())
 
     return first_bad_length(len(tokens), is_finite) - 1

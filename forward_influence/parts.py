@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.manifests import steering_in
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: what is held, and how much of it was pinned and chosen
 
 #: What a row of a part is about.
 KINDS = ("baseline", "condition", "noise_floor", "positive_control")
@@ -31,6 +32,12 @@ SCHEMA = pa.schema(
         ("parameters", pa.string()),
         ("budget", pa.string()),
         ("selected", pa.list_(pa.int32())),
+        # of what keeps entries (compressors, keep mode), per layer and head: held after the last compression and at
+        # most, and of the former how many were kept whatever they score and how many were chosen
+        ("held", pa.float64()),
+        ("held_most", pa.float64()),
+        ("pinned", pa.float64()),
+        ("chosen", pa.float64()),
         ("mode", pa.string()),
         ("effect", pa.string()),
         ("seed", pa.int64()),
@@ -48,6 +55,7 @@ SCHEMA = pa.schema(
 _MOST_UNPACKED, _MOST_RATIO = 1 << 28, 200  # bytes of a part, and how far it may be packed
 _ARRAYS = {"kl": np.float32, "nll_delta": np.float32, "nll": np.float32, "top1_changed": np.bool_}
 _INT_ARRAYS = ("selected", "layers", "heads", "distance")
+_COUNTS = ("held", "held_most", "pinned", "chosen")
 
 
 def part_stem(name: str, fingerprint: str) -> str:
@@ -162,6 +170,8 @@ def _wrong_in(row: Mapping[str, Any]) -> str | None:
         return "a condition whose arrays are of unequal length"
     if not np.isfinite(row["kl"]).all():
         return "a KL that is NaN or infinite"
+    if not all(row[name] is None or 0 <= row[name] < math.inf for name in _COUNTS):
+        return "a number of entries that is none"
     inside = distances is None or not len(distances) or (distances.min() >= 0 and distances.max() < row["continuation"])
     return None if inside else "distances outside the continuation"
 

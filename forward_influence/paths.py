@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from forward_influence.errors import UsageError
@@ -19,6 +20,14 @@ def typed_path(text: str) -> Path:
         raise UsageError(
             f"{text!r} begins with the home folder of a user who is not here; write the path out"
         ) from error
+
+
+def path_text(path: str) -> str:
+    """A path as text: names are UTF-8 also where the locale thinks that they are not (LC_ALL=C)."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return path
 
 
 def is_there(path: Path) -> bool:

@@ -25,6 +25,7 @@ from forward_influence.executors import Task, is_expected, reason_of, write_meas
 from forward_influence.progress import Progress
 from forward_influence.request import Request
 from forward_influence.runs import Run
+from forward_influence.threads import SLEEPING, processors
 
 #: How often a document may take its worker down before it is given up.
 _MOST_LOSSES = 3
@@ -147,7 +148,7 @@ class RayExecutor:
         if workers < 0 or gpus_per_worker < 0 or threads < 0:
             raise UsageError("--workers, --gpus-per-worker and --threads-per-worker are not negative; leave them out")
         self.recipe, self._address, self._workers, self._gpus = recipe, address, workers, gpus_per_worker
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads or min(torch.get_num_threads(), processors())
         self._first: Any = None  # a worker that has loaded the model already, and what it said of it
         self._card: Card | None = None
         self._own = False
@@ -181,7 +182,7 @@ class RayExecutor:
             self._connect()
             self.threads = int(run.manifest["execution"]["threads"])
             size = self._size(len(documents), progress)
-            crew = _Crew(self, run.manifest["model"]["fingerprint"], documents, task, progress)
+            crew = _Crew(self, task.fingerprint, documents, task, progress)
             crew.hire(size, self._first)
             self._first = None
             for stem, result in crew.work():
@@ -245,7 +246,9 @@ class RayExecutor:
 
     def _make(self, threads: int) -> Any:
         actor = self._ray.remote(num_cpus=threads, num_gpus=self._gpus, max_restarts=0, max_concurrency=2)(Worker)
-        return actor.remote(self.recipe, threads)
+        # read when a worker's process loads torch, which is when it unpacks the class
+        waiting = {"env_vars": _waiting(os.environ)}
+        return actor.options(runtime_env=waiting).remote(self.recipe, threads)
 
     def make(self) -> Any:
         """Another worker."""
@@ -351,6 +354,12 @@ class _Crew:
         for worker, _ in self._busy.values():
             self._ray.kill(worker)
         self._busy.clear()
+
+
+def _waiting(environment: Mapping[str, str]) -> dict[str, str]:
+    """How a worker's threads wait: as the driver's user has decided, otherwise asleep."""
+    given = {name: environment[name] for name in SLEEPING if name in environment}
+    return given or dict(SLEEPING)
 
 
 def _refuse_silent(address: str | None) -> None:

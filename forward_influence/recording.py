@@ -20,6 +20,7 @@ from forward_influence.instrument import Instrument
 from forward_influence.progress import Progress, Silent
 from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs
+from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.trace import Moments, Trace
 
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
@@ -153,30 +154,13 @@ class _HeadSignals:
         return {k: torch.cat([given.new_zeros(1), given[:-1]]) for k, given in wanted.items()}
 
 
-def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> Tensor:
-    """Token ids as they must be: (n,) int64, at least one, within the model's positions.
-
-    Raises:
-        UsageError: they are not.
-    """
-    if not isinstance(tokens, Tensor):
-        raise UsageError(f"{what} is a {type(tokens).__name__}; give a tensor of token ids, shape (tokens,)")
-    if tokens.dim() != 1 or not len(tokens) or tokens.is_floating_point():
-        raise UsageError(
-            f"{what} has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; token ids of shape (tokens,) are needed"
-        )
-    if positions is not None and len(tokens) > positions:
-        raise UsageError(f"{what} has {len(tokens)} tokens, but the model was made for {positions} positions")
-    return tokens.long()
-
-
-def ready_rotation(model: PreTrainedModel, anatomy: Anatomy, token: Tensor, layers: tuple[int, ...]) -> Rotation:
-    """A model's rotary embedding, checked on one token (1,), not attached.
+def ready_rotation(model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], length: int) -> Rotation:
+    """A model's rotary embedding, checked on one token (1,) for sequences of `length` tokens, not attached.
 
     Raises:
         UsageError: it cannot be undone in all of the layers.
     """
-    rotation = Rotation(model, anatomy.decoder_layers)
+    rotation = Rotation(model, length)
     rotation.attach()
     try:
         with torch.no_grad():
@@ -214,13 +198,16 @@ def record(
     Raises:
         UsageError: no full-attention layer to select from, a signal that this model cannot give, or tokens that are no
             sequence of ids within the model's positions.
+        ForwardInfluenceError: an id that the model has no row for.
     """
     from forward_influence.models import Model
 
     if not isinstance(model, Model):
         raise UsageError(f"record takes a Model, not a {type(model).__name__}; use load_model or wrap_model")
+    model.require_unchanged()
     anatomy, needs, progress = model.anatomy, needs or Needs(), progress or Silent()
     tokens = checked_tokens(tokens, "the context", model.anatomy.positions).to(model.device)
+    require_known(model, tokens, "the context")
     n = int(tokens.shape[0])
     layers = anatomy.full_layers(span or n)
     if not layers:
@@ -230,7 +217,8 @@ def record(
     recorder = ContextRecorder(anatomy, layers, n, needs, model.device)
     signals = _HeadSignals(anatomy.head, tokens, needs)
     watched = anatomy.decoder_layers if needs.representation_change else {}
-    rotary = ready_rotation(model.model, anatomy, tokens[:1], layers) if needs.query_moments or rotation else None
+    moves = needs.query_moments or rotation
+    rotary = ready_rotation(model.model, tokens[:1], layers, span or n) if moves else None
     recorder.rotation = rotary
     hidden = tokens.new_empty(0)
     with ExitStack() as stack:
@@ -238,7 +226,7 @@ def record(
         if rotary is not None:
             rotary.attach()
             stack.callback(rotary.detach)
-        instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache))
+        instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache, span=span or n))
         for part in tokens.split(chunk):
             hidden = forward_hidden(model.model, part, instrument)
             recorder.after_chunk(len(part))

@@ -145,7 +145,7 @@ class Mirror:
     def _known(self) -> dict[str, tuple[str, str]]:
         """Of every file that was brought here or there: its token at the address, and the digest of it here."""
         try:
-            found = json.loads((self.folder / TOKENS).read_text())
+            found = json.loads((self.folder / TOKENS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         if not isinstance(found, dict):

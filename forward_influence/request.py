@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.protection import PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selection import MODES, Budget, Candidates
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.selectors.base import remarks_of
@@ -31,14 +32,18 @@ class Request:
 
     Attributes:
         selectors: rules as typed; see `forward_influence.selectors.registry`.
-        budgets: fractions of the context (with a point) or counts of tokens.
+        budgets: fractions of the context (with a point), of the tokens seen where compressors go on compressing, or
+            counts of tokens. Not fractions of the candidates.
         context, continuation: tokens per segment.
         segments: context/continuation pairs per document.
         continuation_from: "text", or "generate": what the model itself would write after the context.
         mode: "drop" removes what is selected; "keep" removes everything else.
         effect: "total": the continuation's own entries are computed under the ablated cache; "direct": each position
             loses its own view of the selection, and nothing else changes; "both".
-        protect_first, protect_last: tokens that no rule selects; the last are never fewer than a rule's window.
+        protect_first: first tokens that no rule selects, and that compressors always keep.
+        protect_last: the same of the last ones; never fewer than the widest window that a rule observes from. Where
+            there are compressors only, as many as are asked for (at most half of what is kept), or a share of what is
+            kept (0.25). None: 64, or that window if it is wider.
         draws: of random rules, averaged within a document.
         seed: of everything random.
         temperature: of generated continuations; 0 is greedy.
@@ -50,6 +55,8 @@ class Request:
         rerotate: close the gaps: what is kept takes the positions right before the continuation.
         compressors: compressors as typed, at every budget: how faithful the model stays while each keeps compressing.
         every: compressors compress again after so many continuation tokens; None: after the context only.
+        match_held: of compressors, instead of budgets: entries that each holds per layer and head after every
+            compression, a context that it keeps whole included.
     """
 
     selectors: tuple[str, ...] = ("attention", "entropy", "infokv", "random")
@@ -61,7 +68,7 @@ class Request:
     mode: str = "drop"
     effect: str = "total"
     protect_first: int = 4
-    protect_last: int = 64
+    protect_last: int | float | str | None = None
     draws: int = FEWEST_DRAWS
     seed: int = 0
     temperature: float = 1.0
@@ -75,10 +82,12 @@ class Request:
     rerotate: bool = False
     compressors: tuple[str, ...] = ()
     every: int | None = None
+    match_held: tuple[int, ...] = ()
     contenders: tuple[Contender, ...] = field(init=False, repr=False, compare=False)
     rules: tuple[Selector, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._match_held()
         for name in ("selectors", "budgets", "compressors"):
             values = getattr(self, name)
             values = (values,) if isinstance(values, str | float | int) else values
@@ -89,16 +98,22 @@ class Request:
         for name, least in (("context", 2), ("continuation", 3), ("segments", 1), ("draws", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} {getattr(self, name)} is too small; give at least {least}")
-        for name in ("protect_first", "protect_last"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative; give 0 or more")
+        if self.protect_first < 0:
+            raise UsageError(f"--protect-first {self.protect_first} is negative; give 0 or more")
+        if self.protect_last is not None:
+            object.__setattr__(self, "protect_last", parse_protected(self.protect_last))
+        if isinstance(self.protect_last, float) and self.selectors:
+            raise UsageError(
+                f"--protect-last {self.protect_last:g} is a share of what a compressor keeps; rules choose among the "
+                "same candidates at all budgets: give a count like 64"
+            )
         if self.draws > MOST_DRAWS:
             raise UsageError(f"--draws {self.draws} is a pass over the continuation each; give at most {MOST_DRAWS}")
         check_temperature(self.temperature)
         self._check_slices()
         if not self.selectors and not self.compressors:
             raise UsageError("no rule to measure; name one with --selector, `forward-influence selectors` lists them")
-        if not self.budgets:
+        if not self.budgets and not self.match_held:
             raise UsageError("no budget; give one with --budget, 0.2 say")
         rules = tuple(parse_selector(text) for text in self.selectors)
         _refuse_twice("rule", [rule.spec for rule in rules])
@@ -107,6 +122,32 @@ class Request:
         object.__setattr__(self, "contenders", self._contenders())
         for budget in self.parsed_budgets if rules else ():
             self.candidates.to_choose(budget, self.mode)
+        self._check_held()
+
+    def _match_held(self) -> None:
+        """Where all that is measured holds a number of entries, there are no budgets."""
+        counts = (self.match_held,) if isinstance(self.match_held, int) else tuple(self.match_held)
+        object.__setattr__(self, "match_held", counts)
+        if not counts:
+            return
+        if not self.compressors:
+            raise UsageError("--match-held is what compressors hold; name one with --compressor")
+        if not self.selectors:
+            if self.budgets and self.budgets is not type(self).budgets:
+                raise UsageError("--budget and --match-held both say how much is held; give one of them")
+            object.__setattr__(self, "budgets", ())
+
+    def _check_held(self) -> None:
+        """Refuse to hold as much as is ever seen, or less than a context that is kept whole takes."""
+        seen = self.context + (0 if self.every is None else self.continuation // self.every * self.every)
+        for contender in self.contenders:
+            budget = contender.compressor.budget
+            if budget.of_all and budget.value >= seen:
+                raise UsageError(
+                    f"--match-held {int(budget.value)}: no more than {seen} tokens are seen when a cache is "
+                    "compressed, so that nothing would be removed; hold fewer"
+                )
+            contender.compressor.check_prompt(self.context)
 
     def _contenders(self) -> tuple[Contender, ...]:
         """Compressors at budgets, without the full cache: that is what they are compared with."""
@@ -122,7 +163,23 @@ class Request:
             )
         if self.verify and not self.selectors:
             raise UsageError("--verify checks the removal of rules' tokens; leave it out, or name a --selector")
-        return tuple(contenders(self.compressors, self.budgets, self.every)[1:])
+        asked, window = self.protect_last, self._window
+        made = contenders(
+            self.compressors,
+            self.budgets,
+            self.every,
+            match_held=self.match_held,
+            protect_first=self.protect_first,
+            protect_last=max(asked, window) if isinstance(asked, int) else asked,  # type: ignore[arg-type]
+            window=window,
+        )
+        both = {contender.name for contender in made} & {rule.spec for rule in self.rules}
+        if both and self.mode == "keep":
+            raise UsageError(
+                f"{sorted(both)[0]} is measured as a rule and as a compressor, and both keep what they choose: results "
+                "would bear one name; measure them with two --out"
+            )
+        return tuple(made[1:])
 
     def _check_slices(self) -> None:
         for name in ("layers", "heads"):
@@ -161,30 +218,50 @@ class Request:
         return Needs.merge(need for rule in self.rules for need in rule.needs)
 
     @property
-    def protected_last(self) -> int:
-        """Tokens protected at the end: as asked, and never fewer than the largest observation window of a rule."""
-        return max([self.protect_last, *(rule.observation_window for rule in self.rules)])
+    def _window(self) -> int:
+        """The widest window that a rule observes from."""
+        return max((rule.observation_window for rule in self.rules), default=0)
 
-    def _candidates(self) -> Candidates:
-        try:
-            return Candidates.of(self.context, self.protect_first, self.protected_last)
-        except UsageError as error:
-            widest = max(self.rules, key=lambda rule: rule.observation_window, default=None)
-            if widest is None or widest.observation_window <= self.protect_last:
-                raise
-            raise UsageError(f"{widest.spec} observes from {widest.observation_window} tokens: {error}") from error
+    @property
+    def protected_last(self) -> int | float:
+        """Tokens protected at the end, for all alike: a count, or where there are compressors only a share of what is
+        kept. As asked, and never fewer than the widest window that a rule observes from."""
+        if self.contenders:
+            found = self.contenders[0].protect_last
+            assert found is not None
+            return found
+        return max(PROTECT_LAST if self.protect_last is None else int(self.protect_last), self._window)
 
     @property
     def candidates(self) -> Candidates:
-        """The tokens that every rule of the run chooses among."""
-        return self._candidates()
+        """The tokens that every rule of the run chooses among; without rules, those that its controls are about."""
+        last = self.protected_last
+        if not self.rules:
+            last = last_protected(last, self.context)
+            return Candidates.of(self.context, min(self.protect_first, self.context - last - 1), last)
+        assert isinstance(last, int)
+        try:
+            return Candidates.of(self.context, self.protect_first, last)
+        except UsageError as error:
+            if self._window <= (PROTECT_LAST if self.protect_last is None else int(self.protect_last)):
+                raise
+            widest = max(self.rules, key=lambda rule: rule.observation_window)
+            raise UsageError(f"{widest.spec} observes from {widest.observation_window} tokens: {error}") from error
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What readers of the results must know about rules at these budgets, a fallback that holds say."""
-        candidates = self.candidates
-        numbers = [candidates.to_choose(budget, self.mode) for budget in self.parsed_budgets]
-        found = [remark for rule in self.rules for number in numbers for remark in remarks_of(rule, number, candidates)]
+        found: list[str] = []
+        if self.rules:
+            candidates = self.candidates
+            numbers = [candidates.to_choose(budget, self.mode) for budget in self.parsed_budgets]
+            found += [
+                remark for rule in self.rules for number in numbers for remark in remarks_of(rule, number, candidates)
+            ]
+        if self.contenders:
+            from forward_influence.contenders import narrowed
+
+            found += narrowed(self.contenders)
         return tuple(dict.fromkeys(found))
 
     @property

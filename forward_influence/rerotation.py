@@ -37,7 +37,5 @@ def close_gaps(cache: SelectiveCache, trace: Trace) -> SelectiveCache:
 def moved(rotation: Rotation, layer: int, keys: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """Keys (kv_heads, k, d) that were rotated to positions `before` (kv_heads, k), rotated to `after` instead."""
     flat = at_least_float32(keys).reshape(1, -1, keys.shape[-1])
-    cos, sin = rotation.at(layer, before.reshape(-1), flat)
-    norm = rotation.apply(rotation.apply(torch.ones_like(flat), cos, sin), cos, -sin)  # not 1 with YaRN
-    plain = rotation.apply(flat, cos, -sin) / norm
-    return rotation.apply(plain, *rotation.at(layer, after.reshape(-1), flat)).reshape(keys.shape).to(keys.dtype)
+    plain = rotation.at(layer, before.reshape(-1), flat).undo(flat)
+    return rotation.at(layer, after.reshape(-1), flat).apply(plain).reshape(keys.shape).to(keys.dtype)

@@ -1,17 +1,15 @@
 """The rotary embedding as the model applied it: undone on queries, applied at other positions.
 
-Each decoder layer is given the (cos, sin) that its attention uses, which hooks note (layers of one model may differ:
-Gemma 3 rotates full and sliding layers at different speeds). The rotation itself is the model family's own
-`apply_rotary_pos_emb`, found in the module that defines its attention. Undoing is rotating by minus the angle, which
-is checked by rotating back.
+Hooks note what the model's rotary modules give; layers of one model may use different ones (Gemma 3 rotates full and
+sliding layers at different speeds) or none (SmolLM3 leaves every fourth layer out). Which one a layer uses, and how it
+rotates with it, is not read from its code but found by trying: a token without a context has the same hidden states at
+any position, so that its queries and keys at two positions differ by the rotation alone. Undone, they must agree.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +19,45 @@ from transformers import PreTrainedModel
 
 from forward_influence.attention import Geometry
 from forward_influence.backbone import backbone
+from forward_influence.cache import text_config
 from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
 from forward_influence.instrument import Instrument
+from forward_influence.rotary_span import depends_on_length, rotary_modules
+from forward_influence.turns import READINGS, Reading, Turn, fits, no_turn, two_planes
+
+#: Where the token is put: at the start, where most rotations are none, and at two others.
+_POSITIONS = (0, 5, 101)
+
+_Key = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a rotary module: what it was given beside hidden states and positions, and what it gave."""
+    """One call of a rotary module: its arguments, hidden states without their memory, and the two tensors it gave."""
 
     module: nn.Module
-    extra: tuple[Any, ...]
-    cos: Tensor
-    sin: Tensor
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    output: tuple[Tensor, Tensor]
+
+    def at(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What the module gives at other positions (p,), in `like`'s dtype."""
+
+        def swapped(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.is_floating_point():
+                return like
+            return positions.to(like.device).expand(*value.shape[:-1], -1)
+
+        # Some modules grow with the positions they see; the model's own must not. Its hooks stay behind: they lead to
+        # the whole model.
+        module = copy.deepcopy(self.module, {id(hooks): OrderedDict() for hooks in _hooks_of(self.module)})
+        output = module(*map(swapped, self.inputs), **{name: swapped(value) for name, value in self.named.items()})
+        found = two_planes(output)
+        assert found is not None  # it was when it was noted
+        return found
 
 
 class Rotation:
@@ -41,129 +65,182 @@ class Rotation:
 
     Args:
         model: the model.
-        decoder_layers: layer index -> module that is given `position_embeddings`.
+        length: tokens of the sequence that it is about, where that is known; the factors of some models depend on it.
 
     Raises:
-        UsageError: no rotary embedding that could be undone is found.
+        UsageError: it has no rotary embedding.
     """
 
-    def __init__(self, model: PreTrainedModel, decoder_layers: Mapping[int, nn.Module]) -> None:
-        self._modules = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1].startswith("rotary_emb")]
-        apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
-        if not self._modules or apply is None:
-            raise _absent(type(model).__name__)
-        self._name = type(model).__name__
-        self._apply: Callable[..., tuple[Tensor, Tensor]] = apply
-        self._decoder_layers = dict(decoder_layers)
-        self._pending: list[_Call] = []
-        self._calls: dict[int, _Call] = {}
+    def __init__(self, model: PreTrainedModel, length: int = 1) -> None:
+        self._name, self.length = type(model).__name__, length
+        self._depends = depends_on_length(model)
+        self._modules = rotary_modules(model)
+        if not self._modules:
+            raise _absent(self._name)
+        self._calls: dict[_Key, _Call] = {}
+        self._ways: dict[int, tuple[_Call, _Key, Reading] | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def attach(self) -> None:
         """Start noting the (cos, sin) of each forward pass."""
         for module in self._modules:
             self._handles.append(module.register_forward_hook(self._note_call, with_kwargs=True))
-        for index, layer in self._decoder_layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._note_layer(index), with_kwargs=True))
 
     def detach(self) -> None:
-        """Stop noting; what each layer was given last is kept."""
+        """Stop noting; which layer uses what is kept."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._pending.clear()
+        self._calls.clear()
 
     def _note_call(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if isinstance(output, tuple) and len(output) == 2:
-            extra = (*inputs[2:], *(v for k, v in named.items() if k not in ("x", "position_ids")))
-            self._pending = [*self._pending[-7:], _Call(module, extra, *output)]
-
-    def _note_layer(self, index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            given = named.get("position_embeddings")
-            if not isinstance(given, tuple):
-                return
-            for call in self._pending:
-                if given[0] is call.cos:
-                    self._calls[index] = call
-
-        return hook
-
-    def _call(self, layer: int) -> _Call:
-        if layer not in self._calls:
-            raise _absent(self._name)
-        return self._calls[layer]
-
-    def undo(self, layer: int, rotated: Tensor) -> Tensor:
-        """Queries (heads, q, d) of the running chunk in a model's layer as they were before the rotary embedding.
-
-        Raises:
-            UsageError: the layer was given no rotation, or rotating back does not give the same queries.
-        """
-        call = self._call(layer)
-        cos, sin = call.cos.to(rotated.dtype), call.sin.to(rotated.dtype)
-        ones = torch.ones_like(rotated)
-        scale = self.apply(self.apply(ones, cos, sin), cos, -sin)  # cos^2 + sin^2: not 1 with YaRN, or in bfloat16
-        plain = self.apply(rotated, cos, -sin) / scale
-        if _differ(self.apply(plain, cos, sin), rotated, 1e-3):
-            raise UsageError("this model's rotary embedding cannot be undone, so expected-attention is not available")
-        return plain
+        found = two_planes(output)
+        if found is None:
+            return
+        inputs, named = _light(inputs), dict(zip(named, _light(tuple(named.values())), strict=True))
+        plain = [value for value in (*inputs, *named.values()) if not isinstance(value, Tensor)]
+        self._calls[(id(module), repr(plain))] = _Call(module, inputs, named, found)
 
     def verify(self, model: PreTrainedModel, token: Tensor, layers: tuple[int, ...]) -> None:
-        """Check that undoing gives the queries before the rotation, in every layer.
-
-        A token without a context has the same hidden states at any position, so its queries differ by the rotation
-        alone: undone, they must agree. A layer that does not rotate (some models mix such layers in) fails here.
+        """Find how each layer rotates queries and keys, with one token at several positions; call it while attached.
 
         Args:
             token: (1,) any token id.
 
         Raises:
-            UsageError: they do not agree.
+            UsageError: a layer's queries and keys depend on their position in another way.
         """
-        seen: list[dict[int, Tensor]] = []
-        for position in (0, 5):
-            recorder = _Undone(self)
-            with torch.no_grad(), Instrument(model, recorder):
+        last = (getattr(text_config(model.config), "max_position_embeddings", None) or _POSITIONS[-1] + 1) - 1
+        if self._depends:
+            last = self.length - 1
+        seen: list[_Seen] = []
+        positions = (*_POSITIONS, self.length - 1)  # some models scale queries far out
+        for position in sorted({min(position, last) for position in positions}):
+            self._calls.clear()
+            recorder = _Seen()
+            with torch.no_grad(), Instrument(model, recorder, span=self.length if self._depends else None):
                 backbone(model)(token[None], position_ids=token.new_tensor([[position]]), use_cache=False)
-            seen.append(recorder.plain)
-        narrow = model.dtype in (torch.bfloat16, torch.float16)
+            recorder.calls = dict(self._calls)
+            seen.append(recorder)
+        if any(one.biased for one in seen):
+            raise UsageError(
+                f"{self._name} adds a bias for positions to its attention, which re-rotation and expected-attention do "
+                "not know"
+            )
+        tolerance = 5e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
         for layer in layers:
-            if _differ(seen[0][layer], seen[1][layer], 5e-2 if narrow else 1e-3):
+            difference, way = self._best(layer, seen)
+            if not difference <= tolerance:
                 raise UsageError(
-                    f"layer {layer} of {self._name} does not rotate its queries as the others do, so that "
-                    "expected-attention is not available for this model"
+                    f"layer {layer} of {self._name} does not rotate its queries and keys in a way that can be undone, "
+                    "so that expected-attention and --rerotate are not available for this model"
                 )
+            self._ways[layer] = way
 
-    def at(self, layer: int, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin) of a layer at positions (p,), each (1, p, d), in `like`'s dtype and device."""
-        call = self._call(layer)
-        # Some modules grow with the positions they see; the model's own must not. Its hooks stay behind: they lead to
-        # the whole model.
-        module = copy.deepcopy(call.module, {id(call.module._forward_hooks): OrderedDict()})
-        cos, sin = module(like, positions[None].to(like.device), *call.extra)
-        return cos, sin
+    def _best(self, layer: int, seen: list[_Seen]) -> tuple[float, tuple[_Call, _Key, Reading] | None]:
+        """The way of a layer that leaves the least difference between positions, and that difference."""
+        still = [no_turn(one.heads[layer][0]) for one in seen]
+        best: tuple[float, tuple[_Call, _Key, Reading] | None] = (_spread(layer, seen, still), None)
+        for key, call in seen[0].calls.items():
+            if not all(key in one.calls for one in seen):
+                continue
+            for reading in READINGS:
+                turns = [_turn(reading, one.calls[key].output, one.heads[layer][0]) for one in seen]
+                if all(fits(turn, one.heads[layer][0].shape[-1]) for turn, one in zip(turns, seen, strict=True)):
+                    spread = _spread(layer, seen, turns)
+                    best = (spread, (call, key, reading)) if spread < best[0] else best
+        return best
 
-    def apply(self, plain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate (heads, q, d)."""
-        return self._apply(plain[None], plain[None], cos.to(plain.dtype), sin.to(plain.dtype))[0][0]
+    def undo(self, layer: int, rotated: Tensor) -> Tensor:
+        """Queries (heads, q, d) of the running chunk in a model's layer as they were before the rotary embedding.
+
+        Raises:
+            UsageError: the layer was not looked at (`verify`).
+        """
+        way = self._way(layer)
+        if way is None:
+            return rotated
+        _, key, reading = way
+        return _turn(reading, self._calls[key].output, rotated).undo(rotated)
+
+    def at(self, layer: int, positions: Tensor, like: Tensor) -> Turn:
+        """How a layer rotates at positions (p,), in `like`'s dtype and device.
+
+        Raises:
+            UsageError: the layer was not looked at (`verify`), or the model's table of angles ends before a position.
+        """
+        way = self._way(layer)
+        if way is None:
+            return no_turn(like)
+        call, _, reading = way
+        end = min((table.shape[0] for table in call.module.buffers() if table.dim() == 2), default=None)
+        if end is not None and len(positions) and int(positions.max()) >= end:
+            raise UsageError(
+                f"{self._name} has no angle for position {int(positions.max())}: its rotary embedding ends at {end}; "
+                "shorten the context, or give expected-attention a smaller future"
+            )
+        if self._depends:
+            return self._at_length(call, reading, positions, like)
+        return _turn(reading, call.at(positions, like), like)
+
+    def _at_length(self, call: _Call, reading: Reading, positions: Tensor, like: Tensor) -> Turn:
+        """The same with the factors of a sequence of this length, beyond its end too, where angles are added."""
+        last = self.length - 1
+        inside = positions.clamp_max(last)
+        beyond = positions - inside
+
+        def turned(where: Tensor) -> Turn:
+            with_last = torch.cat([where, where.new_tensor([last])])
+            return _turn(reading, tuple(part[:-1] for part in call.at(with_last, like)), like)  # type: ignore[arg-type]
+
+        turn = turned(inside)
+        while bool((beyond > 0).any()):
+            step = beyond.clamp_max(last)
+            turn, beyond = turn.plus(turned(step)), beyond - step
+        return turn
+
+    def _way(self, layer: int) -> tuple[_Call, _Key, Reading] | None:
+        if layer not in self._ways:
+            raise UsageError(f"how layer {layer} of {self._name} rotates was not found out")
+        return self._ways[layer]
 
 
-class _Undone:
-    """Notes every layer's queries, undone."""
+def _hooks_of(module: nn.Module) -> list[Any]:
+    return [value for name, value in vars(module).items() if name.startswith("_forward_") and isinstance(value, dict)]
 
-    def __init__(self, rotation: Rotation) -> None:
-        self._rotation = rotation
-        self.plain: dict[int, Tensor] = {}
+
+class _Seen:
+    """One token's queries and keys in every layer, and what the rotary modules gave."""
+
+    def __init__(self) -> None:
+        self.heads: dict[int, tuple[Tensor, Tensor]] = {}
+        self.calls: dict[_Key, _Call] = {}
+        self.biased = False
 
     def attention(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry, biased: bool) -> None:
-        self.plain[layer] = self._rotation.undo(layer, at_least_float32(query[0]))
+        self.heads[layer] = (at_least_float32(query[0]), at_least_float32(key[0]))
+        self.biased |= biased
 
     def hidden(self, layer: int, states: Tensor) -> None: ...
 
 
-def _differ(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    return not float((one - other).abs().max()) <= tolerance * (1 + float(other.abs().max()))
+def _turn(reading: Reading, output: tuple[Tensor, Tensor], like: Tensor) -> Turn:
+    """What a module's output means, in `like`'s dtype and on its device."""
+    return reading.turn(*(part.to(like) for part in output))
+
+
+def _spread(layer: int, seen: list[_Seen], turns: list[Turn]) -> float:
+    """The largest difference between positions of queries and of keys once undone, relative to their size."""
+    spreads = []
+    for which in (0, 1):
+        undone = torch.stack([turn.undo(one.heads[layer][which]) for one, turn in zip(seen, turns, strict=True)])
+        spreads.append((undone - undone[0]).abs().max() / (1 + undone[0].abs().max()))
+    return float(torch.stack(spreads).nan_to_num(float("inf")).max())
+
+
+def _light(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments without the memory of hidden states, which only lend their dtype."""
+    return tuple(v.new_empty(0) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 
 
 def _absent(name: str) -> UsageError:

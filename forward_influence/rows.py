@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from forward_influence.choosing import Choice
+from forward_influence.compression import Outcome
 from forward_influence.conditions import CompressorCondition, Condition
 from forward_influence.fidelity import CompressedRun
 from forward_influence.influence import Influence
@@ -24,13 +25,17 @@ def row_of(base: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
 def described(condition: Condition, choice: Choice, request: Request, positions: Tensor | None) -> dict[str, Any]:
     """What a row says about a rule's condition."""
     part, grain = choice.part, choice.whole.grain
+    kept = _kept(choice, request) if request.mode == "keep" else {}
     parameters = {**condition.rule.parameters, **choice.notes, "grain": grain}
+    if kept:
+        parameters["ends"] = [request.candidates.first, request.candidates.n - request.candidates.last]
     return {
         "selector": condition.rule.spec,
         # with the grain that came out: a comparison has to name it, and `per` does not tell that entropy is coherent
         "parameters": json.dumps(parameters, sort_keys=True, default=str),
         "budget": condition.budget.text,
         "selected": part.selection.counts.flatten().tolist(),
+        **kept,
         "mode": request.mode,
         "effect": condition.effect,
         "seed": condition.draw,
@@ -40,18 +45,34 @@ def described(condition: Condition, choice: Choice, request: Request, positions:
     }
 
 
+def _kept(choice: Choice, request: Request) -> dict[str, float]:
+    """What stays of a context, where only what a rule selects does: mean over the layers and heads that are ablated."""
+    part, candidates = choice.part, request.candidates
+    held = float(part.selection.counts.sum()) / (len(part.layers) * len(part.heads))
+    pinned = float(candidates.protected)
+    return {"held": held, "held_most": held + request.continuation, "pinned": pinned, "chosen": held - pinned}
+
+
+def outcome_columns(outcome: Outcome) -> dict[str, float]:
+    """What a compressor held and chose, as columns."""
+    return {"held": outcome.held, "held_most": outcome.most, "pinned": outcome.pinned, "chosen": outcome.chosen}
+
+
 def described_compressor(
     condition: CompressorCondition, run: CompressedRun, trace: Trace, positions: Tensor | None
 ) -> dict[str, Any]:
     """What a row says about a compressor's condition."""
-    assert run.held is not None
+    outcome = run.outcome
+    assert outcome is not None
     compressor = condition.contender.compressor
-    made = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
+    made: dict[str, Any] = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
+    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor --protect-last
     return {
         "selector": condition.contender.name,
         "parameters": json.dumps({**compressor.rule.parameters, **made}, sort_keys=True, default=str),
         "budget": condition.contender.budget,
-        "selected": run.held.flatten().tolist(),
+        "selected": outcome.counts.flatten().tolist(),
+        **outcome_columns(outcome),
         "mode": "keep",
         "effect": "total",
         "seed": condition.draw,

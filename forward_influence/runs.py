@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.files import WRITING, storing, write_whole
-from forward_influence.manifests import differing_fields, wrong_in
+from forward_influence.manifests import differences, differing_fields, wrong_in
 from forward_influence.parts import KINDS, SCHEMA, SCHEMA_VERSION, Part, encode_part, load_part, part_stem, read_part
 from forward_influence.remote import TOKENS, Mirror, mirror_of
 
@@ -385,10 +385,10 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     digest = configuration_hash(manifest["configuration"])
     if (path / MANIFEST).exists():
         run = open_run(folder)
-        if run.manifest["configuration_hash"] == digest:
+        fields = differences(run.manifest, {"configuration_hash": digest, **manifest})
+        if not fields:
             return run
         if run._has_parts():
-            fields = differing_fields(run.configuration, manifest["configuration"])
             raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
     content = {"schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
     run = Run(path, json.loads(json.dumps(content, default=str)), mirror)

@@ -31,6 +31,7 @@ from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection
+from forward_influence.token_ids import checked_segments
 from forward_influence.trace import Trace
 from forward_influence.zones import zones
 
@@ -151,11 +152,14 @@ def screen_document(
     Returns:
         The estimates, and seconds by part: "context", "ahead" (what oracles read), and each way's gradients by its
         name, once for all rules.
+
+    Raises:
+        ForwardInfluenceError: too few tokens, or ids that the model does not know.
     """
     progress = progress or Silent()
     found: list[Screened] = []
     clock: dict[str, float] = {}
-    for segment, tokens in enumerate(document.segments):
+    for segment, tokens in enumerate(checked_segments(model, document, request.context, request.continuation)):
         context, continuation = tokens[: request.context], tokens[request.context : request.span]
         ends = dict(bins or zones(len(continuation)))
         candidates, fingerprint = request.candidates, document.document.fingerprint

@@ -14,6 +14,8 @@ from forward_influence.numbers import ranges
 #: In keep mode, fewer than this many freely chosen tokens make no choice worth comparing.
 FEWEST_TO_CHOOSE = 32
 MODES = ("drop", "keep")
+#: How a budget is written that is a number of entries held, of whatever compressor.
+HELD = "held="
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,31 @@ class Budget:
         text: as it was written; what tables show.
         value: the number.
         is_fraction: whether it is a fraction.
+        of_all: a compressor's, a count of all that it holds: of a prompt that it keeps whole and of a window that comes
+            on top, too.
     """
 
     text: str
     value: float
     is_fraction: bool
+    of_all: bool = False
 
     @staticmethod
     def parse(text: str | float | int, *, whole: bool = False) -> Budget:
         """Read a budget: with a point it is a fraction, without one a count from 1.
 
         Args:
-            whole: also take 1.0, everything; a compressor does.
+            whole: also take what a compressor does: 1.0, everything, and "held=200".
 
         Raises:
             UsageError: not a number, nothing, negative, or a fraction of one or more.
         """
         written = str(text).strip()
+        if written.startswith(HELD) and whole:
+            count = written.removeprefix(HELD)
+            if not count.isdigit():
+                raise UsageError(f"budget {written} is no number of entries to hold; give {HELD}200, say")
+            return Budget.held(int(count))
         try:
             value = float(written)
         except ValueError:
@@ -53,6 +63,17 @@ class Budget:
         if is_fraction and not (value < 1 or (whole and value == 1)):
             raise UsageError(f"budget {written} is not below 1; a fraction lies in (0, 1), a count has no point")
         return Budget(written, value, is_fraction)
+
+    @staticmethod
+    def held(count: int) -> Budget:
+        """A compressor's budget that comes to so many entries held per layer and head, whatever kind of compressor.
+
+        Raises:
+            UsageError: none, or not a whole number.
+        """
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UsageError(f"--match-held {count} is no number of entries to hold; give a whole number like 200")
+        return Budget(f"{HELD}{count}", count, False, of_all=True)
 
     def count(self, tokens: int) -> int:
         """The number of tokens meant, out of `tokens`: at least 1."""

@@ -98,14 +98,18 @@ class Needs:
                 closing.add(name.removeprefix(CLOSING))
             else:
                 flags.add(name)
-        recorded = dict.fromkeys(flags, True)
         return Needs(
-            window,
-            **{name: frozenset(top_k) for name, top_k in entropies.items()},
+            window=window,
+            entropy=frozenset(entropies["entropy"]),
+            next_entropy=frozenset(entropies["next_entropy"]),
+            surprisal="surprisal" in flags,
+            representation_change="representation_change" in flags,
+            accumulated_attention="accumulated_attention" in flags,
+            query_moments="query_moments" in flags,
+            model="model" in flags,
             gradients=samples,
             zones=frozenset(zones),
             closing=frozenset(closing),
-            **recorded,
         )
 
 

@@ -24,7 +24,7 @@ from forward_influence.paths import typed_path
 from forward_influence.runs import write_whole
 
 #: Raised when the conversion changes its outcome, so that older conversions are redone.
-CONVERSION = 1
+CONVERSION = 2
 MANIFEST = "manifest.json"
 #: The environment variable that moves the cache.
 CACHE_VARIABLE = "FORWARD_INFLUENCE_CACHE"

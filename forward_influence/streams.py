@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from forward_influence.attention import causal_tail
-from forward_influence.backbone import backbone
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
-from forward_influence.forward import run
+from forward_influence.forward import next_logits
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.trace import Trace
@@ -130,7 +129,8 @@ def greedy(
     limit: int,
     finished: Callable[[list[int]], bool],
 ) -> list[list[int]]:
-    """Greedy continuations from several caches of one context, in one batch.
+    """Greedy continuations from several caches of one context, in one batch: the most likely token of the model's own
+    logits each time, whatever generation settings its checkpoint brings.
 
     Args:
         caches: have seen the same context; they are used up.
@@ -145,19 +145,16 @@ def greedy(
     answers: list[list[int]] = [[] for _ in caches]
     over = [False] * len(caches)
     cache = stack(caches, len(question) + limit)
-    with torch.no_grad(), Instrument(model.model, cache=cache):
-
-        def last_hidden(tokens: Tensor) -> Tensor:
-            return run(backbone(model.model), tokens, cache)[0][:, -1]
-
-        hidden = last_hidden(question.expand(len(caches), -1))
+    span = cache.get_seq_length() + len(question) + limit
+    with torch.no_grad(), Instrument(model.model, cache=cache, span=span):
+        tokens = question.expand(len(caches), -1)
         for step in range(limit):
-            tokens = model.anatomy.head(hidden).argmax(-1)
-            for stream, token in enumerate(tokens.tolist()):
+            best = next_logits(model.model, tokens, cache).argmax(-1)
+            for stream, token in enumerate(best.tolist()):
                 if not over[stream]:
                     answers[stream].append(token)
                     over[stream] = finished(answers[stream])
             if all(over) or step == limit - 1:
                 break
-            hidden = last_hidden(tokens[:, None])
+            tokens = best[:, None]
     return answers

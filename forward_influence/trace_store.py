@@ -1,9 +1,9 @@
 """What one pass over a context recorded, and the full cache's run after it, kept on disk for later runs.
 
 Adding a rule to a run then costs one pass over the continuation per document: neither the context nor the baseline is
-run again. An entry belongs to a model (fingerprint and dtype), a device, tokens, chunk size, threads and library
-versions: what it gives is what would be computed, bit for bit. Entries that do not read back are no entries; the
-folder is kept below a size, the least recently used go first.
+run again. An entry belongs to a model (fingerprint and dtype), a device, tokens, chunk size, threads, library versions
+and the processor's kind: what it gives is what would be computed, bit for bit. Entries that do not read back are no
+entries; the folder is kept below a size, the least recently used go first.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from forward_influence.files import WRITING
 from forward_influence.recording import ready_rotation
 from forward_influence.signals import Needs
 from forward_influence.trace import Moments, Trace
+from forward_influence.versions import library_versions
 
 if TYPE_CHECKING:
     from forward_influence.models import Model
@@ -123,11 +124,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def trace_key(model: Model, tokens: Tensor, span: int, chunk: int) -> str:
     """The key of a context's trace: everything that decides its bits, the candidates apart."""
-    import transformers
-
     threads = torch.get_num_threads() if model.device.type == "cpu" else 0
     parts = (_FORMAT, model.fingerprint, model.dtype, model.device.type, span, chunk, threads)
-    versions = (torch.__version__, transformers.__version__)
+    versions = (library_versions(), torch.backends.cpu.get_cpu_capability())
     return _hashed("trace", *parts, *versions, tokens.tolist())
 
 
@@ -203,7 +202,7 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
         return None
     rotary = None
     if needs.query_moments or rotation:
-        rotary = ready_rotation(model.model, model.anatomy, tensors["tokens"][:1], layers)
+        rotary = ready_rotation(model.model, tensors["tokens"][:1], layers, values["span"] or n)
     return Trace(
         tokens=tensors["tokens"],
         layers=layers,

@@ -56,6 +56,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{key: {"head_dim": 8} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe")},
     **{key: {"mamba_n_heads": 8, "mamba_d_head": 8} for key in ("bamba", "granitemoehybrid")},
     "granite": {"logits_scaling": 8.0},
+    "stablelm": {"partial_rotary_factor": 0.5},  # two pairs of channels: one has no order
+    "gpt_neox": {"rotary_pct": 0.5},
     "nemotron": {"num_key_value_heads": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},

@@ -385,7 +385,10 @@ def test_summary(run: Run, tmp_path: Path) -> None:
         in lines
     )
     assert not any("no control" in line for line in lines)
-    assert "candidates: 188 of 256 context tokens; the first 4 and the last 64 are protected" in lines
+    assert (
+        "candidates: 188 of 256 context tokens; the first 4 and the last 64 are protected; budget 0.2: 51 of these "
+        "dropped, 20% of the context"
+    ) in lines
     assert any("noise floor: 1.0e-06 nats" in line for line in lines)
     few = summarise(simulate(tmp_path / "few", documents=2))
     assert "intervals need 6 documents; there are 2" in few.attrs["notes"]

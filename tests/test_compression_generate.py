@@ -129,30 +129,6 @@ def test_compressing_by_hand():
             cache.compress()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"num_beams": 2, "do_sample": False}, "without beam search"),
-        ({"num_return_sequences": 3, "do_sample": True}, "num_return_sequences=1"),
-        ({"prompt_lookup_num_tokens": 3}, "prompt lookup|Assisted decoding requires a cache"),
-        ({"assistant_model": "tiny"}, "assisted decoding|Assisted decoding requires a cache"),
-    ],
-)
-def test_what_takes_several_sequences_or_goes_back_is_refused(arguments, words):
-    model = tiny_model("llama")
-    if "assistant_model" in arguments:
-        arguments = {"assistant_model": tiny_model("llama", seed=4)}
-    tokens = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]])
-    # transformers from 5.24 refuses a cache that cannot be cropped in words of its own
-    refusals = (UsageError, ValueError)
-    with pytest.raises(refusals, match=words) as raised, compress(model, "attention", budget=0.5) as cache:
-        model.generate(
-            tokens, past_key_values=cache, attention_mask=torch.ones_like(tokens), max_new_tokens=9, **arguments
-        )
-    assert "\n" not in str(raised.value)
-    assert model.config._attn_implementation != NAME
-
-
 def test_batches_and_padding_are_refused():
     model = tiny_model("llama")
     mask = torch.ones(1, 70, dtype=torch.int64)

@@ -129,10 +129,11 @@ def test_more_comparisons_ask_for_wider_intervals() -> None:
 
     def rule(far: np.ndarray) -> pd.DataFrame:
         rows = [
-            {"document": f"{i}", "cluster": f"{i}", "floor": 0.0, "kl": [1.0, 0.5, x], "measured": [1.0, 0.5, x], **edges}
+            {"document": f"{i}", "cluster": f"{i}", "floor": 0.0, "kl": [1.0, 0.5, x], **edges}
             for i, x in enumerate(far)
         ]
-        return pd.DataFrame(rows).explode(["kl", "measured", "low", "high"]).astype({"kl": float, "low": int, "high": int})
+        frame = pd.DataFrame(rows).explode(["kl", "low", "high"]).astype({"kl": float, "low": int, "high": int})
+        return frame.assign(measured=frame["kl"])
 
     found = []
     for shift in np.linspace(0.0, 0.6, 25):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -47,9 +48,10 @@ def steps(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> Iterat
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_recorded_entropy_is_that_of_the_step_before_each_token(family, chunk):
     model, tokens = tiny_model(family), tokens_of()
-    model.set_attn_implementation("eager")  # the one that knows soft-capping
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")  # the one that knows soft-capping
     with torch.no_grad():
-        given = torch.tensor([nats(logits, 9) for _, logits in steps(model, tokens, DynamicCache(config=model.config))])
+        given = torch.tensor([nats(logits, 9) for _, logits in steps(eager, tokens, DynamicCache(config=model.config))])
     trace = record(wrap_model(model), tokens, BOTH, chunk=chunk)
     torch.testing.assert_close(trace.entropy_of(9, "next").float(), given, atol=1e-6, rtol=0)
     torch.testing.assert_close(trace.entropy_of(9)[1:].float(), given[:-1], atol=1e-6, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain_writing import by_full_passes
 from tiny import tiny_model
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from typer.testing import CliRunner
@@ -25,6 +27,7 @@ from forward_influence.evaluation_store import SCHEMA, create_or_continue, open_
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model, wrap_model
 from forward_influence.recording import record
+from forward_influence.rotary_span import pinned
 from forward_influence.streams import can_stack, greedy, grouped, stack
 
 RULES = ("attention", "infokv", "h2o", "pyramid", "expected-attention", "streaming", "tova", "random")
@@ -101,6 +104,35 @@ def test_logits_side_by_side_equal_those_of_each_cache_alone(family: str) -> Non
         with torch.no_grad(), Instrument(model.model, cache=cache):
             alone = model.model(question[None], past_key_values=cache).logits[0]
         torch.testing.assert_close(logits, alone, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_answers_of_a_model_whose_rotary_factors_depend_on_length(every: int | None) -> None:
+    """Every step has the factors of context, question and answer together; the reference is whole passes with those."""
+    plain = tiny_model("llama", vocab_size=VOCABULARY)
+    config, weights = copy.deepcopy(plain.config), plain.state_dict()
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.5, 2.5, 3.5, 4.5],
+        "original_max_position_embeddings": 60,
+    }
+    changed = type(plain)(config).double()
+    changed.load_state_dict(weights)
+    model = wrap_model(changed, byte_tokenizer())
+    context, question = random_tokens(50), random_tokens(6, 1)
+    span = 50 + 6 + 12  # the border lies between the question's end and the answer's
+    with pinned(model.model, span):
+        wanted = by_full_passes(model.model, torch.cat([context, question]), 12)
+    if every is None:
+        cache = record(model, context, span=span).cache.branch(None, 0)
+        (answer,) = greedy(model, [cache], question, 12, lambda tokens: False)
+        assert answer == wanted
+    else:
+        full = Contender("full", "1.0", every=every)
+        grown = answer_while_compressing(model, full, context, question, 12, ())
+        assert grown.answer.text == model.tokenizer.decode(wanted, skip_special_tokens=True)
 
 
 def test_answers_end_where_they_are_finished() -> None:
@@ -180,7 +212,8 @@ def test_an_answer_while_compressing_with_the_full_cache_is_the_plain_answer() -
     trace = record(model, context, span=120)
     (plain,) = answer_side_by_side(model, [trace.cache.branch(None, 0)], question, 10, (), True)
     assert grown.answer.text == plain.text
-    assert grown.held == 90 + 5 + 10 - 1
+    assert grown.outcome.held == grown.outcome.most == 90 + 5 + 10 - 1
+    assert grown.outcome.chosen == 0
     assert grown.bytes >= grown.full_bytes
 
 
@@ -290,7 +323,7 @@ def test_a_chain_of_thought_is_paired_with_the_direct_answer(tmp_path: Path) -> 
     frame = evaluate(loaded(dtype=torch.float32), made, tmp_path / "e").frame()
     assert frame["family"].unique().tolist() == ["reasoning"]
     table = paper_layout(accuracy_table(frame), "seen", 1500)
-    assert table.columns.tolist() == ["compressor", "reasoning 50%"]
+    assert table.columns.tolist() == ["compressor", "held (chosen)", "reasoning 50%"]
     assert all(cell.count(" / ") == 1 for cell in table["reasoning 50%"])
 
 
@@ -311,6 +344,12 @@ def results(scores: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
             "score": score,
             "response": str(score),
             "held": 10.0,
+            "held_most": 14.0,
+            "pinned": 6.0,
+            "chosen": 4.0,
+            "pinned_first": 4,
+            "pinned_last": 2,
+            "grain": "entry",
             "cache_bytes": 10,
             "full_bytes": 100,
             "compress_seconds": 0.1,
@@ -382,7 +421,12 @@ def test_paired_intervals_cover() -> None:
 def test_the_papers_layout() -> None:
     frame = in_order({("full", "1.0"): [1] * 20, ("a", "0.4"): [1] * 20, ("a", "0.2"): [0] * 20})
     table = paper_layout(accuracy_table(frame), "seen", 100)
-    assert table.to_dict("list") == {"compressor": ["full", "a"], "t 40%": ["100", "100"], "t 20%": ["100", "0*"]}
+    assert table.to_dict("list") == {
+        "compressor": ["full", "a"],
+        "held (chosen)": ["10", "10 (4), 10 (4)"],
+        "t 40%": ["100", "100"],
+        "t 20%": ["100", "0*"],
+    }
 
 
 def test_retention_curves_show_what_was_found(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forward_influence.errors import UsageError
-from forward_influence.evaluation_store import RESULTS, SCHEMA, Evaluation, create_or_continue, open_evaluation
+from forward_influence.evaluation_store import (
+    RESULTS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Evaluation,
+    create_or_continue,
+    open_evaluation,
+)
 from forward_influence.runs import MANIFEST, open_run
 
 CONFIGURATION = {"model": "tiny", "budgets": ["0.4", "0.2"], "items": 2, "every": None, "temperature": 0.5}
@@ -108,7 +115,7 @@ def test_results_of_an_older_schema_are_refused_in_words(tmp_path):
     made(tmp_path / "e")
     path = tmp_path / "e" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
-    with pytest.raises(UsageError, match="made with schema 1, this version reads 2; evaluate anew"):
+    with pytest.raises(UsageError, match=f"made with schema 1, this version reads {SCHEMA_VERSION}; evaluate anew"):
         open_evaluation(tmp_path / "e")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -25,7 +26,8 @@ from test_cli import call
 from forward_influence import executors, runs
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.measurement import measure
-from forward_influence.runs import open_run
+from forward_influence.models import wrap_model
+from forward_influence.runs import SCHEMA_VERSION, open_run
 
 HERE = Path(__file__).parent
 
@@ -339,12 +341,10 @@ def test_memory_that_is_really_not_there(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_document_that_makes_logits_nan_is_named_and_never_averaged_in(tmp_path, value, in_context):
     documents = tiny_data.documents(3, 100)
-    poisoned, token = tiny_data.model(), 2  # which no document has
+    spoilt, token = copy.deepcopy(tiny_data.model().model), 2  # which no document has
     documents[1].segments[0][20 if in_context else 80] = token
-    weight = poisoned.model.get_input_embeddings().weight
-    before = weight[token].clone()
     with torch.no_grad():
-        weight[token] = value
+        spoilt.get_input_embeddings().weight[token] = value
     messages = []
 
     class Listener:
@@ -355,11 +355,8 @@ def test_a_document_that_makes_logits_nan_is_named_and_never_averaged_in(tmp_pat
 
         def end(self): ...
 
-    try:
-        run = measure(poisoned, documents, fault_runner.request(), tmp_path / "run", progress=Listener())
-    finally:
-        with torch.no_grad():
-            weight[token] = before
+    poisoned = wrap_model(spoilt, spec="tiny-llama")
+    run = measure(poisoned, documents, fault_runner.request(), tmp_path / "run", progress=Listener())
     assert any("doc 1/../x could not be measured" in m and "NaN or infinite" in m for m in messages), messages
     assert {row["document"] for row in run.rows()} == {"doc 0/../x", "doc 2/../x"}
 
@@ -389,7 +386,7 @@ def test_a_run_that_is_moved_or_copied_reads_and_continues(model, tmp_path):
         assert result_columns(folder) == whole
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, str(SCHEMA_VERSION), None])
 def test_a_run_of_another_schema_is_refused_in_words(model, tmp_path, version):
     documents = tiny_data.documents(1, 100)
     measure(model, documents, fault_runner.request(), tmp_path / "run")
@@ -397,7 +394,7 @@ def test_a_run_of_another_schema_is_refused_in_words(model, tmp_path, version):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "schema": version}))
     for use in (open_run, lambda p: measure(model, documents, fault_runner.request(), p)):
-        with pytest.raises(UsageError, match=f"made with schema {version}, this version reads 1"):
+        with pytest.raises(UsageError, match=f"made with schema {version}, this version reads {SCHEMA_VERSION}"):
             use(tmp_path / "run")
 
 

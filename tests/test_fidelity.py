@@ -47,7 +47,7 @@ def test_rows_equal_decoding_token_by_token(family, name, chunk):
     [document] = tiny_data.documents(1, N + M)
     [tokens] = document.segments
     row = measure_document(model, document, asked(name), chunk=chunk).rows[1]
-    contender = Contender(name, "0.4", 12)
+    contender = Contender(name, "0.4", 12, protect_last=8)
     q = token_by_token(model.model, contender.compressor, tokens, 4 if family == "gpt_neox" else 2)
     p = brute_force.logits_of_full_pass(model.model, tokens).logits[0, N:]
     np.testing.assert_allclose(row["kl"], brute_force.kl_by_definition(p, q), atol=1e-7)  # stored in float32
@@ -64,10 +64,15 @@ def test_a_row_says_what_was_held_and_how(tmp_path):
     assert len(frame) == 2 * (1 + 5), "random is drawn five times"
     draws = frame[(frame["selector"] == "random") & (frame["document"] == "doc 0/../x")]
     assert len({tuple(kl) for kl in draws["kl"]}) == 5
-    # compressed at 64, 76, 88 and 100 of 104 tokens: 40 of 100 held, and four more
-    assert all(held.tolist() == [44] * 6 for held in frame["selected"])
+    # compressed at 64, 76, 88 and 100 of 104 tokens: 40 of 100 held, the first 4 and the last 8 pinned; four more come
+    assert all(held.tolist() == [40] * 6 for held in frame["selected"])
+    assert set(frame["held"]) == {40}
+    assert set(frame["pinned"]) == {12}
+    assert set(frame["chosen"]) == {28}
+    assert set(frame["held_most"]) == {35 + 12}
     made = json.loads(frame["parameters"].iloc[0])
     assert (made["compressor"], made["every"], made["scheme"]) == (True, 12, "rule")
+    assert (made["grain"], made["ends"]) == ("entry", [4, 8])
     assert run.configuration["compressors"] == ["infokv", "random"]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from forward_influence.data.documents import load_documents
 from forward_influence.measurement import measure
-from forward_influence.runs import part_stem
+from forward_influence.runs import SCHEMA_VERSION, part_stem
 
 MANY = settings(max_examples=400, deadline=2000, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=80)
@@ -69,7 +69,7 @@ def test_any_manifest(tmp_path_factory, data):
 @SOME
 @given(key=st.sampled_from(["configuration", "configuration_hash", "documents", "schema", "model"]), value=JSON)
 def test_manifests_with_one_thing_wrong(tmp_path_factory, key, value):
-    sound = {"schema": 1, "configuration_hash": "x", "configuration": {}, "documents": [], "model": {}}
+    sound = {"schema": SCHEMA_VERSION, "configuration_hash": "x", "configuration": {}, "documents": [], "model": {}}
     data = json.dumps({**sound, key: value}).encode()
     assert hostile.taken_well(hostile.manifest, data, tmp_path_factory.getbasetemp() / "manifest")
 
@@ -77,7 +77,7 @@ def test_manifests_with_one_thing_wrong(tmp_path_factory, key, value):
 def test_a_manifest_cannot_point_out_of_its_folder(tmp_path):
     for part in ("../../etc/passwd", "/etc/passwd", "a/b", "", "\x00", "a\n"):
         documents = [{"name": "d", "part": part}]
-        sound = {"schema": 1, "configuration_hash": "x", "configuration": {}, "documents": documents}
+        sound = {"schema": SCHEMA_VERSION, "configuration_hash": "x", "configuration": {}, "documents": documents}
         with pytest.raises(Exception, match=r"is no file name|control character"):
             hostile.manifest(json.dumps(sound).encode(), tmp_path)
 

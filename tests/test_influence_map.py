@@ -102,7 +102,7 @@ def test_refusals(model, tokens, tmp_path):
     with pytest.raises(UsageError, match=r"holds another map \(different: tokens\); choose another --out"):
         influence_map(model, tokens.flip(0), SMALL, tmp_path / "map.parquet")
     other = dataclasses.replace(SMALL, block=3, effect="direct")
-    wanted = r"\(different: block 2 there, 3 here; effect total there, direct here\)"
+    wanted = r'\(different: block: 2 there, 3 now; effect: "total" there, "direct" now\)'
     with pytest.raises(UsageError, match=wanted):
         influence_map(model, tokens, other, tmp_path / "map.parquet")
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "table.parquet")

@@ -98,3 +98,14 @@ def test_refusals():
         command.inspect_command(selector=["a", "b", "c"])
     with pytest.raises(UsageError, match=r"\.html or \.parquet"):
         command.inspect_command(selector=["recent"], out=Path("x.txt"))
+
+
+@pytest.mark.parametrize("width", [30, 60, 100, 200])
+def test_names_of_rules_are_whole_at_any_width(found, capsys, monkeypatch, width):
+    from rich.console import Console
+
+    monkeypatch.setattr("forward_influence.cli.tables.console", lambda: Console(width=width))
+    names = ("position-matched:of=attention,stratum=16", "recent")
+    command._show(dataclasses.replace(found, rules=names), None, None)
+    words = capsys.readouterr().out.split()
+    assert all(name in words for name in names)

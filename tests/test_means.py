@@ -132,8 +132,8 @@ def test_disagreement_in_words() -> None:
     row = {"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9, "ratio_of_means": 1.5, "ratio_of_means_low": 0.9}
     row["ratio_of_means_high"] = 2.5
     assert disagreement(row) == (
-        "0.800× [0.700, 0.900], below 1, in a typical document, but 1.50× [0.900, 2.50], above 1, though not surely, in "
-        "the sum over documents"
+        "0.800× [0.700, 0.900], below 1, in a typical document, but 1.50× [0.900, 2.50], above 1, though not surely, "
+        "in the sum over documents"
     )
     assert disagreement({**row, "ratio": 1.2}) == disagreement({**row, "ratio": float("nan")}) == ""
     assert disagreement({**row, "ratio_of_means": 1.0}) == ""

@@ -1,4 +1,4 @@
-"""The noise floor: it is taken off every mean; what then lies under four times it is marked wherever it is shown, and left out of what is inferred."""
+"""The noise floor is taken off every mean; what lies under four times it is marked and left out of inference."""
 
 from __future__ import annotations
 

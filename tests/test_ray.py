@@ -295,3 +295,36 @@ def test_other_weights_on_a_node_are_refused(cluster, model, folder, tmp_path):
             tmp_path / "r",
             executor=executor,
         )
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "9"}])
+def test_threads_of_workers_sleep_unless_the_user_has_decided(given, cluster, folder, model, tmp_path, monkeypatch):
+    """The variables are in the worker's environment from its start, for torch is loaded with the worker's class."""
+    from forward_influence.threads import SLEEPING
+
+    for name in SLEEPING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "note.py").write_text(
+        "from pathlib import Path\nfrom forward_influence import selector\n\n"
+        f"@selector({'environment' + str(len(given))!r}, needs={{'surprisal'}})\ndef note(trace):\n"
+        f"    Path({str(tmp_path / 'seen')!r}).write_bytes(Path('/proc/self/environ').read_bytes())\n"
+        "    return trace.surprisal\n"
+    )
+    documents = tiny_data.documents(1, 100)
+    request = Request(selectors=(f"{tmp_path / 'note.py'}:note",), draws=1, **SMALL)
+    measure(
+        None, documents, request, tmp_path / "run", executor=RayExecutor(Recipe(str(folder), device="cpu"), threads=1)
+    )
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().split("\0") if "=" in line)
+    assert {name: seen[name] for name in SLEEPING if name in seen} == (given or SLEEPING)
+
+
+def test_workers_get_no_more_threads_than_processors_may_be_used(monkeypatch):
+    from forward_influence import ray_executor
+
+    monkeypatch.setattr(ray_executor, "processors", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert RayExecutor(Recipe("x")).threads == 1
+    assert RayExecutor(Recipe("x"), threads=3).threads == 3

@@ -19,6 +19,7 @@ from forward_influence.recording import record
 from forward_influence.selection import Selection
 from forward_influence.selectors import parse_selector, select
 from forward_influence.signals import Needs
+from forward_influence.tokenizing import text_pieces
 
 pytestmark = pytest.mark.real_model
 N, M = 192, 128
@@ -77,7 +78,7 @@ def test_uncertain_tokens_are_content_words_and_what_follows_function_words_is_u
     for cut in prepare(speeches, model.tokenizer, 500, 12, max_documents=2).documents:
         tokens = cut.segments[0][:500]
         trace = record(model, tokens, Needs.merge({"entropy:256", "next_entropy:256"}), first=4, last=500)
-        kinds = classes([model.tokenizer.decode([i]) for i in tokens.tolist()])
+        kinds = classes(text_pieces(model.tokenizer, tokens.tolist()))
         for alignment in ("own", "next"):
             chosen = select(parse_selector(f"entropy:alignment={alignment}"), trace, 100).mask[0, 0].numpy()
             for kind in ("content word", "function word"):

@@ -14,20 +14,21 @@ from forward_influence.rotary import Rotation
 def test_what_is_copied_is_the_rotary_module_alone(monkeypatch):
     """Its hooks lead to the whole model, which was copied once per layer and compression."""
     model = tiny_data.model()
-    rotation = Rotation(model.model, model.anatomy.decoder_layers)
+    rotation = Rotation(model.model)
     rotation.attach()
     tokens = torch.arange(3, 20)
-    model.model(tokens[None])
+    rotation.verify(model.model, tokens[:1], (0, 1))
     copied = []
     monkeypatch.setattr(torch.nn.Linear, "__deepcopy__", lambda self, memo: copied.append(self), raising=False)
     like = torch.zeros(1, dtype=model.dtype)
-    cos, sin = rotation.at(0, torch.arange(17), like)
+    turn = rotation.at(0, torch.arange(17), like)
     assert not copied
     hooks = model.model.model.rotary_emb._forward_hooks
     assert len(hooks) == 1  # the model's own are where they were
     rotation.detach()
-    expected = model.model.model.rotary_emb(like, torch.arange(17)[None])
-    torch.testing.assert_close((cos, sin), expected)
+    cos, sin = model.model.model.rotary_emb(like, torch.arange(17)[None])
+    pairs = turn.cos.shape[-1]
+    torch.testing.assert_close((turn.cos, turn.sin), (cos[0, :, :pairs], sin[0, :, :pairs]))
     copy.deepcopy(model.model.model.layers[0].mlp)
     assert copied  # the trap works
 

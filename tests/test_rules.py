@@ -158,17 +158,6 @@ def test_expected_attention_without_covariance_and_values():
     same(lifted[..., 4:], (found[..., 4:] + 0.5) * norms)
 
 
-def test_layers_that_do_not_rotate_are_refused():
-    from tiny import COMMON
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("smollm3", **COMMON, no_rope_layers=[1, 0, 1], layer_types=["full_attention"] * 3)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with pytest.raises(UsageError, match="layer 1 of SmolLM3ForCausalLM does not rotate"):
-        record(wrap_model(model), seen("llama").tokens, Needs.merge({"query_moments"}))
-
-
 def test_rotation_hooks_are_gone_after_recording():
     model = wrap_model(seen("llama").model)
     record(model, seen("llama").tokens, Needs.merge({"query_moments"}))

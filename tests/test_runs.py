@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from forward_influence import runs
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.measurement import measure
+from forward_influence.models import wrap_model
 from forward_influence.parts import encode_part, load_part
 from forward_influence.request import Request
 from forward_influence.runs import open_run
@@ -194,7 +195,7 @@ class Poisoned:
         self.before = self.weight[2].clone()
         with torch.no_grad():
             self.weight[2] = float("nan")
-        return self.model
+        return wrap_model(self.model.model, spec=self.model.spec)
 
     def __exit__(self, *error):
         with torch.no_grad():

@@ -95,16 +95,17 @@ def test_nothing_is_ended_before_the_tenth_document():
 
 def ended(logs: np.ndarray, width: float) -> list[float]:
     """The logs of the documents that a run with one rule is ended by."""
-    stop = Until(width)
-    for count, value in enumerate(logs, 1):
+    stop, taken = Until(width), []
+    for value in logs.tolist():
+        taken.append(value)
         if stop.add(rows(float(np.exp(value)), m=4)) is not None:
             break
-    return logs[:count].tolist()
+    return taken
 
 
 @pytest.mark.parametrize(("gaussian", "spread", "width"), [(False, 0.6, 0.35), (True, 0.3, 0.2), (True, 0.3, 0.3)])
 def test_intervals_at_the_stop_cover_what_they_promise(gaussian: bool, spread: float, width: float):
-    """Looked at after every document, the reported intervals cover 95%, of skewed logs too (97% ones did 93% to 94%)."""
+    """Looked at after every document, the reported intervals cover 95%, of skewed logs too (97% ones: 93% to 94%)."""
     generator = np.random.default_rng(0)
     population = np.log(effects_of_documents(np.random.default_rng(9), spread, 1_000_000, gaussian)).mean()
     covered, count = 0, 900

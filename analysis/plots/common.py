@@ -136,8 +136,18 @@ def flag_entry(flagged: bool) -> list[Line2D]:
     return [Line2D([], [], color=style.INK, marker="o", label=label, **HOLLOW)] if flagged else []
 
 
-def handles(rules: Iterable[str], styles: Mapping[str, style.RuleStyle], *, line: bool = True) -> list[Line2D]:
-    """Legend entries of rules."""
+def handles(
+    rules: Iterable[str],
+    styles: Mapping[str, style.RuleStyle],
+    *,
+    line: bool = True,
+    labels: Mapping[str, str] | None = None,
+) -> list[Line2D]:
+    """Legend entries of rules.
+
+    Args:
+        labels: what each is called in the legend; its name without.
+    """
     return [
         Line2D(
             [],
@@ -148,7 +158,7 @@ def handles(rules: Iterable[str], styles: Mapping[str, style.RuleStyle], *, line
             markeredgecolor="white",
             markeredgewidth=0.4,
             markersize=5,
-            label=rule,
+            label=rule if labels is None else labels.get(rule, rule),
         )
         for rule in rules
     ]

@@ -56,10 +56,10 @@ def draw(data: PlotData) -> Figure:
     found = crossovers(data.fine_curves, pairs, clustered=data.cluster is not None, level=level)
     parts = common.panels(frame)
     ratios = [{rule: _table(part, rule, against, data) for rule in rules} for _, part in parts]
-    entries = common.handles(rules, data.styles)
+    entries = common.handles(rules, data.styles, labels=data.labels)
     if len(parts) == 1:
         for entry, rule in zip(entries, rules, strict=True):
-            entry.set_label(f"{rule}: {in_short(found[found['rule'] == rule])}")
+            entry.set_label(f"{data.labels.get(rule, rule)}: {in_short(found[found['rule'] == rule])}")
     entries += common.flag_entry(any(bool(t["flagged"].any()) for of_part in ratios for t in of_part.values()))
     bars = [rule for rule in rules if _has_interval(found[found["rule"] == rule])]
     figure, axes = common.grid(len(parts), 2.05 + 0.06 * len(bars), extra=common.legend_height(entries))
@@ -84,7 +84,7 @@ def draw(data: PlotData) -> Figure:
         common.distance_axis(one, float(frame["low"].min() + frame["high"].min()) / 2 + 0.5, end)
         common.log_values(one, values)
         _make_room(one, len(bars))
-    common.finish(figure, axes, "distance from the context (tokens)", f"influence ÷ {against}'s")
+    common.finish(figure, axes, "distance from the context (tokens)", f"influence ÷ {data.whose(against)}")
     common.legend_above(figure, entries)
     return figure
 

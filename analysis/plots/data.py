@@ -11,6 +11,7 @@ import pandas as pd
 
 from forward_influence.analysis import curves, overlap, tokens
 from forward_influence.analysis.compare import measured_budget
+from forward_influence.analysis.held_words import entries
 from forward_influence.analysis.pairing import measured_rule
 from forward_influence.analysis.selections import has_selections, of_several, require_selections
 from forward_influence.analysis.statistics import Kind
@@ -124,6 +125,20 @@ class PlotData:
         """The style of every rule of the runs, drawn or not."""
         asked = [s for run in self.runs for s in run.configuration.get("selectors", [])]
         return rule_styles([*asked, *self.rules])
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What legends call each rule that holds something: its name, and how many entries at each of the budgets."""
+        frame = self.frames.zones[self.frames.zones["budget"].isin(self.wanted_budgets)]
+        held = frame[frame["held"].notna()].groupby(["selector", "run", "budget"], sort=False)["held"].mean()
+        counts: dict[str, list[str]] = {}
+        for (selector, *_), count in held.items():
+            counts.setdefault(str(selector), []).append(entries(count))
+        return {rule: f"{rule} (holds {', '.join(dict.fromkeys(each))})" for rule, each in counts.items()}
+
+    def whose(self, rule: str) -> str:
+        """ "random's" on an axis, and in a line of its own how many entries it holds, if it holds any."""
+        return f"{rule}'s" + self.labels.get(rule, rule).removeprefix(rule).replace(" (", "\n(")
 
     @cached_property
     def selecting(self) -> dict[str, Run]:

@@ -42,7 +42,7 @@ def draw(data: PlotData) -> Figure:
     values = pd.concat([shown["value"], shown["low"], shown["high"]])
     bottom = float(values[values > 0].min()) if (values > 0).any() else 1.0
     floors = [_floor(part) for _, part in parts]
-    entries = common.handles(rules, data.styles) + _floor_entry(floors, bottom)
+    entries = common.handles(rules, data.styles, labels=data.labels) + _floor_entry(floors, bottom)
     entries += common.flag_entry(bool(shown["flagged"].any()))
     if shown["law"].notna().any():
         entries.append(Line2D([], [], color=style.INK, label="fitted law", **_FIT))

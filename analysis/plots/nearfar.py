@@ -27,7 +27,7 @@ def draw(data: PlotData) -> Figure:
         for _, part in parts
     ]
     flagged = any(table["flagged"].iloc[[0, -1]].any() for of_rule in means for table in of_rule.values())
-    entries = common.handles(rules, data.styles, line=False) + common.flag_entry(bool(flagged))
+    entries = common.handles(rules, data.styles, line=False, labels=data.labels) + common.flag_entry(bool(flagged))
     figure, axes = common.grid(len(parts), 2.6, extra=common.legend_height(entries))
     shown: list[float] = []
     others: list[float] = []

@@ -44,7 +44,7 @@ def draw(data: PlotData) -> Figure:
     rules = _rules(frame)
     against = reference(data)
     others = [rule for rule in rules if rule != against]
-    entries = common.handles(others, data.styles)
+    entries = common.handles(others, data.styles, labels=data.labels)
     cells, cell = _cells(rules)
     columns = 1 if len(parts) == 1 else 2
     rows = math.ceil(len(parts) / columns)

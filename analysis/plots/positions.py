@@ -16,7 +16,7 @@ def draw(data: PlotData) -> Figure:
     profile = data.profile
     profile = profile[profile["division"] == "position"]
     rules = profile["selector"].unique().tolist()
-    entries = common.handles(rules, data.styles)
+    entries = common.handles(rules, data.styles, labels=data.labels)
     parts = common.panels(profile)
     figure, axes = common.grid(len(parts), 1.9, extra=common.legend_height(entries))
     middle = 10 * np.arange(len(DIVISIONS["position"])) + 5

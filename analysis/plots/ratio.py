@@ -33,7 +33,7 @@ def draw(data: PlotData) -> Figure:
     if ratios.empty:
         raise UsageError(f"there is no rule beside the control '{data.baseline}'; choose another with --baseline")
     rules = [r for r in asked if r in set(ratios["selector"])]
-    entries = common.handles(rules, data.styles) + common.flag_entry(bool(ratios["flagged"].any()))
+    entries = common.handles(rules, data.styles, labels=data.labels) + common.flag_entry(bool(ratios["flagged"].any()))
     several = ratios["control"].nunique() > 1
     named = ratios.assign(control="÷ " + ratios["control"])
     parts = common.panels(named, [*common.PANEL_COLUMNS, "control"])
@@ -50,7 +50,7 @@ def draw(data: PlotData) -> Figure:
     for one in axes:
         common.distance_axis(one, first, float(ratios["high"].max()))
         common.log_values(one, shown)
-    control = "the control" if several else str(ratios["control"].iloc[0])
-    common.finish(figure, axes, "distance from the context (tokens)", f"influence ÷ {control}'s")
+    control = "the control's" if several else data.whose(str(ratios["control"].iloc[0]))
+    common.finish(figure, axes, "distance from the context (tokens)", f"influence ÷ {control}")
     common.legend_above(figure, entries)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from forward_influence.analysis import style
 from forward_influence.analysis.accuracy import FULL, accuracy_table
 from forward_influence.analysis.curves import labels
+from forward_influence.analysis.held_words import entries as entries_in_words
 from forward_influence.analysis.plots import common
 from forward_influence.errors import UsageError
 from forward_influence.evaluation_store import Evaluation
@@ -31,7 +32,7 @@ def draw(evaluations: Sequence[Evaluation]) -> Figure:
         raise UsageError("only the full cache was evaluated; evaluate a --compressor at several --budget")
     rules = shown["compressor"].unique().tolist()
     styles = style.rule_styles([FULL, *rules])
-    entries = common.handles([FULL, *rules], styles)
+    entries = common.handles([FULL, *rules], styles, labels=_labels(shown))
     entries[0].set_marker("")  # the full cache is a level, not points
     parts = common.panels(shown, ["run", "task", "length", "protocol"])
     figure, axes = common.grid(len(parts), 1.75, extra=common.legend_height(entries))
@@ -53,3 +54,12 @@ def draw(evaluations: Sequence[Evaluation]) -> Figure:
     common.finish(figure, axes, "cache kept", "accuracy")
     common.legend_above(figure, entries)
     return figure
+
+
+def _labels(table: pd.DataFrame) -> dict[str, str]:
+    """What the legend calls each compressor: its name, and how many entries it holds at each budget."""
+    held = table.groupby(["compressor", "budget"], sort=False)["held"].mean().round()
+    counts: dict[str, list[str]] = {}
+    for (compressor, _), count in held.items():
+        counts.setdefault(str(compressor), []).append(entries_in_words(count))
+    return {rule: f"{rule} (holds {', '.join(dict.fromkeys(each))})" for rule, each in counts.items()}

@@ -25,7 +25,7 @@ def draw(data: PlotData) -> Figure:
     profile = data.profile
     profile = profile[(profile["division"] != "position") & (profile["base"] > 0)]
     rules = profile["selector"].unique().tolist()
-    entries = common.handles(rules, data.styles, line=False)
+    entries = common.handles(rules, data.styles, line=False, labels=data.labels)
     parts = common.panels(profile)
     places = _places(profile)
     step = 0.07 + 0.05 * len(rules)

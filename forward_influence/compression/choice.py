@@ -57,7 +57,7 @@ def choose(compressor: Compressor, held: Held, trace_of: TraceOf, frame_of: Fram
     counts = held.counts
     if compressor.kept(held.seen, held.prompt) * counts.numel() >= int(counts.sum()):
         return None
-    first, last, number = _pinned(compressor, held)
+    first, last, number = pins(compressor, held)
     found = groups(counts)
     masks = [torch.zeros(len(g.rows), len(g.heads), g.n, dtype=torch.bool, device=counts.device) for g in found]
     if number > 0:
@@ -70,7 +70,7 @@ def choose(compressor: Compressor, held: Held, trace_of: TraceOf, frame_of: Fram
 
 def remarks(compressor: Compressor, held: Held) -> tuple[str, ...]:
     """What a reader of results must know about this choice: that a pyramid fell back to even budgets, say."""
-    first, last, number = _pinned(compressor, held)
+    first, last, number = pins(compressor, held)
     if number < 1 or compressor.is_full:
         return ()
     width = int(held.counts.max())
@@ -80,7 +80,7 @@ def remarks(compressor: Compressor, held: Held) -> tuple[str, ...]:
     return compressor.rule.remarks(number, candidates) if compressor.scheme == "rule" else ()
 
 
-def _pinned(compressor: Compressor, held: Held) -> tuple[int, int, int]:
+def pins(compressor: Compressor, held: Held) -> tuple[int, int, int]:
     """How many first and last tokens are kept whatever they score, and how many are chosen, on average."""
     kept = compressor.kept(held.seen, held.prompt)
     first, last = compressor.pinned(kept, held.prompt)

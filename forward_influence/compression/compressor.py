@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forward_influence.compression.schedule import Schedule
 from forward_influence.compression.schemes import SCHEMES
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.protection import PROTECT_FIRST, PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selection import Budget
 from forward_influence.selectors import Selector, discover, parse_selector
 from forward_influence.signals import Needs
 
 FULL = "full"
-PROTECT_FIRST = 4
-PROTECT_LAST = 64
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class Compressor:
     Attributes:
         name: as it was asked for.
         rule: scores what is held.
-        budget: a fraction of the tokens seen, or a count; per layer and head on average, pinned tokens included.
+        budget: a fraction of the tokens seen, a count, or a count of all that is held ("held=200"); per layer and head
+            on average, pinned tokens included.
         schedule: when to compress.
         scheme: how the budget is divided, a name of `SCHEMES`.
         protect_first: attention sinks, always kept and counted.
-        protect_last: recent tokens, always kept and counted; shrinks to half of what is kept where that is less.
-        keeps_prompt: the prompt is always kept, and the budget is of the tokens after it.
-        window_on_top: the protected recent tokens come on top of the budget (RPC).
+        protect_last: recent tokens, always kept and counted: a count, or as a float the share of what is kept (of what
+            is kept beside the prompt, where that stays whole); at most half of it either way.
+        keeps_prompt: the prompt is always kept, and the budget is of the tokens after it, unless it is of all.
+        window_on_top: the protected recent tokens are the rule's window and come on top of the budget (RPC).
     """
 
     name: str
@@ -70,7 +72,7 @@ class Compressor:
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     scheme: str = "rule"
     protect_first: int = PROTECT_FIRST
-    protect_last: int = PROTECT_LAST
+    protect_last: int | float = PROTECT_LAST
     keeps_prompt: bool = False
     window_on_top: bool = False
 
@@ -80,8 +82,16 @@ class Compressor:
                 f"scheme {self.scheme!r} is unknown{did_you_mean(self.scheme, list(SCHEMES))}; "
                 f"it is one of {', '.join(SCHEMES)}"
             )
-        if self.protect_first < 0 or self.protect_last < 0:
+        if self.protect_first < 0:
             raise UsageError("a negative number of tokens cannot be protected; give 0 or more")
+        if self.protect_last == 0 and self.rule.observation_window and not self.is_full:
+            raise UsageError(
+                f"{self.name} observes from the last tokens that are protected, and none is; give --protect-last 1, say"
+            )
+        if self.window_on_top and not isinstance(self.protect_last, int):
+            raise UsageError(
+                f"the window of {self.name} comes on top of its budget: a count, {self.rule.name}:window=32 say"
+            )
         if self.needs.model or self.needs.looks_ahead:
             raise UsageError(
                 f"rule {self.rule.name!r} looks at more than a running cache shows; it cannot compress one"
@@ -105,24 +115,48 @@ class Compressor:
         return self.rule.needs | SCHEMES[self.scheme].needs(self.rule)
 
     def kept(self, seen: int, prompt: int) -> int:
-        """How many tokens to hold per layer and head on average, after `seen` tokens, `prompt` of them the prompt's."""
+        """How many tokens to hold per layer and head on average, after `seen` tokens, `prompt` of them the prompt's.
+
+        Raises:
+            UsageError: as `check_prompt`.
+        """
         if self.is_full:
             return seen
-        if not self.keeps_prompt:
+        self.check_prompt(prompt)
+        if self.budget.of_all or not self.keeps_prompt:
             return min(seen, self.budget.count(seen))
         if seen == prompt:
             return seen
-        on_top = self.protect_last if self.window_on_top else 0
-        return min(seen, prompt + self.budget.count(seen - prompt) + on_top)
+        return min(seen, prompt + self.budget.count(seen - prompt) + self._on_top)
 
     def pinned(self, kept: int, prompt: int) -> tuple[int, int]:
         """How many first and last tokens are kept whatever they score, given how many are kept altogether."""
         if self.keeps_prompt:
             rest = kept - prompt
-            return prompt, min(self.protect_last, rest if self.window_on_top else max(1, rest // 2))
-        half = max(1, kept // 2)
-        last = half if self.scheme == "recent" else min(self.protect_last, half)
+            return prompt, min(self._on_top, rest) if self.window_on_top else last_protected(self.protect_last, rest)
+        last = max(1, kept // 2) if self.scheme == "recent" else last_protected(self.protect_last, kept)
         return min(self.protect_first, kept - last), last
+
+    def check_prompt(self, prompt: int) -> None:
+        """Refuse a prompt that is kept whole and leaves nothing to choose of what is to be held.
+
+        Raises:
+            UsageError: with how many entries it would take.
+        """
+        if not (self.keeps_prompt and self.budget.of_all):
+            return
+        least = next(rest for rest in itertools.count(1) if self.pinned(prompt + rest, prompt)[1] < rest)
+        if self.budget.value < prompt + least:
+            window = f" and a window of {self._on_top} on top" if self._on_top else ""
+            raise UsageError(
+                f"{self.name} keeps the prompt whole, {prompt} tokens{window}: to hold {int(self.budget.value)} "
+                f"entries leaves none to choose; hold at least {prompt + least}, or leave {self.name} out"
+            )
+
+    @property
+    def _on_top(self) -> int:
+        """Recent tokens that are kept on top of the budget."""
+        return int(self.protect_last) if self.window_on_top else 0
 
 
 def make_compressor(
@@ -133,18 +167,22 @@ def make_compressor(
     prefill: bool = True,
     scheme: str | None = None,
     protect_first: int = PROTECT_FIRST,
-    protect_last: int | None = None,
+    protect_last: int | float | str | None = None,
     keep_prompt: bool | None = None,
 ) -> Compressor:
     """Make a compressor from its name (`NAMED`, or any rule with its parameters) or from a rule.
 
     Args:
         rule: "infokv", "attention:window=32", "h2o", "rpc", "random-protected", "full", or a `Selector`.
-        budget: a fraction (with a point; 1.0 is everything) or a count of tokens.
+        budget: a fraction (with a point; 1.0 is everything), a count of tokens, or "held=200": all that is held, a
+            prompt that is kept whole included, comes to so many.
         every: compress each time that so many tokens have come.
         prefill: compress when the prompt is through.
         scheme: how the budget is divided between layers and heads; default: as the compressor has it.
-        protect_first, protect_last: pinned tokens; by default 4 and 64, and never less than the rule's own window.
+        protect_first: pinned tokens at the start.
+        protect_last: pinned tokens at the end: a count (64), or a share of what is kept (0.25), at most half of it; by
+            default 64 or the rule's own window, if that is larger. A rule that observes from a window observes from as
+            many of these as there are. Of `rpc`, whose window comes on top, by default that window.
         keep_prompt: keep the prompt whole, the budget is of what follows; default: as the compressor has it.
 
     Raises:
@@ -152,9 +190,11 @@ def make_compressor(
     """
     name, named, selector = _resolved(rule)
     parsed = budget if isinstance(budget, Budget) else Budget.parse(budget, whole=True)
-    on_top = selector.name == "rpc" and named.keeps_prompt
     keeps = named.keeps_prompt if keep_prompt is None else keep_prompt
-    if protect_last is None:
+    on_top = selector.name == "rpc" and named.keeps_prompt and keeps
+    if protect_last is not None:
+        protect_last = parse_protected(protect_last)
+    else:
         protect_last = selector.observation_window if on_top else max(PROTECT_LAST, selector.observation_window)
     return Compressor(
         name=name,
@@ -165,7 +205,7 @@ def make_compressor(
         protect_first=protect_first,
         protect_last=protect_last,
         keeps_prompt=keeps,
-        window_on_top=on_top and keeps,
+        window_on_top=on_top,
     )
 
 

@@ -15,8 +15,10 @@ from forward_influence.compression.session import compress
 from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
 from forward_influence.forward import named_cache
+from forward_influence.generation_settings import for_people, run_generate
 from forward_influence.models import Model
 from forward_influence.prompts import wants_chat
+from forward_influence.token_ids import require_known
 from forward_influence.tokenizing import encode, leading_tokens
 
 
@@ -30,6 +32,7 @@ class Generated:
         prefill_seconds: until the first token, compression included.
         decode_seconds: of the tokens after the first, compressions included.
         stats: of the cache at the end.
+        remarks: which of the checkpoint's generation settings do not hold, and why.
     """
 
     text: str
@@ -38,6 +41,7 @@ class Generated:
     prefill_seconds: float
     decode_seconds: float
     stats: Stats
+    remarks: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -101,9 +105,12 @@ def generate(
 ) -> Generated:
     """Generate after a prompt with a cache that compresses itself.
 
+    What bends the choice of tokens (penalties, suppressed and forced tokens, stop strings) is the checkpoint's own;
+    see `forward_influence.generation_settings.for_people`.
+
     Args:
         compressor: from `make_compressor`; "full" for the whole cache.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; otherwise tokens are drawn from the whole distribution, but for `top_p`.
         top_p: of sampling.
         seed: of sampling, and of random compressors.
         chat: use the chat template; None: where there is one.
@@ -112,8 +119,10 @@ def generate(
 
     Raises:
         UsageError: a prompt that is empty or, with what is to be generated, beyond the model's positions.
+        ForwardInfluenceError: it has tokens that the model does not know.
     """
     tokens = prompt_tokens(model, prompt, chat, system)
+    require_known(model, tokens, "the prompt")
     if max_new_tokens < 1:
         raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
     if abs(seed) >= 1 << 63:
@@ -124,27 +133,23 @@ def generate(
             f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones exceed the {positions} positions of "
             f"{model.spec}; shorten the prompt or generate less"
         )
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    ids = torch.tensor([tokens], device=model.device)
+    settings, remarks = for_people(model.model, max_new_tokens, temperature, top_p)
     streamer = _Streamer(model.tokenizer, show)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), compress(model, compressor, seed=seed) as cache:
         torch.manual_seed(seed)
         begun = time.perf_counter()
-        output = model.model.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=torch.ones_like(ids),
+        output = run_generate(
+            model.model,
+            torch.tensor(tokens, device=model.device),
+            settings,
             **named_cache(model.model, cache),
-            max_new_tokens=max_new_tokens,
             streamer=streamer,
-            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0,
-            **sampling,
+            tokenizer=model.tokenizer,
         )
         ended = time.perf_counter()
         stats = cache.stats
-    new = output[0, len(tokens) :].tolist()
+    new = output[len(tokens) :].tolist()
     first_at = streamer.first_at or ended
     return Generated(
         text=str(model.tokenizer.decode(new, skip_special_tokens=True)),
@@ -153,4 +158,5 @@ def generate(
         prefill_seconds=first_at - begun,
         decode_seconds=ended - first_at,
         stats=stats,
+        remarks=remarks,
     )

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forward_influence.backbone import backbone
-from forward_influence.cache import SelectiveCache, SelectiveLayer
+from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
 from forward_influence.errors import UsageError
 from forward_influence.forward import given_cache
 from forward_influence.instrument import Instrument
 
 #: Tokens of a prompt that are read at a time.
 CHUNK = 512
+#: Outputs that hold something of every token: who asks for them gets a long prompt read at once.
+_OF_ALL_TOKENS = ("hidden_states", "router_logits")
 _WITH_TOKENS = ("input_ids", "position_ids", "cache_position", "token_type_ids")
 
 
@@ -61,11 +63,14 @@ class Passes:
         ):
             stack.callback(handle.remove)
 
-    def _enter_model(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+    def _enter_model(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         """Before the whole model: its logits will come, so that the pass ends with them."""
-        if not self._nested:
-            self._inside_model = True
-            self._adopt()
+        if self._nested:
+            return None
+        self._refuse_attentions(named)
+        self._inside_model = True
+        self._adopt()
+        return _with_cache_in_use(module, inputs, named)
 
     def _leave_model(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         """After the whole model, or its failure."""
@@ -84,14 +89,14 @@ class Passes:
         """Before the layers: refuse what cannot be compressed, read all but the last chunk of a long prompt."""
         if self._nested:
             return None
+        self._refuse_attentions(named)
         self._adopt()
-        named = _by_name(module, inputs, named)
+        _, named = _with_cache_in_use(module, inputs, named)
         length = self._check(named)
         self._tokens, self._done = named.get("input_ids"), []
         if self._cache.get_seq_length() == 0:
             self._make_room(length)
-        wants_all = named.get("output_hidden_states") or named.get("output_attentions")
-        if length > CHUNK and not wants_all:
+        if length > CHUNK and not any(self._wants(named, f"output_{what}") for what in _OF_ALL_TOKENS):
             for start in range(0, length - CHUNK, CHUNK):
                 part = _part(named, length, start, start + CHUNK)
                 self._done.append(self._run_nested(module, part))
@@ -115,6 +120,23 @@ class Passes:
             finally:
                 self._release()
         return output
+
+    def _wants(self, named: dict[str, Any], what: str) -> bool:
+        """Whether a pass is asked for an output, in its call or in the model's configuration."""
+        asked = named.get(what)
+        return bool(getattr(text_config(self._model.config), what, False) if asked is None else asked)
+
+    def _refuse_attentions(self, named: dict[str, Any]) -> None:
+        """Attention weights are not made: each layer and head holds tokens of its own, of which they could not tell.
+
+        Raises:
+            UsageError: they are asked for.
+        """
+        if self._wants(named, "output_attentions"):
+            raise UsageError(
+                "attention weights are not given inside a `with compress(...)` block, where every layer holds other "
+                "tokens; leave out output_attentions=True, also in the model's configuration"
+            )
 
     def _adopt(self) -> None:
         assert self._instrument is not None
@@ -192,6 +214,20 @@ def _by_name(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) 
         return named
     names = [n for n in inspect.signature(module.forward).parameters if n != "self"]
     return {**dict(zip(names, inputs, strict=False)), **named}
+
+
+def _with_cache_in_use(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call by their names, with the cache in use: a model's configuration may say otherwise.
+
+    Raises:
+        UsageError: the call itself says that it is not to be used.
+    """
+    named = _by_name(module, inputs, named)
+    if named.get("use_cache") not in (None, True):
+        raise UsageError("use_cache=False inside a `with compress(...)` block contradicts its cache; leave it out")
+    if "use_cache" in inspect.signature(module.forward).parameters:
+        named = {**named, "use_cache": True}
+    return (), named
 
 
 def _part(named: dict[str, Any], length: int, start: int, end: int) -> dict[str, Any]:

@@ -23,19 +23,25 @@ from transformers.cache_utils import CacheLayerMixin
 
 from forward_influence.anatomy import Anatomy, examine
 from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
-from forward_influence.compression.choice import Held, choose, remarks
+from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
+from forward_influence.compression.guard import guarded
 from forward_influence.compression.held_trace import Group, HeldTrace
 from forward_influence.compression.live_recorder import LiveRecorder
 from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
+from forward_influence.fingerprint import mark
+from forward_influence.given import given_model
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
+from forward_influence.protection import PROTECT_FIRST
 from forward_influence.rotary import Rotation
+from forward_influence.rotary_span import depends_on_length
 from forward_influence.selectors import Selector
 
-_anatomies: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
+#: Model -> its mark when it was examined, and what was found.
+_anatomies: WeakKeyDictionary[PreTrainedModel, tuple[str, Anatomy]] = WeakKeyDictionary()
 
 
 class CompressedCache(SelectiveCache):
@@ -86,12 +92,17 @@ class _Session:
     """One `compress` block: records what passes, and compresses when it is time."""
 
     def __init__(
-        self, model: PreTrainedModel, anatomy: Anatomy, compressor: Compressor, cache: CompressedCache
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        compressor: Compressor,
+        cache: CompressedCache,
+        span: int | None,
     ) -> None:
         self.model, self.compressor, self.cache = model, compressor, cache
-        self.layers = cache.full_layers()
+        self.layers, self.heads = cache.full_layers(), anatomy.kv_heads
         needs = compressor.needs
-        self.rotation = Rotation(model, anatomy.decoder_layers) if needs.query_moments else None
+        self.rotation = Rotation(model, span or 1) if needs.query_moments else None
         self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
         self.prompt = 0
         self._events: list[Event] = []
@@ -127,10 +138,11 @@ class _Session:
                 number=len(self._events),
             )
             keep = choose(self.compressor, held, lambda g, s: self._trace(held, g, s), self._frame)
+            ends = None if keep is None else pins(self.compressor, held)[:2]
             if keep is not None:
                 self._evict(keep)
             self._remarks.update(dict.fromkeys(remarks(self.compressor, held)))
-        self._events.append(Event(held.seen, self._held(), self._now() - begun))
+        self._events.append(Event(held.seen, self._held(), self._now() - begun, ends))
 
     def _trace(self, held: Held, group: Group, skip: int) -> HeldTrace:
         return self.recorder.trace(group, held.of(group), self._evicted(), skip)
@@ -170,8 +182,14 @@ class _Session:
         assert isinstance(layer, SelectiveLayer)
         return layer
 
+    def _positions(self) -> tuple[Tensor, ...]:
+        return tuple(self._layer(i).positions() for i in self.layers)
+
     def _held(self) -> Tensor:
-        return torch.stack([(self._layer(i).positions() >= 0).sum(-1).cpu() for i in self.layers])
+        """Entries per layer and kv head; a pass that failed may have left some layers empty."""
+        empty = torch.zeros(self.heads, dtype=torch.int64)
+        layers = [self._layer(i) for i in self.layers]
+        return torch.stack([empty if x.keys is None else (x.positions() >= 0).sum(-1).cpu() for x in layers])
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
@@ -185,6 +203,7 @@ class _Session:
             prompt=self.prompt,
             seen=self.recorder.seen,
             held=self._held(),
+            positions=self._positions(),
             bytes=self.cache.bytes(),
             full_bytes=sum(_full_bytes(layer) for layer in self.cache.layers),
             events=tuple(self._events),
@@ -202,10 +221,11 @@ def _full_bytes(layer: CacheLayerMixin) -> int:
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
-    """What a model is made of, examined once."""
-    if model not in _anatomies:
-        _anatomies[model] = examine(model)
-    return _anatomies[model]
+    """What a model is made of, examined once, and again where it was changed."""
+    now = mark(model)
+    if model not in _anatomies or _anatomies[model][0] != now:
+        _anatomies[model] = now, examine(model)
+    return _anatomies[model][1]
 
 
 @contextmanager
@@ -217,8 +237,8 @@ def compress(
     every: int | None = None,
     prefill: bool = True,
     scheme: str | None = None,
-    protect_first: int = 4,
-    protect_last: int | None = None,
+    protect_first: int = PROTECT_FIRST,
+    protect_last: int | float | str | None = None,
     keep_prompt: bool | None = None,
     seed: int | None = None,
     span: int | None = None,
@@ -226,18 +246,22 @@ def compress(
     """A cache that compresses itself while `model.generate(..., past_key_values=cache)` runs.
 
     Args:
-        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented.
+        model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented, compiled by torch or
+            adapted by PEFT too; inside the block it runs uncompiled.
         rule, budget, every, prefill, scheme, protect_first, protect_last, keep_prompt: see `make_compressor`. A
             ready `Compressor` brings its own.
         seed: of random rules; default: the rule's own.
         span: how long the sequence will get at most; layers with a sliding window at least that long count as full.
+            Needed for models whose rotary embedding depends on it (LongRoPE, dynamic NTK): all of the sequence is
+            rotated by the factors of that length.
 
     Yields:
         The `CompressedCache`. It serves one sequence; its `stats` tell what is held.
 
     Raises:
         UsageError: an unknown compressor, a budget of nothing, a model without full-attention layers, and later on
-            batches, beam search, padded prompts, prompt lookup, or a forward pass without the cache.
+            batches, padded prompts, generation settings that cannot be with a compressed cache (see
+            `forward_influence.generation_settings`), or a forward pass without the cache.
     """
     if isinstance(rule, Compressor):
         compressor = rule
@@ -247,8 +271,15 @@ def compress(
         compressor = make_compressor(rule, budget, every=every, prefill=prefill, scheme=scheme, **pinned)
     if seed is not None:
         compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
-    plain = model.model if isinstance(model, Model) else model
+    if isinstance(model, Model):
+        model.require_unchanged()
+    plain = model.model if isinstance(model, Model) else given_model(model)
     anatomy = model.anatomy if isinstance(model, Model) else anatomy_of(plain)
+    if span is None and depends_on_length(plain):
+        raise UsageError(
+            f"the rotary embedding of {type(plain).__name__} depends on how long a sequence gets; say so with span=N, "
+            "prompt and what is generated together"
+        )
     cache = CompressedCache(plain.config, span=span)
     if not cache.full_layers():
         raise UsageError(
@@ -256,7 +287,7 @@ def compress(
             "sequence stays within it, say so with span=N"
         )
     cache.compressor = compressor
-    session = cache._session = _Session(plain, anatomy, compressor, cache)
+    session = cache._session = _Session(plain, anatomy, compressor, cache, span)
     with ExitStack() as stack:
         stack.callback(cache.close)
         if session.rotation is not None:
@@ -264,6 +295,7 @@ def compress(
             stack.callback(session.rotation.detach)
             session.rotation.verify(plain, torch.zeros(1, dtype=torch.int64, device=plain.device), session.layers)
         watched = anatomy.decoder_layers if compressor.needs.representation_change else {}
-        instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache))
+        instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache, span=span))
+        stack.enter_context(guarded(plain))
         Passes(plain, cache, session, span).attach(instrument, stack)
         yield cache

@@ -16,11 +16,13 @@ class Event:
         seen: tokens that had gone through.
         held: tokens held after it, (layers, kv_heads) int64.
         seconds: scoring and evicting.
+        ends: how many of the first and of the last tokens were kept whatever they score; None where none was removed.
     """
 
     seen: int
     held: Tensor
     seconds: float
+    ends: tuple[int, int] | None = None
 
 
 @dataclass
@@ -31,7 +33,8 @@ class Stats:
         layers: indices of the layers that are compressed.
         prompt: tokens of the first pass.
         seen: tokens that went through the model.
-        held: tokens held per layer and kv head, (layers, kv_heads) int64.
+        held: tokens held per layer and kv head now, (layers, kv_heads) int64.
+        positions: which ones, of each layer (kv_heads, n) int64, ascending; -1 pads in front.
         bytes: of the tensors that hold keys and values, spare room included.
         full_bytes: what they would be with every token held and no spare room.
         events: the compressions so far.
@@ -44,6 +47,7 @@ class Stats:
     prompt: int = 0
     seen: int = 0
     held: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    positions: tuple[Tensor, ...] = field(default=(), repr=False)
     bytes: int = 0
     full_bytes: int = 0
     events: tuple[Event, ...] = ()

@@ -22,6 +22,7 @@ def register() -> None:
         UsageError: the harness is not installed.
     """
     try:
+        import lm_eval.models  # noqa: F401  its own: it looks for them only as long as it knows none
         from lm_eval.api.registry import model_registry
     except ImportError as error:
         raise UsageError('lm-eval is missing; install the extra: pip install "forward-influence[evaluate]"') from error

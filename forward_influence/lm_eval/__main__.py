@@ -6,12 +6,16 @@ import os
 import sys
 from typing import Any
 
+from forward_influence import threads
+from forward_influence.cli.output import make_writable
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.lm_eval import register, task_folder
 
 
 def main() -> None:
     """Hand over to the harness; our errors are one line, exit code 2 for requests that cannot be met, else 1."""
+    make_writable()
+    threads.prepare()
     try:
         register()
         from lm_eval._cli import HarnessCLI

@@ -70,13 +70,13 @@ class ExpectedAttention(Selector):
         return torch.cat([first.expand(keys.shape[0], min(self.sinks, trace.n)), attention], dim=-1)
 
     def _rotated(self, trace: Trace, layer: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """R mu (query_heads, d) and R Sigma R^T (query_heads, d, d); rotating is linear in (cos, sin): they average."""
+        """R mu (query_heads, d) and R Sigma R^T (query_heads, d, d)."""
         assert trace.rotation is not None  # recorded with the moments
         rotation, moments = trace.rotation, trace.query_moments[layer]
         positions = torch.arange(trace.seen, trace.seen + self.future, device=like.device)
-        cos, sin = (part.mean(1, keepdim=True) for part in rotation.at(trace.layers[layer], positions, like))
-        mean = rotation.apply(moments.mean.to(like.dtype)[:, None], cos, sin)[:, 0]
+        turn = rotation.at(trace.layers[layer], positions, like).mean()
+        mean = turn.apply(moments.mean.to(like.dtype)[:, None])[:, 0]
         if not self.covariance:
             return mean, None
-        once = rotation.apply(moments.covariance.to(like.dtype), cos, sin)
-        return mean, rotation.apply(once.transpose(1, 2), cos, sin)
+        once = turn.apply(moments.covariance.to(like.dtype))
+        return mean, turn.apply(once.transpose(1, 2))

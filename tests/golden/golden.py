@@ -1,10 +1,10 @@
-"""Golden results: what the commands give, written before the code is moved about and compared with afterwards, bit by bit.
+"""Golden results: what the commands give, written before code is moved about and compared with afterwards, bit by bit.
 
     python tests/golden/golden.py write FOLDER       run every case and write what it gave
-    python tests/golden/golden.py compare FOLDER     run every case again and say what differs; exit code 1 if anything does
+    python tests/golden/golden.py compare FOLDER     run every case again and say what differs; exit code 1 if so
 
-Cases go through the command line, so that they do not know where anything lies in the code. Numbers are compared as they
-were written, which holds on one machine with one set of versions only: nothing of it is kept in the repository.
+Cases go through the command line, so that they do not know where anything lies in the code. Numbers are compared as
+they were written, which holds on one machine with one set of versions only: nothing of it is kept in the repository.
 Timings, paths, versions and dates are left out. `--only NAME` takes some of the cases, `--quick` all but the default
 model's.
 """
@@ -124,8 +124,9 @@ def _generation(world: World) -> Any:
 
 def _evaluation(world: World, *options: object) -> Any:
     out = world.folder / f"evaluation{len(options)}"
-    run("evaluate", "--task", "needle", "--task", "facts", "--compressor", "infokv", "--compressor", "snapkv", "--budget",
-        0.3, "--length", 300, "--items", 2, *options, "--out", out, cwd=world.folder)  # fmt: skip
+    chosen = ["--task", "needle", "--task", "facts", "--compressor", "infokv", "--compressor", "snapkv"]
+    sizes = ["--budget", 0.3, "--length", 300, "--items", 2]
+    run("evaluate", *chosen, *sizes, *options, "--out", out, cwd=world.folder)
     return parquet(out / "results.parquet")
 
 
@@ -138,8 +139,8 @@ def _screening(world: World) -> Any:
 
 def _map(world: World, *options: object) -> Any:
     out = world.folder / f"map{len(options)}.parquet"
-    run("influence-map", "--model", "model", "--documents", "texts", "--context", 24, "--continuation", 32, "--block", 2,
-        "--bin-width", 8, *options, "--out", out, cwd=world.folder)  # fmt: skip
+    sizes = ["--context", 24, "--continuation", 32, "--block", 2, "--bin-width", 8]
+    run("influence-map", "--model", "model", "--documents", "texts", *sizes, *options, "--out", out, cwd=world.folder)
     return parquet(out)
 
 
@@ -162,13 +163,27 @@ CASES: dict[str, tuple[bool, Callable[[World], Any]]] = {
         lambda w: w.measure(
             "rules",
             rules=[
-                "h2o", "tova", "observed-attention", "expected-attention", "knorm", "keydiff", "streaming", "recent",
-                "first", "surprisal", "low-entropy", "rpc:window=8", "rkv", "pyramid:window=4",
-                "attention:window=16,heads=adaptive", "infokv:window=16,layers=adaptive", "mix:0.9*knorm+0.1*entropy",
+                "h2o",
+                "tova",
+                "observed-attention",
+                "expected-attention",
+                "knorm",
+                "keydiff",
+                "streaming",
+                "recent",
+                "first",
+                "surprisal",
+                "low-entropy",
+                "rpc:window=8",
+                "rkv",
+                "pyramid:window=4",
+                "attention:window=16,heads=adaptive",
+                "infokv:window=16,layers=adaptive",
+                "mix:0.9*knorm+0.1*entropy",
                 "position-matched:of=knorm",
             ],
         ),
-    ),  # fmt: skip
+    ),
     "oracle": (False, lambda w: w.measure("oracle", rules=["oracle", "oracle:zone=far,by=fisher,samples=2"])),
     "sweep": (False, lambda w: w.measure("sweep", "--per-layer", "--layers", "0,2", "--heads", "1")),
     "rerotate": (False, lambda w: w.measure("rerotate", "--rerotate")),
@@ -177,10 +192,20 @@ CASES: dict[str, tuple[bool, Callable[[World], Any]]] = {
     "compressors": (
         False,
         lambda w: w.measure(
-            "compressors", "--compressor", "infokv:window=8", "--compressor", "h2o", "--compressor", "random",
-            "--budget", "0.4", "--every", 16, rules=[],
+            "compressors",
+            "--compressor",
+            "infokv:window=8",
+            "--compressor",
+            "h2o",
+            "--compressor",
+            "random",
+            "--budget",
+            "0.4",
+            "--every",
+            16,
+            rules=[],
         ),
-    ),  # fmt: skip
+    ),
     "generation": (False, _generation),
     "screening": (False, _screening),
     "map": (False, _map),
