@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.comparable import check_comparable
-from forward_influence.analysis.controls import UNDER_FLOOR, controls, effects, spread
+from forward_influence.analysis.controls import controls, effects, spread
 from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.curves import HELD, MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
 from forward_influence.analysis.decay import fit_decay, shares
 from forward_influence.analysis.held import held_by, with_held
-from forward_influence.analysis.matrix import matrix
+from forward_influence.analysis.matrix import UNDER_FLOOR, matrix
+from forward_influence.analysis.means import arithmetic, columns, ratio_of_means
 from forward_influence.analysis.notes import Note, comparison_notes
 from forward_influence.analysis.pairing import (
     CONDITIONS,
@@ -42,13 +43,14 @@ class Comparison:
     another, `other_held`.
 
     Attributes:
-        table: a row per rule and zone; columns in `compare`.
+        table: a row per rule and zone; columns in `compare`. Shown as two tables: comparison, and both means.
         decay: a row per rule, `decay.fit_decay` with the shares of `decay.shares`.
         crossovers: a row per pair of rules, `crossover.crossovers`.
         controls: a row per rule, control and bin, `controls.controls`.
         effects: a row per rule and bin where both effects were measured, `controls.effects`.
         remarks: lines for under the tables, each with the tables that it is about.
-        curves: the tidy frame in log-spaced bins that decay and crossovers were made from, all runs as one.
+        curves: the tidy frame in log-spaced bins that decay was made from, all runs as one.
+        fine: as `curves` in the narrow bins that crossovers were made from.
         zones: as `curves` in near, middle and far (column `zone`), which the table was made from.
         clustered, method: how intervals were made, as in `statistics.paired`.
     """
@@ -60,6 +62,7 @@ class Comparison:
     effects: pd.DataFrame
     remarks: list[Note]
     curves: pd.DataFrame
+    fine: pd.DataFrame
     zones: pd.DataFrame
     clustered: bool = False
     method: Method = STUDENT
@@ -122,7 +125,8 @@ def compare(
     names = [str(name) for name in counts.index]
     kept = of_budgets(found, budgets)
     twice = len(several) > 1 and bool(kept.zones.duplicated([*_SAME, "low", "high"]).any())
-    even, zones, log = (_merge(frame, " + ".join(names)) for frame in (kept.even, kept.zones, kept.log))
+    name = " + ".join(names)
+    even, zones, log, fine = (_merge(frame, name) for frame in (kept.even, kept.zones, kept.log, kept.fine))
     known = list(grains(zones))
     if not variants(known, baseline):
         raise UsageError(
@@ -134,19 +138,31 @@ def compare(
     options: dict[str, Any] = {"clustered": clustered, "method": how}
     if pairs is not None:
         pairs = [(measured_rule(a, known), measured_rule(b, known)) for a, b in pairs]
-    plain = log if pairs is not None else without_controls(log)
+    plain = fine if pairs is not None else without_controls(fine)
     decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
     crossed = crossovers(plain, pairs, clustered=clustered, level=how.level)
+    table = _table(zones, baseline, **options)
     measured = list(zip(several, counts.tolist(), strict=True))
     return Comparison(
-        table=_table(zones, baseline, **options),
+        table=table,
         decay=with_held(decay, zones),
         crossovers=with_held(crossed, zones, "rule", "over"),
         controls=with_held(controls(even, baseline, **options), zones, other="control_selector"),
         effects=with_held(effects(even, **options), zones),
-        remarks=comparison_notes(measured, zones, decay, crossed, twice=twice, cluster=cluster, method=how),
+        remarks=comparison_notes(
+            measured,
+            table,
+            zones,
+            decay,
+            crossed,
+            finest=int((fine["high"] - fine["low"]).min()),
+            twice=twice,
+            cluster=cluster,
+            method=how,
+        ),
         curves=log,
+        fine=fine,
         zones=zones,
         **options,
     )
@@ -163,7 +179,7 @@ def _merge(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if not frame.duplicated(keys).any():
         return frame
     values = {column: "first" for column in frame.columns if column not in keys}
-    values |= dict.fromkeys(("kl", "nll_delta", "top1_changed", "floor", "overlap"), "mean")
+    values |= dict.fromkeys(("kl", "measured", "nll_delta", "top1_changed", "floor", "overlap"), "mean")
     return frame.groupby(keys, sort=False, as_index=False).agg(values)
 
 
@@ -205,10 +221,9 @@ def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Metho
         for selector, part in group.groupby("selector", sort=False):
             about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector)}
             rows += _zones_of_rule(about, part, group, baseline, clustered, method)
-    values = ["kl", "kl_low", "kl_high", "ratio", "ratio_low", "ratio_high", "p", "p_holm", "rank_biserial", "wins"]
-    table = pd.DataFrame(rows)[
-        [*RULE, "per", *HELD, "zone", "baseline", "other_held", *values, "n", "flagged", "ratio_flagged", "flags"]
-    ]
+    values = [f"{name}{end}" for name in ("kl", "ratio", "mean", "ratio_of_means") for end in ("", "_low", "_high")]
+    values += ["p", "p_holm", "rank_biserial", "wins", "n", "flagged", "ratio_flagged", "flags"]
+    table = pd.DataFrame(rows)[[*RULE, "per", *HELD, "zone", "baseline", "other_held", *values]]
     return table.astype({"wins": "Int64"})  # whole numbers beside missing ones
 
 
@@ -226,10 +241,17 @@ def _zones_of_rule(
     remarks = [] if control is None else pair_remarks(group, selector, control)
     if not itself and both is None:
         remarks.append(f"no {baseline} to compare with under these conditions")
+    means = arithmetic(curve.kl, groups, method.level)
+    missing = np.full(len(ZONES), np.nan)
+    of_means = (missing, missing, missing)
+    if both is not None:
+        paired_groups = both[0].clusters if clustered else None
+        of_means = ratio_of_means(both[0].kl, both[1].kl, paired_groups, method.level)
     rows = []
     for index, zone in enumerate(ZONES):
         out = estimate(curve.kl[:, index], groups, method=method)
         row = {**about, "per": part["per"].iloc[0], "zone": zone, "baseline": control or "", **spread("kl", out)}
+        row |= {**columns("mean", means, index), **columns("ratio_of_means", of_means, index)}
         row |= {name: float(part[name].mean()) for name in HELD}
         row["other_held"] = np.nan if control is None else held_by(group)[control]
         notes = [remark for remark in [out.reason, *remarks] if remark]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.curves import RULE
-from forward_influence.analysis.matrix import FLAG_FACTOR, by_rule, matrix
+from forward_influence.analysis.matrix import by_rule, matrix
 from forward_influence.analysis.pairing import (
     CONDITIONS,
     POSITION_MATCHED,
@@ -18,12 +17,9 @@ from forward_influence.analysis.pairing import (
     position_control_for,
 )
 from forward_influence.analysis.statistics import STUDENT, Estimate, Method, estimate, paired
+from forward_influence.floors import FLAG_FACTOR
 
 _RATIO = ["ratio", "ratio_low", "ratio_high", "n", "flagged", "reason"]
-
-
-#: What is said of a mean below the noise-floor flag.
-UNDER_FLOOR = f"under {FLAG_FACTOR:g}x the noise floor"
 
 
 def controls(
@@ -88,7 +84,7 @@ def ratios(
 
 
 def flags(curves: pd.DataFrame) -> pd.DataFrame:
-    """Bins whose mean KL is below three times the noise floor: columns of `RULE`, low, high, kl, floor, flagged."""
+    """Bins whose mean KL is below the noise-floor flag: columns of `RULE`, low, high, kl, floor, flagged."""
     pieces = []
     for key, group in by_rule(curves):
         curve = matrix(group)
@@ -99,10 +95,12 @@ def flags(curves: pd.DataFrame) -> pd.DataFrame:
 
 def floor_text(curves: pd.DataFrame, mark: str = "") -> str:
     """One line about the noise floor of a frame; `mark` is what flagged values bear."""
-    floor = float(curves.groupby(["run", "document"])["floor"].first().mean())
-    if not np.isfinite(floor):
-        return "noise floor: not measured, so that no bin can be flagged"
-    return f"noise floor: {floor:.1e} nats; means below {FLAG_FACTOR:g} times that are flagged{mark}"
+    floors = curves.groupby(["low", "effect"], sort=False)["floor"].mean().dropna()
+    if floors.empty:
+        return "noise floor: not measured, so that it is not taken off and no bin can be flagged"
+    least, most = (f"{x:.1e}" for x in (floors.min(), floors.max()))
+    shown = least if least == most else f"{least} to {most}"
+    return f"noise floor: {shown} nats, taken off every mean; means below {FLAG_FACTOR:g} times it are flagged{mark}"
 
 
 def matched_text(curves: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.floors import floor_of, taken_off
 from forward_influence.numbers import ranges
 from forward_influence.runs import Run
 
@@ -26,6 +27,9 @@ FEWEST_BINS = 8
 #: Log-spaced bins: how many, and how many positions the first holds.
 LOG_BINS = 16
 FIRST_LOG_BIN = 16
+#: Fine bins: positions in each near the context, and the share of the distance that they grow with farther out.
+FINEST = 4
+FINE_SHARE = 0.08
 #: What a row says of the entries that are kept, per layer and kv head: see `analysis.held`.
 HELD = ("held", "held_most", "pinned", "chosen")
 #: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
@@ -79,6 +83,25 @@ def bins(
     else:
         edges = np.append(np.arange(0, continuation, width), continuation)
     return np.unique(edges.astype(np.int64))
+
+
+def fine_bins(continuation: int, stretch: int = 1) -> Edges:
+    """Edges of the narrowest bins that single documents are averaged in: int64 (B + 1,), from 0 to `continuation`.
+
+    They hold 4 positions, and 8% of the distance from where that is more; whole stretches where positions were sampled.
+
+    Args:
+        continuation: m, in tokens.
+        stretch: as in `bins`.
+    """
+    edges = [0]
+    while edges[-1] < continuation:
+        width = max(FINEST, round(FINE_SHARE * edges[-1]))
+        edges.append(edges[-1] + -(-width // stretch) * stretch)
+    if len(edges) > 2 and continuation - edges[-2] < (edges[-1] - edges[-2]) / 2:
+        del edges[-2]  # no sliver at the end
+    edges[-1] = continuation
+    return np.array(edges, dtype=np.int64)
 
 
 def zone_edges(continuation: int, near: float = NEAR, middle: float = MIDDLE) -> Edges:
@@ -136,14 +159,8 @@ def _binned(row: Mapping[str, Any], edges: Edges) -> dict[str, np.ndarray]:
             out[name], counts = bin_means(values, edges, distance)
             if name == "kl":
                 out["positions"] = counts
+                out["moved"] = bin_means(values != 0, edges, distance)[0]
     return out
-
-
-def _floor(rows: Sequence[Mapping[str, Any]], effect: str) -> float:
-    """Mean KL of the noise-floor rows of one document, of the same effect where there are such; NaN without any."""
-    floors = [r for r in rows if r["kind"] == "noise_floor" and r["kl"] is not None]
-    same = [r for r in floors if r["effect"] == effect] or floors
-    return float(np.mean([np.mean(r["kl"], dtype=np.float64) for r in same])) if same else float("nan")
 
 
 def _mean_of(values: Sequence[float | None]) -> float:
@@ -175,12 +192,13 @@ def _document_pieces(
     for (selector, budget, mode, effect, ablated), found in conditions.items():
         parameters = found[0]["parameters"]
         known = json.loads(parameters or "{}")
-        floor = _floor(rows, effect)
         same = [json.loads(row["parameters"] or "{}").get("overlap") for row in found]
         held = {name: _mean_of([row[name] for row in found]) for name in HELD}
         held["selected"] = _mean_of([_selected(row) for row in found])
         for index, binning in enumerate(binnings):
             edges = binning(found[0]["continuation"], stretch)
+            means, floor = _average(found, edges), floor_of(rows, effect, edges)
+            kl = taken_off(means["kl"], floor, means.pop("moved"))
             yield (
                 index,
                 {
@@ -197,7 +215,9 @@ def _document_pieces(
                     "bin": np.arange(len(edges) - 1),
                     "low": edges[:-1],
                     "high": edges[1:],
-                    **_average(found, edges),
+                    **means,
+                    "kl": kl,
+                    "measured": means["kl"],
                     "floor": floor,
                     "overlap": float("nan") if None in same else float(np.mean(same)),
                     "draws": len({r["seed"] for r in found}),
@@ -250,12 +270,13 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
 
     Each frame has a row per (run, document, selector, budget, mode, effect, layers, bin): `kl`, `nll_delta` and
     `top1_changed` are means over the bin's positions [low, high), or over the sampled ones where positions were
-    sampled: `positions` says how many, bins without any are left out. `distance` is the bin's middle, `floor` the
-    document's noise floor in nats, `overlap` what a position-matched control shares with its rule (0..1; NaN of other
-    rules), `layers` "all" (or the ablated ones, where layers were ablated one by one), `per` the grain of what was
-    selected ("" where nothing was chosen), `selected` how many entries per layer and kv head, `held`, `held_most`,
-    `pinned` and `chosen` the same where entries are kept (`analysis.held`; NaN in drop mode), `compressor` whether the
-    selector is one, `draws` the seeds averaged, `cluster` the document's group (or its own name).
+    sampled: `positions` says how many, bins without any are left out. The KL is without the document's noise floor in
+    that bin, which `floor` holds, in nats; `measured` is the mean with it. `distance` is the bin's middle, `overlap`
+    what a position-matched control shares with its rule (0..1; NaN of other rules), `layers` "all" (or the ablated
+    ones, where layers were ablated one by one), `per` the grain of what was selected ("" where nothing was chosen),
+    `selected` how many entries per layer and kv head, `held`, `held_most`, `pinned` and `chosen` the same where entries
+    are kept (`analysis.held`; NaN in drop mode), `compressor` whether the selector is one, `draws` the seeds averaged,
+    `cluster` the document's group (or its own name).
 
     Args:
         cluster: a field of the manifest's documents, such as "author".
@@ -311,10 +332,13 @@ def load(
     width: int | None = None,
     *,
     log: bool = False,
+    fine: bool = False,
     count: int | None = None,
     cluster: str | None = None,
 ) -> pd.DataFrame:
-    """Tidy curves of one or several runs in bins of `width` tokens, or log-spaced; columns as in `read`."""
+    """Tidy curves of one or several runs in bins of `width` tokens, log-spaced or fine; columns as in `read`."""
+    if fine:
+        return read(runs, [fine_bins], cluster)[0]
     return read(runs, [lambda m, stretch: bins(m, width, stretch=stretch, log=log, count=count)], cluster)[0]
 
 
@@ -327,21 +351,23 @@ def load_zones(
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves of runs in the three binnings that analysis works with, each a frame as `read` gives it.
+    """Curves of runs in the binnings that analysis works with, each a frame as `read` gives it.
 
     Attributes:
         even: in bins of equal width (or those asked for), for pictures and ratios to controls.
         zones: in near, middle and far, with their names in a column `zone`.
-        log: log-spaced, for fits and crossovers.
+        log: log-spaced, for fits.
+        fine: in the narrowest bins, for crossovers.
     """
 
     even: pd.DataFrame
     zones: pd.DataFrame
     log: pd.DataFrame
+    fine: pd.DataFrame
 
     def where(self, keep: Callable[[pd.DataFrame], pd.Series]) -> Curves:
         """The rows of each frame for which `keep` is true."""
-        return Curves(*(frame[keep(frame)] for frame in (self.even, self.zones, self.log)))
+        return Curves(*(frame[keep(frame)] for frame in (self.even, self.zones, self.log, self.fine)))
 
 
 def read_curves(
@@ -359,8 +385,8 @@ def read_curves(
     """
     zones: Binning = lambda m, _: zone_edges(m, near, middle)  # noqa: E731
     log: Binning = lambda m, stretch: bins(m, stretch=stretch, log=True)  # noqa: E731
-    frames = read(runs, [even, zones, log], cluster)
-    return Curves(frames[0], name_zones(frames[1]), frames[2])
+    frames = read(runs, [even, zones, log, fine_bins], cluster)
+    return Curves(frames[0], name_zones(frames[1]), *frames[2:])
 
 
 def name_zones(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
@@ -54,5 +52,4 @@ def surely_below(
     Args:
         comparisons: pairs that these two were chosen from (Bonferroni).
     """
-    strict = replace(method, level=1 - (1 - method.level) / comparisons)
-    return bool(paired(first, second, clusters, method=strict, test=False).high < 1)
+    return bool(paired(first, second, clusters, method=method.of_many(comparisons), test=False).high < 1)

@@ -12,12 +12,17 @@ import pandas as pd
 from forward_influence.analysis.compare import Comparison
 from forward_influence.analysis.controls import ratios
 from forward_influence.analysis.crossover import crossovers
+from forward_influence.analysis.curves import ZONES
 from forward_influence.analysis.decay import HALF_FROM
 from forward_influence.analysis.fading import told_apart
+from forward_influence.analysis.findings_crossing import REFERENCE, crossing_clause, crossing_sentence, ratio_text
 from forward_influence.analysis.findings_selected import of_overlap, of_tokens
 from forward_influence.analysis.held import against, held_by, held_sentences, held_table
+from forward_influence.analysis.matrix import UNDER_FLOOR
+from forward_influence.analysis.means import columns, disagreements, ratio_of_means
 from forward_influence.analysis.pairing import (
     CONDITIONS,
+    align,
     grain_remark,
     grains,
     is_control,
@@ -26,10 +31,8 @@ from forward_influence.analysis.pairing import (
     without_controls,
 )
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS
-from forward_influence.analysis.wording import interval, join, many, tokens
+from forward_influence.analysis.wording import interval, join, many
 
-#: What other rules are held against where it was measured: the paper's claim (arXiv:2606.26875) is about it.
-REFERENCE = "attention"
 #: The rule that the paper's claim is about.
 CLAIMED = "entropy"
 MOST_CONDITIONS = 4
@@ -91,12 +94,29 @@ class _Condition:
                 frame = frame[frame[column] == value]
         return frame
 
-    def zone_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
-        """One rule as a multiple of another, near, middle and far; empty where no document has both."""
+    def zone_ratios(self, rule: str, other: str, comparisons: int = 1) -> dict[str, dict[str, Any]]:
+        """One rule as a multiple of another, near, middle and far; empty where no document has both.
+
+        Args:
+            comparisons: from which this one is picked; intervals are as wide as that asks for.
+        """
+        method = self.found.method.of_many(comparisons)
+        made = ratios(*self._parts(rule, other), clustered=self.found.clustered, method=method)
+        return dict(zip(ZONES, made, strict=False))
+
+    def both_ratios(self, rule: str, other: str) -> dict[str, dict[str, Any]]:
+        """As `zone_ratios`, with the ratio of arithmetic means."""
+        made, both = self.zone_ratios(rule, other), align(*self._parts(rule, other))
+        if both is not None:
+            groups = both[0].clusters if self.found.clustered else None
+            of_means = ratio_of_means(both[0].kl, both[1].kl, groups, self.found.method.level)
+            for index, zone in enumerate(made):
+                made[zone] |= columns("ratio_of_means", of_means, index)
+        return made
+
+    def _parts(self, *rules: str) -> list[pd.DataFrame]:
         zones = self.of(self.found.zones)
-        parts = [zones[zones["selector"] == name] for name in (rule, other)]
-        made = ratios(*parts, clustered=self.found.clustered, method=self.found.method)
-        return dict(zip(("near", "middle", "far"), made, strict=False))
+        return [zones[zones["selector"] == name] for name in rules]
 
     def mind(self, rule: str, other: str) -> str:
         """Sentences on what else tells two rules apart: unequal numbers of entries held, and (said of the first
@@ -124,7 +144,9 @@ def findings(evidence: Evidence) -> list[Findings]:
         sentences += held_sentences(held_table(condition.of(found.zones)))
         sentences += _crossing(condition) + _strongest(condition)
         if condition.main:
-            sentences += _against_baseline(condition) + _against_matched(condition) + _decay(condition)
+            sentences += (
+                _against_baseline(condition) + _means_apart(condition) + _against_matched(condition) + _decay(condition)
+            )
         sentences += _floor(condition)
         heading = ", ".join(_NAMED[c].format(chosen[c]) for c in varied)
         made.append(Findings(heading, sentences))
@@ -179,96 +201,39 @@ def _warnings(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _ratio(row: dict[str, Any] | pd.Series, digits: int = 3) -> str:
-    return interval(row["ratio"], row["ratio_low"], row["ratio_high"], digits, "×")
-
-
 def _crossing(condition: _Condition) -> list[str]:
     """Where rules' influence overtakes attention's: entropy's, which the paper is about, and the others' in one."""
-    curves = condition.of(condition.found.curves)
+    curves, found = condition.of(condition.found.fine), condition.found
     rules = curves["selector"].unique().tolist()
     if REFERENCE not in rules:
         return []
     others = [r for r in rules if r != REFERENCE and not is_control(r)]
-    pairs, found = [(rule, REFERENCE) for rule in others], condition.found
-    rows = crossovers(curves, pairs, clustered=found.clustered, level=found.method.level)
+
+    def rows(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        made = crossovers(curves, pairs, clustered=found.clustered, level=found.method.level)
+        return [{str(k): v for k, v in row.items()} for row in made.to_dict("records")]
+
+    back = {row["over"]: row for row in rows([(REFERENCE, rule) for rule in others])}
     made, rest = [], []
-    for row in rows.to_dict("records"):
-        zones = condition.zone_ratios(row["rule"], REFERENCE)
+    for row in rows([(rule, REFERENCE) for rule in others]):
+        zones = condition.both_ratios(row["rule"], REFERENCE)
+        row["back"] = back.get(row["rule"])
         if row["rule"] == CLAIMED:
             made.append(crossing_sentence(row, zones, condition.what) + condition.mind(CLAIMED, REFERENCE))
         else:
             held = condition.holding(row["rule"], REFERENCE)
-            rest.append(_crossing_clause(row, zones) + (f" ({row['rule']} {held})" if held else ""))
+            rest.append(crossing_clause(row, zones) + (f" ({row['rule']} {held})" if held else ""))
     if rest:
         of_what = "of the other rules, " if made else f"in {condition.what}, "
         made.append(f"{of_what}{'; '.join(rest)}.")
     return made
 
 
-def _bounds(row: dict[str, Any]) -> str:
-    """The interval of a crossover in brackets; "" where there is none, or nothing but the estimate in it."""
-    if math.isnan(row["low"]) or row["low"] == row["high"]:
-        return ""
-    return f" (95% interval: {tokens(row['low'])} to {tokens(row['high'])})"
-
-
-def _apart(zones: dict[str, dict[str, Any]]) -> str:
-    """Near and far ratios in words; those under the noise floor are said to be."""
-    said = []
-    for zone in ("near", "far"):
-        if zone in zones:
-            under = ", under the noise floor" if zones[zone]["flagged"] else ""
-            said.append(f"{_ratio(zones[zone])} {zone}{under}")
-    return f"; it is {join(said)}" if said else ""
-
-
-def crossing_sentence(row: dict[str, Any], zones: dict[str, dict[str, Any]], what: str = "influence") -> str:
-    """Whether and from where a rule's influence exceeds the reference's, and by how much near and far.
-
-    Args:
-        row: of `crossovers`.
-        zones: of each zone `ratio`, `ratio_low`, `ratio_high` and `flagged`, rule over reference.
-        what: what the KL is called.
-    """
-    whose, distance = f"{row['rule']}'s {what}", row["distance"]
-    if math.isnan(distance):
-        return f"{whose} could not be set against {REFERENCE}'s ({row['reason']})."
-    where = f"within the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
-    unsure = _unsure(row, zones)
-    if distance == 0:
-        text = f"exceeds {REFERENCE}'s throughout the range ({tokens(row['first'])} to {tokens(row['last'])} tokens)"
-    elif math.isinf(distance):
-        text = f"does not come to exceed {REFERENCE}'s {where}"
-    else:
-        text = f"exceeds {REFERENCE}'s from {tokens(distance)} tokens on"
-    return f"{whose} {text}{_bounds(row)}{unsure}{_apart(zones)}."
-
-
-def _unsure(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
-    """What the intervals leave open of whether a rule's influence comes to exceed the reference's."""
-    if not math.isinf(row["distance"]):
-        return ", though that it never does is not excluded" if math.isinf(row["high"]) else ""
-    far = zones.get("far")
-    if far is None or math.isnan(far["ratio_low"]) or (far["ratio_high"] < 1 and not far["flagged"]):
-        return ""
-    return ", though that it does is not excluded"
-
-
-def _crossing_clause(row: dict[str, Any], zones: dict[str, dict[str, Any]]) -> str:
-    rule, distance = row["rule"], row["distance"]
-    if math.isnan(distance):
-        return f"{rule} could not be set against it ({row['reason']})"
-    if distance == 0:
-        return f"{rule} exceeds {REFERENCE}'s throughout{_bounds(row)}{_unsure(row, zones)}"
-    if math.isinf(distance):
-        far = f" ({_ratio(zones['far'])} far)" if "far" in zones and not zones["far"]["flagged"] else ""
-        return f"{rule}{far} does not come to exceed {REFERENCE}'s{_bounds(row)}{_unsure(row, zones)}"
-    return f"{rule} exceeds {REFERENCE}'s from {tokens(distance)} tokens on{_bounds(row)}{_unsure(row, zones)}"
-
-
 def _strongest(condition: _Condition) -> list[str]:
-    """The rule with the largest influence near and far, and the rules that cannot be told from it."""
+    """The rule with the largest influence near and far, and the rules that cannot be told from it.
+
+    The largest of k rules is larger than others by chance alone: intervals are as wide as all their pairs ask for.
+    """
     table = without_controls(condition.of(condition.found.table))
     sentences: list[str] = []
     minded: set[str] = set()
@@ -280,14 +245,14 @@ def _strongest(condition: _Condition) -> list[str]:
         text = f"{where}, {top['selector']} has the largest {condition.what}: "
         text += interval(top["kl"], top["kl_low"], top["kl_high"], 2, " nats")
         if top["baseline"] and not top["ratio_flagged"]:
-            text += f", {_ratio(top, 2)} {top['baseline']}'s"
-        alike = []
+            text += f", {ratio_text(top, 2)} {top['baseline']}'s"
+        alike, pairs = [], len(rows) * (len(rows) - 1) // 2
         for rule in rows["selector"]:
-            ratio = condition.zone_ratios(rule, top["selector"]).get(zone) if rule != top["selector"] else None
+            ratio = condition.zone_ratios(rule, top["selector"], pairs).get(zone) if rule != top["selector"] else None
             if ratio is not None and ratio["ratio_low"] <= 1 <= ratio["ratio_high"]:
                 held = condition.holding(rule, top["selector"])
-                alike.append(f"{rule} ({'; '.join(filter(None, [_ratio(ratio), held]))})")
-        text += f"; {join(alike)} cannot be told from it." if alike else "."
+                alike.append(f"{rule} ({'; '.join(filter(None, [ratio_text(ratio), held]))})")
+        text += f"; {join(alike)} cannot be told from it{_of_many(pairs, 'pairs')}." if alike else "."
         if top["baseline"] and top["selector"] not in minded:
             text += condition.mind(top["selector"], top["baseline"])
             minded.add(top["selector"])
@@ -300,18 +265,34 @@ def _against_baseline(condition: _Condition) -> list[str]:
     table = condition.of(condition.found.table)
     rows = table[(table["baseline"] != "") & table["ratio_low"].notna() & ~table["ratio_flagged"]]
     rows = without_controls(rows[rows["zone"].isin(["near", "far"])])
-    same = rows[(rows["ratio_low"] <= 1) & (rows["ratio_high"] >= 1)]
-    below = rows[rows["ratio_high"] < 1]
+    wide: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for rule, baseline in rows[["selector", "baseline"]].drop_duplicates().itertuples(index=False):
+        wide[rule, baseline] = condition.zone_ratios(rule, baseline, len(rows))
+    judged: dict[str, dict[str, dict[str, list[str]]]] = {"cannot be told from": {}, "less than": {}}
+    for row in rows.itertuples():
+        ratio = wide[row.selector, row.baseline][row.zone]
+        verdict = "less than" if ratio["ratio_high"] < 1 else "cannot be told from"
+        if ratio["ratio_low"] <= 1:
+            mine = judged[verdict].setdefault(row.baseline, {}).setdefault(row.selector, [])
+            mine.append(f"{row.zone} ({ratio_text(ratio)})")
     sentences = []
-    for group, verdict in ((same, "cannot be told from"), (below, "less than")):
-        for baseline, some in group.groupby("baseline", sort=False):
-            each = [
-                f"{rule} {join([f'{r.zone} ({_ratio(r._asdict())})' for r in mine.itertuples()])}"
-                for rule, mine in some.groupby("selector", sort=False)
-            ]
-            remarks = [condition.mind(str(rule), str(baseline)) for rule in some["selector"].unique()]
-            sentences.append(f"{verdict} {baseline}: {'; '.join(each)}.{''.join(remarks)}")
+    for verdict, of_baselines in judged.items():
+        for baseline, some in of_baselines.items():
+            each = "; ".join(f"{rule} {join(zones)}" for rule, zones in some.items())
+            remarks = "".join(condition.mind(rule, baseline) for rule in some)
+            sentences.append(f"{verdict} {baseline}: {each}{_of_many(len(rows), 'comparisons')}.{remarks}")
     return sentences
+
+
+def _of_many(count: int, what: str) -> str:
+    """What the intervals of a sentence are wide for, where that is more than one comparison."""
+    return f", intervals as wide as {count} {what} ask for" if count > 1 else ""
+
+
+def _means_apart(condition: _Condition) -> list[str]:
+    """Where geometric and arithmetic means disagree about which side of its baseline a rule is on."""
+    lines = disagreements(without_controls(condition.of(condition.found.table)))
+    return [f"{line}." for line in lines]
 
 
 def _against_matched(condition: _Condition) -> list[str]:
@@ -321,7 +302,7 @@ def _against_matched(condition: _Condition) -> list[str]:
     for rule in zones["selector"].unique():
         control = position_control_for(zones, rule)
         made = condition.zone_ratios(rule, control) if control else {}
-        each = [f"{_ratio(made[zone])} {zone}" for zone in ("near", "far") if made and not made[zone]["flagged"]]
+        each = [f"{ratio_text(made[zone])} {zone}" for zone in ("near", "far") if made and not made[zone]["flagged"]]
         if each:
             shared = zones.loc[zones["selector"] == control, "overlap"].mean()
             holds = "" if math.isnan(shared) else f" ({control} holds {shared:.0%} of the same entries)"
@@ -367,7 +348,7 @@ def _floor(condition: _Condition) -> list[str]:
     if flagged.empty:
         return []
     which = [f"{rule} ({join(rows['zone'].tolist())})" for rule, rows in flagged.groupby("selector", sort=False)]
-    return [f"under three times the noise floor, and not to be relied on: {join(which)}."]
+    return [f"{UNDER_FLOOR}, and not to be relied on: {join(which)}."]
 
 
 def _effects(effects: pd.DataFrame) -> list[str]:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.curves import RULE
+from forward_influence.floors import FLAG_FACTOR
 
-#: Bins below this many times the noise floor are flagged.
-FLAG_FACTOR = 3.0
+#: What is said of a mean below the noise-floor flag.
+UNDER_FLOOR = f"under {FLAG_FACTOR:g}x the noise floor"
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Matrix:
     """One rule's curves side by side.
 
     Attributes:
-        kl: (documents, bins), NaN where a document has no position in a bin.
+        kl: (documents, bins) without the noise floor, NaN where a document has no position in a bin.
+        measured: (documents, bins) with what rounding added.
         documents, clusters: (documents,) names.
         low, high: (bins,) positions of each bin, [low, high).
-        floors: (documents,) noise floors, nats; NaN where none was measured.
+        floors: (documents, bins) noise floors, nats; NaN where none was measured.
     """
 
     kl: np.ndarray
+    measured: np.ndarray
     documents: np.ndarray
     clusters: np.ndarray
     low: np.ndarray
@@ -34,17 +37,19 @@ class Matrix:
     floors: np.ndarray
 
     @property
-    def floor(self) -> float:
-        """Mean noise floor over documents, nats; NaN without any."""
-        known = self.floors[np.isfinite(self.floors)]
-        return float(known.mean()) if len(known) else float("nan")
+    def floor(self) -> np.ndarray:
+        """Mean noise floor over documents (bins,), nats; NaN without any."""
+        known = np.isfinite(self.floors)
+        totals = np.where(known, self.floors, 0.0).sum(axis=0)
+        return np.where(known.any(axis=0), totals / np.maximum(known.sum(axis=0), 1), np.nan)
 
     def at(self, documents: np.ndarray, low: np.ndarray) -> Matrix:
         """The same at some of the documents and bins (by where they begin), in their order."""
         rows = np.searchsorted(self.documents, documents)
         columns = np.searchsorted(self.low, low)
-        kl, edges = self.kl[np.ix_(rows, columns)], (self.low[columns], self.high[columns])
-        return Matrix(kl, self.documents[rows], self.clusters[rows], *edges, self.floors[rows])
+        kl, measured, floors = (x[np.ix_(rows, columns)] for x in (self.kl, self.measured, self.floors))
+        where = self.low[columns], self.high[columns]
+        return Matrix(kl, measured, self.documents[rows], self.clusters[rows], *where, floors)
 
     @property
     def geometric_mean(self) -> np.ndarray:
@@ -59,22 +64,21 @@ class Matrix:
     @property
     def below_floor(self) -> np.ndarray:
         """Bins (bins,) whose mean is below `FLAG_FACTOR` times the noise floor; none where no floor was measured."""
-        if not np.isfinite(self.floor):
-            return np.zeros(len(self.low), dtype=bool)
-        return np.asarray(self.geometric_mean < FLAG_FACTOR * self.floor)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.geometric_mean < FLAG_FACTOR * self.floor)
 
 
 def matrix(frame: pd.DataFrame) -> Matrix:
     """The frame of one rule (one value in each of the columns `RULE`) as a matrix over documents and bins."""
-    wide = frame.pivot(index=["document", "cluster"], columns=["low", "high"], values="kl").sort_index(axis=1)
-    return Matrix(
-        kl=wide.to_numpy(dtype=float),
-        documents=wide.index.get_level_values(0).to_numpy(),
-        clusters=wide.index.get_level_values(1).to_numpy(),
-        low=wide.columns.get_level_values(0).to_numpy(dtype=np.int64),
-        high=wide.columns.get_level_values(1).to_numpy(dtype=np.int64),
-        floors=frame.groupby("document")["floor"].first().to_numpy(dtype=float),
-    )
+    documents, row = np.unique(frame["document"].to_numpy(dtype=str), return_inverse=True)
+    low, first, column = np.unique(frame["low"].to_numpy(), return_index=True, return_inverse=True)
+    wide = {name: np.full((len(documents), len(low)), np.nan) for name in ("kl", "measured", "floor")}
+    for name, values in wide.items():
+        values[row, column] = frame[name].to_numpy(dtype=float)
+    clusters = np.empty(len(documents), dtype=object)
+    clusters[row] = frame["cluster"].to_numpy()
+    edges = low.astype(np.int64), frame["high"].to_numpy(dtype=np.int64)[first]
+    return Matrix(wide["kl"], wide["measured"], documents, clusters, *edges, wide["floor"])
 
 
 def by_rule(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from forward_influence.analysis.compare import Comparison
 from forward_influence.analysis.held_words import HEADING, held_cell, held_pair
+from forward_influence.analysis.means import disagreement
 from forward_influence.analysis.selected import NOTES
 from forward_influence.analysis.wording import ABSENT, correlation, interval, p_value
 from forward_influence.analysis.wording import number as written
@@ -107,6 +108,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
     """The tables of a comparison that have rows, each with what has to be said of it; the first with the rest too."""
     made = [
         ("table", "comparison", "Influence near, middle and far", found.table, _comparison),
+        ("means", "means", "Geometric and arithmetic means over documents", found.table, _means),
         ("decay", "decay", "Decay with distance", found.decay, _decay),
         ("crossovers", "crossovers", "Crossovers: from where a rule's influence is larger", found.crossovers, _cross),
         ("controls", "controls", "Multiple of the controls, by distance", found.controls, _controls),
@@ -153,6 +155,20 @@ def _comparison(row: Any) -> dict[str, Cell]:
         "effect size": number(row["rank_biserial"], digits=2),
         "wins": number(wins, f"{row['wins']} of {row['n']}"),
         "remarks": words(row["flags"]),
+    }
+
+
+def _means(row: Any) -> dict[str, Cell]:
+    cells, ratio_mark = _comparison(row), marked(row["ratio_flagged"])
+    return {
+        "rule": cells["rule"],
+        "zone": cells["zone"],
+        "geometric mean KL, nats [95%]": cells["mean KL, nats [95%]"],
+        "arithmetic mean KL, nats [95%]": spread(row, "mean", mark=marked(row["flagged"])),
+        "to": cells["to"],
+        "geometric mean of ratios [95%]": cells["ratio [95%]"],
+        "ratio of arithmetic means [95%]": spread(row, "ratio_of_means", mark=ratio_mark),
+        "they disagree": words(disagreement(row)),
     }
 
 

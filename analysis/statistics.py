@@ -14,7 +14,7 @@ The rules, all stated in docs/statistics.md:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +40,10 @@ class Method:
 
     kind: Kind = "t"
     level: float = CONFIDENCE
+
+    def of_many(self, comparisons: int) -> Method:
+        """The same with intervals as wide as so many comparisons ask for (Bonferroni), of which results are picked."""
+        return replace(self, level=1 - (1 - self.level) / max(comparisons, 1))
 
 
 STUDENT = Method()

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.controls import UNDER_FLOOR, floor_text, matched_text, spread
+from forward_influence.analysis.controls import floor_text, matched_text, spread
 from forward_influence.analysis.curves import HELD, ZONES, load_zones, zone_edges
 from forward_influence.analysis.held import held_notes, held_table
 from forward_influence.analysis.held_words import entries
-from forward_influence.analysis.matrix import Matrix, by_rule, matrix
+from forward_influence.analysis.matrix import UNDER_FLOOR, Matrix, by_rule, matrix
 from forward_influence.analysis.pairing import (
     CONDITIONS,
     RANDOM,

@@ -45,7 +45,7 @@ def make(folder: Path, documents: int, positions: int, selections: bool) -> None
 
 def steps(folder: Path, out: Path) -> dict[str, list[str]]:
     """Commands to time, by name."""
-    tables = ["--show", "comparison", "--show", "decay", "--show", "crossovers"]
+    tables = ["--show", "comparison", "--show", "means", "--show", "decay", "--show", "crossovers"]
     return {"compare": ["compare", str(folder), *tables], "report": ["report", str(folder), "--out", str(out)]}
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from forward_influence.analysis.compare import Comparison
 
-DEFAULT_PARTS = (Part.comparison, Part.decay, Part.crossovers)
+DEFAULT_PARTS = (Part.comparison, Part.means, Part.decay, Part.crossovers)
 #: Digits of numbers in a terminal that is wide enough, and in one that is not.
 WIDE, NARROW = 3, 2
 
@@ -28,7 +28,8 @@ def compare_command(
     ] = "random",
     form: Annotated[Format, typer.Option("--format", help="How to write the tables.")] = Format.table,
     show: Annotated[
-        list[Part] | None, typer.Option(help="Tables to show, repeatable.  [default: comparison, decay, crossovers]")
+        list[Part] | None,
+        typer.Option(help="Tables to show, repeatable.  [default: comparison, means, decay, crossovers]"),
     ] = None,
     budget: Annotated[list[str] | None, typer.Option(help="Only this budget, repeatable.")] = None,
     cluster: Annotated[
@@ -42,7 +43,7 @@ def compare_command(
         typer.Option(help="A,B: the distance from which A exceeds B, repeatable.  [default: every pair of rules]"),
     ] = None,
 ) -> None:
-    """Compare rules with a baseline on the same documents: ratios with intervals, decay laws, crossovers."""
+    """Compare rules with a baseline on the same documents: means, ratios, decay laws, crossovers, with intervals."""
     from forward_influence.analysis.compare import compare, measured_budget
     from forward_influence.analysis.curves import named
     from forward_influence.analysis.selected import selection_tables
@@ -110,6 +111,6 @@ def _notes(found: Comparison, frames: dict[Part, pd.DataFrame]) -> list[str]:
     from forward_influence.analysis.notes import flag_remarks
     from forward_influence.analysis.selected import NOTES
 
-    lines = found.notes_about([part.attribute for part in frames])
+    lines = found.notes_about([part.about for part in frames])
     lines += [NOTES[part.attribute] for part in frames if part.of_selections]
     return lines + (flag_remarks(found.table) if Part.comparison in frames else [])

@@ -18,6 +18,7 @@ class Part(StrEnum):
     """Which of the tables to show."""
 
     comparison = "comparison"
+    means = "means"
     decay = "decay"
     crossovers = "crossovers"
     controls = "controls"
@@ -29,6 +30,11 @@ class Part(StrEnum):
     @property
     def attribute(self) -> str:
         """What it is called where it is computed."""
+        return "table" if self in (Part.comparison, Part.means) else self.name
+
+    @property
+    def about(self) -> str:
+        """What notes call it."""
         return "table" if self is Part.comparison else self.name
 
     @property
@@ -48,6 +54,7 @@ class Part(StrEnum):
 
 TITLES = {
     Part.comparison: "Influence near, middle and far",
+    Part.means: "Geometric and arithmetic means over documents",
     Part.decay: "Decay with distance: (d + 1) ** -exponent, or exp(-d / length), whichever AIC prefers",
     Part.crossovers: "Crossovers: the distance from which the first rule's influence exceeds the second's",
     Part.controls: "Multiple of the controls, by distance",
@@ -72,6 +79,7 @@ def readable(frame: pd.DataFrame, part: Part, digits: int) -> pd.DataFrame:
 
     maker = {
         Part.comparison: _comparison,
+        Part.means: _means,
         Part.decay: _decay,
         Part.crossovers: _crossovers,
         Part.controls: _controls,
@@ -89,10 +97,14 @@ def readable(frame: pd.DataFrame, part: Part, digits: int) -> pd.DataFrame:
         held = _held(row) if holds else {}
         rows.append({first: cells.pop(first), **{name: row[name] for name in varying}, **held, **cells})
     table = pd.DataFrame(rows)
-    if part is Part.comparison:
+    if part in (Part.comparison, Part.means):
         to = [spec for spec in table["to"].unique() if spec != tables.ABSENT]
         if len(to) == 1:  # one baseline for all: into the heading
-            table = table.drop(columns="to").rename(columns={"ratio [95%]": f"ratio to {to[0]} [95%]"})
+            named = {
+                "ratio [95%]": f"ratio to {to[0]} [95%]",
+                "mean of ratios [95%]": f"mean of ratios to {to[0]} [95%]",
+            }
+            table = table.drop(columns="to").rename(columns=named)
     return table
 
 
@@ -117,6 +129,19 @@ def _comparison(row: dict[str, Any], digits: int) -> dict[str, str]:
         "p (Holm)": p_value(row["p_holm"]),
         "effect size": number(row["rank_biserial"], 2),
         "wins": f"{row['wins']}/{row['n']}" if row["baseline"] else tables.ABSENT,
+    }
+
+
+def _means(row: dict[str, Any], digits: int) -> dict[str, str]:
+    compared = row["ratio_flagged"] and bool(row["baseline"])
+    return {
+        "rule": row["selector"],
+        "zone": row["zone"],
+        "geometric mean [95%]": _with(row, "kl", digits, row["flagged"]),
+        "arithmetic mean [95%]": _with(row, "mean", digits, row["flagged"]),
+        "to": row["baseline"] or tables.ABSENT,
+        "mean of ratios [95%]": _with(row, "ratio", digits, compared),
+        "ratio of means [95%]": _with(row, "ratio_of_means", digits, compared),
     }
 
 

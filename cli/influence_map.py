@@ -70,7 +70,7 @@ def _show(frame: pd.DataFrame, controls: MapControls) -> None:
     import pandas as pd
 
     from forward_influence.cli import tables
-    from forward_influence.influence_map import FLAG_FACTOR
+    from forward_influence.floors import FLAG_FACTOR
 
     weighted = frame.assign(total=frame["kl"] * (frame["high"] - frame["low"]))
     each = weighted.groupby(["first", "last", "text"], sort=False)["total"].sum() / frame["high"].max()
@@ -85,6 +85,7 @@ def _show(frame: pd.DataFrame, controls: MapControls) -> None:
     tables.show(shown, "the strongest tokens, mean KL in nats over the continuation")
     weak = int((each < FLAG_FACTOR * controls.noise_floor).sum())
     typer.echo(
-        f"noise floor: {controls.noise_floor:.1e} nats; {weak} of {len(each)} lie below {FLAG_FACTOR} times that\n"
+        f"noise floor: {controls.noise_floor:.1e} nats, taken off every mean; {weak} of {len(each)} lie below "
+        f"{FLAG_FACTOR} times that\n"
         f"positive control: {tables.number(controls.positive)} nats with all tokens but the first removed"
     )

@@ -80,7 +80,7 @@ def measure_documents(
     if request.verify:
         typer.echo(_verified(run))
     if until is not None and run.stopped is None:
-        typer.echo(f"until: not every far interval is within {until:g} yet; there are no more documents")
+        typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
     if len(run.measured()) < len(run.documents):
         raise typer.Exit(1)
 
@@ -155,6 +155,15 @@ def _show(run: Run) -> None:
     typer.echo(f"picture: forward-influence plot {run.where}")
 
 
+def _not_enough(run: Run, until: float) -> str:
+    """Why `--until` did not end a run."""
+    from forward_influence.analysis.stopping import FEWEST
+
+    if len(run.measured()) < FEWEST:
+        return f"a run is ended from its {FEWEST}th document on, this one has {len(run.measured())}"
+    return f"not every far interval is within {until:g} yet"
+
+
 def _enough(run: Run, stopped: Mapping[str, Any]) -> str:
     """After how many documents a run was ended, and whether that is enough for all its rules: some may be added since.
 
@@ -164,7 +173,7 @@ def _enough(run: Run, stopped: Mapping[str, Any]) -> str:
     from forward_influence.analysis.stopping import widths_of
 
     parts = (run.part(document["part"]) for document in run.documents)
-    widths = widths_of(part.rows for part in parts if part is not None)
+    widths = widths_of((part.rows for part in parts if part is not None), stopped["level"])
     wide = {name: width for name, width in widths.items() if width > stopped["until"]}
     if wide:
         named = ", ".join(f"{name} ({_plus_minus(width)})" for name, width in wide.items())
@@ -175,7 +184,7 @@ def _enough(run: Run, stopped: Mapping[str, Any]) -> str:
     widest = _plus_minus(max(widths.values(), default=0.0))
     return (
         f"{stopped['documents']} documents are enough; the widest far interval is {widest} at {stopped['level']:.0%}, "
-        "which covers 95% however often one looks"
+        "to cover 95% however often one looks"
     )
 
 

@@ -17,9 +17,12 @@ from forward_influence.selection import Budget, Selection
 from forward_influence.selectors import Selector
 from forward_influence.zones import zones
 
-#: How many positions the controls cover: enough to see a floor and an effect, cheap beside a condition.
+#: How many positions the controls cover: enough to see a floor and an effect, cheap beside a condition. In 16 bits the
+#: floor is of the size of small influences and is taken off them: there it covers what conditions cover.
 NOISE_POSITIONS = 256
 POSITIVE_POSITIONS = 64
+#: Bytes of a number from which on rounding is a millionth of any influence.
+WIDE = 4
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,25 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big")
 
 
-def document_tokens(request: Request, full_layers: Sequence[int] = ()) -> int:
-    """Forward tokens that one document costs, for progress."""
+def floor_runs(request: Request, itemsize: int = WIDE) -> list[tuple[int, int]]:
+    """(tokens that run, positions that are compared) of each noise floor of a document.
+
+    Args:
+        itemsize: bytes of a number in the model's dtype.
+    """
     m = request.continuation
-    controls = (min(NOISE_POSITIONS, m) + min(POSITIVE_POSITIONS, m)) * len(request.effects)
+    if itemsize >= WIDE:
+        return [(min(NOISE_POSITIONS, m),) * 2] * len(request.effects)
+    sampled = measured_positions(request, m, "", 0)
+    compared = m if sampled is None else len(sampled)
+    return [(compared if effect == "direct" else m, compared) for effect in request.effects] * request.segments
+
+
+def document_tokens(request: Request, full_layers: Sequence[int] = (), itemsize: int = WIDE) -> int:
+    """Forward tokens that one document costs, for progress; `itemsize` as in `floor_runs`."""
+    m = request.continuation
+    controls = min(POSITIVE_POSITIONS, m) * len(request.effects)
+    controls += sum(tokens for tokens, _ in floor_runs(request, itemsize))
     conditions = expand(request, "", 0, full_layers)
     sampled = measured_positions(request, m, "", 0)
     direct = m if sampled is None else len(sampled)

@@ -112,7 +112,7 @@ def measure_document(
     needed = (request.context, request.continuation if request.continuation_from == "text" else 0)
     for number, tokens in enumerate(checked_segments(model, document, *needed)):
         segment = _Segment(model, document.document, number, tokens, request, chunk, progress, store)
-        segment.measure(measured, controls and number == 0)
+        segment.measure(measured, controls)
     measured.timings["seconds"] = time.perf_counter() - started
     return measured
 
@@ -171,7 +171,10 @@ class _Segment:
         ablations += [
             Ablation(self._label(c), None, m, positions=positions, hidden=run, before=trace.n) for c, run in compressed
         ]
-        controls = controls_of(trace, candidates, m, request.effects) if with_controls else []
+        controls = []
+        if with_controls:
+            about: dict[str, Any] = {"segment": self.number, "itemsize": self.model.dtype.itemsize}
+            controls = controls_of(trace, candidates, m, request.effects, positions=positions, **about)
         everything = [*ablations, *(c.ablation for c in controls)]
         nll, influences = measure_ablations(
             self.model,

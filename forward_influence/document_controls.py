@@ -1,4 +1,8 @@
-"""The controls of every document: an empty selection and one of everything, through the same physical path."""
+"""The controls of every document: an empty selection and one of everything, through the same physical path.
+
+In 16 bits the noise floor is of the size of small influences and is taken off them (`floors`): there it is measured on
+every segment and wherever conditions are. Wider numbers have one that is a millionth of any influence.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from forward_influence.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS
+from forward_influence.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
 from forward_influence.influence import Ablation, removal, shuffled
 from forward_influence.selection import Candidates, Selection
 from forward_influence.trace import Trace
@@ -31,23 +36,40 @@ class Control:
             "effect": "direct" if self.ablation.direct else "total",
             "layers": list(trace.layers),
             "heads": list(range(trace.kv_heads)),
-            "distance": list(range(self.ablation.length)),
+            "distance": self.ablation.distances().tolist(),
         }
 
 
-def controls_of(trace: Trace, candidates: Candidates, m: int, effects: Sequence[str]) -> list[Control]:
-    """The noise floor and the positive control, of each effect that is measured."""
+def controls_of(
+    trace: Trace,
+    candidates: Candidates,
+    m: int,
+    effects: Sequence[str],
+    *,
+    segment: int = 0,
+    itemsize: int = WIDE,
+    positions: Tensor | None = None,
+) -> list[Control]:
+    """The noise floor and the positive control, of each effect that is measured.
+
+    Args:
+        segment: its number; only the first has a positive control, and others a floor in 16 bits alone.
+        itemsize: bytes of a number in the model's dtype.
+        positions: distances at which conditions are measured; None for all m.
+    """
+    wide = itemsize >= WIDE
+    if wide and segment:
+        return []
+    length, where = (min(NOISE_POSITIONS, m), None) if wide else (m, positions)
     everything = torch.zeros(trace.shape, dtype=torch.bool, device=trace.tokens.device)
     nothing = Selection(everything.clone(), trace.layers)
     everything[..., candidates.first : candidates.last] = True
     all_candidates = Selection(everything, trace.layers)
     controls = []
     for direct in (effect == "direct" for effect in effects):
-        floor = shuffled(trace, min(NOISE_POSITIONS, m), direct=direct)
-        most = min(POSITIVE_POSITIONS, m)
-        positive = removal(trace, all_candidates, "drop", most, "dropping all candidates", direct=direct)
-        controls += [
-            Control("noise_floor", floor, nothing),
-            Control("positive_control", positive, all_candidates),
-        ]
+        controls.append(Control("noise_floor", shuffled(trace, length, direct=direct, positions=where), nothing))
+        if not segment:
+            most = min(POSITIVE_POSITIONS, m)
+            positive = removal(trace, all_candidates, "drop", most, "dropping all candidates", direct=direct)
+            controls.append(Control("positive_control", positive, all_candidates))
     return controls

@@ -114,10 +114,16 @@ def removal(
     return Ablation(label, branch, length, bool(kept.all()), positions, direct)
 
 
-def shuffled(trace: Trace, length: int, seed: int = 0, direct: bool = False) -> Ablation:
-    """An empty selection whose entries are stored in another order: exact attention is the same, rounding is not."""
+def shuffled(
+    trace: Trace, length: int, seed: int = 0, direct: bool = False, positions: Tensor | None = None
+) -> Ablation:
+    """An empty selection whose entries are stored in another order: exact attention is the same, rounding is not.
+
+    Args:
+        positions, direct: see `Ablation`.
+    """
     order = torch.randperm(trace.n, generator=torch.Generator().manual_seed(seed)).to(trace.tokens.device)
-    return Ablation("noise floor", lambda room: trace.cache.branch(None, room, order), length, True, None, direct)
+    return Ablation("noise floor", lambda room: trace.cache.branch(None, room, order), length, True, positions, direct)
 
 
 def measure_ablations(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.floors import FLAG_FACTOR, taken_off
 from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
 from forward_influence.manifests import differing_fields
 from forward_influence.models import Model
@@ -33,9 +34,7 @@ from forward_influence.trace import Trace
 from forward_influence.versions import library_versions
 
 #: Raised where what a map's columns hold changes, so that maps of two kinds do not mix in one file.
-_FORMAT = 4
-#: A value below so many times the noise floor is flagged, as in the analysis of runs.
-FLAG_FACTOR = 3
+_FORMAT = 5
 #: Fields of a map's identity whose values say nothing to people.
 _DIGESTS = ("model", "tokens")
 #: Blocks measured between two writes: what a stopped map loses at most.
@@ -105,8 +104,9 @@ def influence_map(
 
     Returns:
         One row per block and distance bin: `block`, `first`, `last` (tokens first <= i < last), `text`, `low`, `high`
-        (distances), `kl` (mean over the bin, nats), `nll_delta`; `floor`, the bin's mean KL of an empty selection whose
-        entries are stored in another order (rounding alone), and `flagged`, whether `kl` is below 3 times that.
+        (distances), `kl` (mean over the bin without the noise floor, nats), `nll_delta`; `floor`, the bin's mean KL of
+        an empty selection whose entries are stored in another order (rounding alone), and `flagged`, whether `kl` is
+        below 4 times that.
 
     Raises:
         UsageError: too few tokens, or `out` holds another map; the fields that differ are named.
@@ -143,7 +143,8 @@ def influence_map(
             for (first, last), influence in zip(some, found, strict=True):
                 text = "".join(pieces[first:last])
                 for (low, high), floor in zip(request.bins, floors, strict=True):
-                    kl = float(influence.kl[low:high].double().mean())
+                    measured = influence.kl[low:high].double().numpy()
+                    kl = float(taken_off(measured.mean(), np.asarray(floor), (measured != 0).mean()))
                     delta = float(influence.nll_delta[low:high].double().nanmean())
                     flagged = kl < FLAG_FACTOR * floor
                     rows.append((first // request.block, first, last, text, low, high, kl, delta, floor, flagged))

@@ -216,7 +216,9 @@ def measure(
         if ending.reached(done):
             return run
         pending = {stem: document for stem, document in by_stem.items() if stem not in done}
-        progress.begin(len(pending) * document_tokens(request, layers), f"measuring {len(pending)} documents")
+        progress.begin(
+            len(pending) * document_tokens(request, layers, card.sizes.itemsize), f"measuring {len(pending)} documents"
+        )
         for remark in request.remarks:
             progress.message(remark)
         task = Task(

@@ -193,7 +193,9 @@ def peak(
     needs = needs or Needs()
     one = continuation * sizes.hidden * sizes.itemsize
     group = min(conditions, max(1, HIDDEN_BYTES // max(1, one)))
-    controls = min(320, 2 * continuation) * sizes.hidden * sizes.itemsize
+    # noise floor and positive control, of each effect: 256 and 64 positions; in 16 bits the floor covers everything
+    floor = 256 if sizes.itemsize >= 4 else continuation
+    controls = (min(floor, continuation) + min(64, continuation)) * sizes.hidden * sizes.itemsize * (1 + direct)
     rows = head_block(sizes.vocabulary, sizes.wide, accelerated=sizes.accelerated)
     compared, row = min(rows, continuation), sizes.vocabulary * sizes.wide
     own = sizes.cache_bytes(continuation)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from forward_influence.conditions import (
-    NOISE_POSITIONS,
     POSITIVE_POSITIONS,
     document_tokens,
     expand,
     expand_compressors,
+    floor_runs,
     gradient_tokens,
     measured_positions,
 )
@@ -110,7 +110,7 @@ def plan(
     return Plan(
         documents=documents,
         conditions=len(expand(request, "", 0, layers)) + len(expand_compressors(request, "", 0)),
-        tokens=documents * document_tokens(request, layers),
+        tokens=documents * document_tokens(request, layers, sizes.itemsize),
         operations=documents * operations,
         model_bytes=sizes.model_bytes,
         memory=peak_of_request(sizes, request, chunk),
@@ -134,10 +134,10 @@ def document_operations(sizes: Sizes, request: Request) -> float:
     one += _WITH_BACKWARD * gradient_tokens(request) / max(1, m) * forward_operations(sizes, n, m)
     if request.continuation_from == "generate":
         one += forward_operations(sizes, n, m) + head_operations(sizes, m)
-    controls = 0.0
-    for length in (min(NOISE_POSITIONS, m), min(POSITIVE_POSITIONS, m)):
-        controls += forward_operations(sizes, n, length) + compared_operations(sizes, length)
-    return request.segments * one + controls * len(request.effects)
+    positive = min(POSITIVE_POSITIONS, m)
+    lengths = [*floor_runs(request, sizes.itemsize), *[(positive, positive)] * len(request.effects)]
+    controls = sum(forward_operations(sizes, n, run) + compared_operations(sizes, seen) for run, seen in lengths)
+    return request.segments * one + controls
 
 
 def forward_operations(sizes: Sizes, before: int, length: int) -> float:

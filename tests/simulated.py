@@ -10,7 +10,7 @@ KL at distance d of a rule on a document is `level * shape(d) * document effect 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,7 @@ def _condition(
     rows = []
     for seed in seeds:
         noise = np.exp(s.noise * rng.standard_normal(len(distance)) - s.noise**2 / 2)
-        kl = (expected * noise).astype(np.float32)
+        kl = (expected * noise + s.floor).astype(np.float32)  # rounding adds the floor
         rows.append(
             _row(
                 s,
@@ -317,3 +317,42 @@ def _selections(rng: np.random.Generator, s: Scenario, rows: list[dict[str, Any]
         tensors[f"selection/{index}"] = selection
         tensors[f"scores/{index}"] = scores
     return save(tensors, metadata=metadata)
+
+
+#: How the log ratio of two rules rises through 0 at `truth`: as of two power laws, or as of an exponential one that
+#: falls beside a flat one.
+RISES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "power laws": lambda d, truth: 0.4 * (np.log1p(d) - np.log1p(truth)),
+    "exponential": lambda d, truth: (d - truth) / 600,
+}
+
+
+def crossing_documents(
+    rng: np.random.Generator, rises: str, truth: float, edges: np.ndarray, documents: int, *, gaussian: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL of two rules in bins, two arrays (documents, bins), the first of which exceeds the second from `truth` on.
+
+    Position by position: documents differ by a factor (sd of log 0.3), in how fast it changes (0.1 per e-fold of
+    distance), and by what wanders with distance (0.3); each position of each rule has noise of its own (log-normal, sd
+    1).
+
+    Args:
+        rises: one of `RISES`.
+        edges: of the bins, (bins + 1,).
+        gaussian: documents' factors are Gaussian, their logs skewed (and shifted, so that their mean stays 0).
+    """
+    m = int(edges[-1])
+    d = np.arange(m)
+    factor = np.log(effects_of_documents(rng, 0.3, (documents, 1), gaussian)) - (GAUSSIAN_LOG if gaussian else 0.0)
+    tilt = 0.1 * rng.standard_normal((documents, 1)) * (np.log1p(d) - np.log1p(min(truth, m)))
+    knots = np.linspace(0, np.log1p(m), 16)
+    wander = np.stack([np.interp(np.log1p(d), knots, 0.3 * rng.standard_normal(16)) for _ in range(documents)])
+    log_ratio = (RISES[rises](d, truth) + factor + tilt + wander).astype(np.float32)
+    noise = np.exp(rng.standard_normal((2, documents, m), dtype=np.float32))
+    a, b = noise[0] * np.exp(log_ratio), noise[1]
+    counts = np.diff(edges)
+    return np.add.reduceat(a, edges[:-1], axis=1) / counts, np.add.reduceat(b, edges[:-1], axis=1) / counts
+
+
+#: Mean log of a Gaussian factor of mean 1 and sd 0.3, as `effects_of_documents` draws it.
+GAUSSIAN_LOG = float(np.log(effects_of_documents(np.random.default_rng(99), 0.3, 4_000_000, True)).mean())

@@ -88,7 +88,7 @@ def test_draws_then_segments_then_document(tmp_path: Path) -> None:
     rows = [r for r in run.rows() if r["kind"] == "condition"]
     for _, line in frame.iterrows():
         mine = [r for r in rows if r["document"] == line["document"] and r["selector"] == line["selector"]]
-        for column in ("kl", "top1_changed"):
+        for column, shown in (("kl", "measured"), ("top1_changed", "top1_changed")):
             of_segments = []
             for segment in (0, 1):
                 of_draws = []
@@ -97,7 +97,7 @@ def test_draws_then_segments_then_document(tmp_path: Path) -> None:
                     picked = [float(v) for d, v in pairs if line["low"] <= d < line["high"]]
                     of_draws.append(sum(picked) / len(picked))
                 of_segments.append(sum(of_draws) / len(of_draws))
-            assert line[column] == pytest.approx(sum(of_segments) / 2, rel=1e-12)
+            assert line[shown] == pytest.approx(sum(of_segments) / 2, rel=1e-12)
         assert line["draws"] == (3 if line["selector"] == "random" else 1)
     assert set(frame["selector"]) == {"attention", "entropy", "random"}
     assert not frame.duplicated(["document", "selector", "bin"]).any()
@@ -109,7 +109,7 @@ def test_the_position_without_a_next_token_is_left_out_of_nll_alone(tmp_path: Pa
     row = next(r for r in run.rows() if r["kind"] == "condition")
     assert np.isnan(row["nll_delta"][-1])
     assert last["nll_delta"] == pytest.approx(row["nll_delta"][48:63].astype(float).mean())
-    assert last["kl"] == pytest.approx(row["kl"][48:].astype(float).mean())
+    assert last["measured"] == pytest.approx(row["kl"][48:].astype(float).mean())
 
 
 def test_zone_means_recover_the_planted_curve(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_zone_means_recover_the_planted_curve(tmp_path: Path) -> None:
     frame = load_zones(run)
     assert tuple(frame["zone"][:3]) == ZONES
     expected = [decay.mean(0, 128), decay.mean(128, 512), decay.mean(512, 1024)]
-    np.testing.assert_allclose(frame["kl"], expected * 2, rtol=1e-5)
+    np.testing.assert_allclose(frame["kl"], expected * 2, rtol=2e-5)  # the floor that rounding added is off
     assert frame["floor"].to_numpy() == pytest.approx(3e-5, rel=0.05)
 
 

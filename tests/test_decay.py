@@ -1,4 +1,4 @@
-"""Fits recover planted exponents, lengths, half-distances, shares and crossovers, and their intervals cover them."""
+"""Fits recover planted exponents, lengths, half-distances, shares, and their intervals cover them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from simulated import Decay, simulate
 
-from forward_influence.analysis.crossover import NONE, cross, crossing, crossovers
 from forward_influence.analysis.curves import bins, load, load_zones
 from forward_influence.analysis.decay import HALF_FROM, bin_law, fit, fit_decay, half_distance, predict, shares
 from forward_influence.analysis.fading import told_apart
@@ -22,10 +21,6 @@ RNG = np.random.default_rng
 
 def planted(decay: Decay, edges: np.ndarray) -> np.ndarray:
     return np.log([decay.mean(a, b) for a, b in itertools.pairwise(edges)])
-
-
-def planted_crossing(a: Decay, b: Decay, m: int) -> int:
-    return int(np.argmax(a.at(np.arange(m)) > b.at(np.arange(m))))
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -117,89 +112,6 @@ def test_shares_are_the_planted_ones(tmp_path: Path) -> None:
     assert table["far_share"][0] == pytest.approx(far, abs=0.02)
 
 
-def test_crossing_by_hand() -> None:
-    low, high = np.array([0, 10, 20, 30]), np.array([10, 20, 30, 40])
-    middle = np.log1p([14.5, 24.5])
-    assert cross(np.array([-1.0, -1.0, 1.0, 1.0]), low, high) == pytest.approx(np.expm1(middle.mean()))
-    assert cross(np.array([-1.0, -3.0, 1.0, 1.0]), low, high) == pytest.approx(
-        np.expm1(middle[0] + 0.75 * (middle[1] - middle[0]))
-    )
-    ratios = np.array([[1.0, 1, 1, 1], [-1, -1, -1, -1], [1, 1, -1, -1], [1, 1, 1, -1], [5, 1, 1, 0.1]])
-    np.testing.assert_array_equal(cross(ratios, low, high), [0, np.inf, np.inf, np.inf, 0])
-    assert cross(np.array([1.0]), np.array([0]), np.array([8])) == 0
-
-
-def test_crossovers_of_a_run(tmp_path: Path) -> None:
-    rules = {"attention": Decay("power", 1.0, 0.9), "entropy": Decay("power", 0.12, 0.5), "random": Decay("power", 2.0)}
-    run = simulate(tmp_path / "run", rules, documents=12, continuation=2048)
-    frame = load(run, log=True)
-    truth = planted_crossing(rules["entropy"], rules["attention"], 2048)
-    table = crossovers(frame, [("entropy", "attention"), ("entropy", "random"), ("random", "entropy"), ("x", "random")])
-    assert table["rule"].tolist() == ["entropy", "entropy", "random"]
-    assert table["low"][0] < truth < table["high"][0]
-    assert table["distance"][0] == pytest.approx(truth, rel=0.35)
-    assert f"from {table['distance'][0]:.0f} [95%:" in table["text"][0]
-    assert table["text"][1] == NONE
-    assert table["text"][2] == "throughout"
-    by_default = crossovers(frame[frame["selector"] != "random"])
-    assert (by_default["rule"][0], by_default["over"][0]) == ("entropy", "attention")
-    few = crossovers(frame[frame["document"] < "speech 003"], [("entropy", "attention")])
-    assert np.isnan(few["low"][0])
-    assert "need 6" in few["reason"][0]
-
-
-@pytest.mark.parametrize("n", [6, 12, 24])
-def test_crossover_intervals_cover(n: int) -> None:
-    """300 runs; document effects on the ratio move each document's own crossing about the planted one."""
-    rng, edges = RNG(n), bins(2048, log=True)
-    a, b = Decay("power", 0.12, 0.5), Decay("power", 1.0, 0.9)
-    logs = planted(a, edges) - planted(b, edges)
-    truth = planted_crossing(a, b, 2048)
-    covered = 0
-    for seed in range(300):
-        ratio = logs + rng.normal(0, 0.3, (n, 1)) + rng.normal(0, 0.3, (n, len(logs)))
-        out = crossing(np.exp(ratio), np.ones_like(ratio), edges[:-1], edges[1:], resamples=1500, seed=seed)
-        covered += out.low <= truth <= out.high
-    assert 0.90 <= covered / 300 <= 0.99
-
-
-def test_documents_without_positive_influence_are_counted() -> None:
-    edges = bins(512, 128)
-    a = np.ones((3, 4))
-    a[1, 2] = 0.0
-    out = crossing(a, 2 * np.ones((3, 4)), edges[:-1], edges[1:])
-    assert out.n == 2
-    assert out.distance == np.inf
-    assert out.text == NONE
-    assert "1 document without" in (out.reason or "")
-
-
-def test_bins_in_which_both_rules_are_under_the_floor_are_left_out_of_a_crossover() -> None:
-    """A overtakes B about 32; from 256 on both are below the flag, where chance turns them round again."""
-    edges = np.array([0, 16, 32, 64, 128, 256, 512, 1024])
-    rng = RNG(0)
-    ratio = np.array([-1.0, -1, 1, 1, 1, -2, -2]) + rng.normal(0, 0.05, (8, 7))
-    flagged = np.array([False] * 5 + [True] * 2)
-    a, b = np.exp(ratio), np.ones_like(ratio)
-    assert crossing(a, b, edges[:-1], edges[1:]).distance == np.inf
-    out = crossing(a, b, edges[:-1], edges[1:], flagged=flagged)
-    assert 16 < out.low <= out.distance <= out.high < 64
-    assert out.range == (0, 256)
-    assert "2 bins in which both are under 3x the noise floor left out" in (out.reason or "")
-    nothing = crossing(a, b, edges[:-1], edges[1:], flagged=np.ones(7, dtype=bool))
-    assert np.isnan(nothing.distance)
-    assert "in every bin" in (nothing.reason or "")
-
-
-def test_a_crossover_keeps_bins_in_which_one_rule_stands_above_the_floor(tmp_path: Path) -> None:
-    rules = {"attention": Decay("exponential", 1.0, 60), "entropy": Decay("flat", 0.05)}
-    run = simulate(tmp_path / "run", rules, documents=8, floor=1e-3, noise=0.1)
-    (row,) = crossovers(load(run, log=True), [("entropy", "attention")]).to_dict("records")
-    truth = planted_crossing(rules["entropy"], rules["attention"], 1024)
-    assert row["low"] <= truth <= row["high"]
-    assert (row["first"], row["last"], row["reason"]) == (0, 1023, None)
-
-
 @pytest.mark.parametrize(("rate", "expected"), [(0.9, True), (0.5, False)])
 def test_rules_fade_apart_only_where_documents_say_so(tmp_path: Path, rate: float, expected: bool) -> None:
     rules = {"fast": Decay("power", 1.0, rate), "slow": Decay("power", 0.3, 0.5)}
@@ -220,7 +132,8 @@ def test_more_comparisons_ask_for_wider_intervals() -> None:
             {"document": f"{i}", "cluster": f"{i}", "floor": 0.0, "kl": [1.0, 0.5, x], **edges}
             for i, x in enumerate(far)
         ]
-        return pd.DataFrame(rows).explode(["kl", "low", "high"]).astype({"kl": float, "low": int, "high": int})
+        frame = pd.DataFrame(rows).explode(["kl", "low", "high"]).astype({"kl": float, "low": int, "high": int})
+        return frame.assign(measured=frame["kl"])
 
     found = []
     for shift in np.linspace(0.0, 0.6, 25):

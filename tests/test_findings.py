@@ -67,8 +67,12 @@ def test_what_was_not_found_is_stated_with_near_and_far_ratios(tmp_path: Path) -
     logs = _logs(run)
     near, far = (np.exp((logs[z]["entropy"] - logs[z]["attention"]).mean()) for z in ("near", "far"))
     stated = re.findall(r"([\d.]+)× \[([\d.]+), ([\d.]+)\] (near|far)", sentence)
-    assert [zone for *_, zone in stated] == ["near", "far"]
-    assert [float(ratio) for ratio, *_ in stated] == pytest.approx([near, far], rel=0.01)
+    assert [zone for *_, zone in stated] == ["near", "far"] * 2
+    assert [float(ratio) for ratio, *_ in stated[:2]] == pytest.approx([near, far], rel=0.01)
+    means = {z: rows.groupby("selector")["kl"].mean() for z, rows in compare(run).zones.groupby("zone")}
+    of_means = [means[zone]["entropy"] / means[zone]["attention"] for zone in ("near", "far")]
+    assert "(of arithmetic means: " in sentence
+    assert [float(ratio) for ratio, *_ in stated[2:]] == pytest.approx(of_means, rel=0.01)
 
 
 def _logs(run: Run) -> dict[str, object]:
@@ -88,7 +92,10 @@ def test_a_crossover_that_documents_do_not_exclude_is_not_denied(tmp_path: Path)
 def test_what_cannot_be_told_from_random_minds_the_grain(tmp_path: Path) -> None:
     run = simulate(tmp_path / "run", FLAT, documents=8, rule_spread=0.05)
     sentence = the(told(run), "Cannot be told from random: entropy near (")
-    assert re.search(r"near \([\d.]+× \[[\d., ]+\]\) and far \([\d.]+× \[[\d., ]+\]\)\.", sentence)
+    pattern = (
+        r"near \([\d.]+× \[[\d., ]+\]\) and far \([\d.]+× \[[\d., ]+\]\), intervals as wide as 4 comparisons ask for\."
+    )
+    assert re.search(pattern, sentence)
     assert "entropy chooses whole tokens against random's entries, so that the multiple is too high" in sentence
     alike = {**FLAT, "random:per=token": Decay("power", 0.1, 0.5)}
     sentence = the(told(simulate(tmp_path / "alike", alike, documents=8, rule_spread=0.05)), "Cannot be told from")
@@ -140,6 +147,21 @@ def test_controls_are_no_subjects(tmp_path: Path) -> None:
     assert the(sentences, "Near the context, attention has the largest influence")
 
 
+def test_rules_that_are_all_alike_are_rarely_told_apart(tmp_path: Path) -> None:
+    """The largest of six is larger than some by chance: with intervals of 95% each, 4 of these 24 sentences said so."""
+    rules = {
+        name: Decay("power", 0.1, 0.5) for name in ("attention", "h2o", "tova", "infokv", "snapkv", "keydiff", "random")
+    }
+    said = 0
+    for seed in range(12):
+        options = {"documents": 6, "draws": 1, "continuation": 64, "rule_spread": 0.4, "seed": seed}
+        sentences = told(simulate(tmp_path / str(seed), rules, **options))
+        largest = [s for s in sentences if " has the largest influence" in s]
+        assert len(largest) == 2
+        said += sum(not all(name in s for name in rules) for s in largest)
+    assert said <= 2
+
+
 def test_the_other_rules_share_a_sentence(tmp_path: Path) -> None:
     many = {
         **RULES,
@@ -179,14 +201,13 @@ def test_what_is_under_the_noise_floor_is_claimed_of_no_rule(tmp_path: Path) -> 
     sentences = told(run)
     assert not any(s.startswith("Far from the context") for s in sentences)
     assert not any("far (" in s for s in sentences)
-    floor = the(sentences, "Under three times the noise floor, and not to be relied on: ")
+    floor = the(sentences, "Under 4x the noise floor, and not to be relied on: ")
     assert all(f"{rule} (far)" in floor for rule in ("attention", "entropy", "random"))
     assert "far, under the noise floor" in the(sentences, "entropy's influence")
 
 
 NAN, INF = float("nan"), float("inf")
 SURE = {"ratio": 0.4, "ratio_low": 0.3, "ratio_high": 0.5, "flagged": False}
-UNSURE = {**SURE, "ratio_high": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -199,23 +220,31 @@ UNSURE = {**SURE, "ratio_high": 1.5}
             SURE,
             "entropy's influence exceeds attention's from 92 tokens on (95% interval: 70 to 119); it",
         ),
-        (0.0, 0, INF, SURE, "(0 to 1,023 tokens) (95% interval: 0 to beyond the range), though that it never does is"),
-        (40.0, 9, INF, SURE, "on (95% interval: 9 to beyond the range), though that it never does is not excluded"),
+        (
+            0.0,
+            0,
+            INF,
+            SURE,
+            "the range (0 to 1,023 tokens) (95% interval: anywhere or nowhere), though that it never does is not",
+        ),
+        (40.0, 9, INF, SURE, "on (95% interval: after 9), though that it never does is not excluded"),
+        (0.0, 0, 12, SURE, "throughout the range (0 to 1,023 tokens) (95% interval: 0 to 12); it is"),
         (
             INF,
             900,
             INF,
             SURE,
-            "does not come to exceed attention's within the range (0 to 1,023 tokens) (95% interval: 9",
+            "is not seen to exceed attention's within the range (0 to 1,023 tokens) (95% interval: after 900), though "
+            "that it does is not excluded; it is",
         ),
         (INF, INF, INF, SURE, "(0 to 1,023 tokens); it is 0.400× [0.300, 0.500] far."),
-        (INF, INF, INF, UNSURE, "(0 to 1,023 tokens), though that it does is not excluded; it is"),
         (
             INF,
             INF,
             INF,
             {**SURE, "flagged": True},
-            "not excluded; it is 0.400× [0.300, 0.500] far, under the noise floor.",
+            "does not come to exceed attention's within the range (0 to 1,023 tokens); it is 0.400× [0.300, 0.500] "
+            "far, under the noise floor.",
         ),
         (NAN, NAN, NAN, SURE, "could not be set against attention's (no document has both)."),
     ],
@@ -223,6 +252,22 @@ UNSURE = {**SURE, "ratio_high": 1.5}
 def test_crossings_in_words(distance: float, low: float, high: float, far: dict, expected: str) -> None:
     row = {"rule": "entropy", "distance": distance, "low": low, "high": high, "first": 0, "last": 1023}
     assert expected in crossing_sentence({**row, "reason": "no document has both"}, {"far": far})
+
+
+def test_a_rule_that_exceeds_only_near_the_context_is_said_to(tmp_path: Path) -> None:
+    """It was said not to come to exceed attention's within the range, which it does before the two cross."""
+    rules = {"attention": Decay("power", 0.12, 0.4), "entropy": Decay("power", 1.0, 0.9), "random": Decay(level=0.01)}
+    rules["h2o"] = rules["entropy"]
+    run = simulate(tmp_path / "run", rules, documents=8, rule_spread=0.1)
+    sentences = told(run)
+    sentence = the(sentences, "entropy's influence exceeds attention's up to ")
+    at, low, high = numbers(sentence.split(" and not beyond")[0].replace("95%", ""))
+    distance = np.arange(1024)
+    truth = int(np.flatnonzero(rules["entropy"].at(distance) < rules["attention"].at(distance))[0])
+    assert low <= truth <= high and low <= at <= high
+    assert re.search(
+        r"h2o \([\d.]+× \[[\d., ]+\] far\) exceeds attention's up to \d+ tokens", the(sentences, "Of the other")
+    )
 
 
 def test_below_six_documents_nothing_is_claimed(tmp_path: Path) -> None:

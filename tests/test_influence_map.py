@@ -80,10 +80,10 @@ def test_controls(model, tokens, tmp_path, effect, capsys):
     weights = frame["high"] - frame["low"]
     floor = float((frame["floor"] * weights).sum() / weights.sum())
     assert floor == pytest.approx(controls.noise_floor)
-    assert (frame["flagged"] == (frame["kl"] < 3 * frame["floor"])).all()
+    assert (frame["flagged"] == (frame["kl"] < 4 * frame["floor"])).all()
     command._show(frame, controls)
     shown = capsys.readouterr().out
-    assert "0 of 11 lie below 3 times that" in shown and "with all tokens but the first removed" in shown
+    assert "0 of 11 lie below 4 times that" in shown and "with all tokens but the first removed" in shown
 
 
 def test_an_ablation_that_does_nothing_is_an_error(model, tokens, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The noise floor: what lies under three times it is marked wherever it is shown, and left out of what is inferred."""
+"""The noise floor is taken off every mean; what lies under four times it is marked and left out of inference."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from simulated import Decay, simulate
 from forward_influence.analysis.compare import compare
 from forward_influence.analysis.controls import controls, effects, flags
 from forward_influence.analysis.curves import load
+from forward_influence.analysis.matrix import UNDER_FLOOR
 from forward_influence.analysis.notes import flag_remarks
 from forward_influence.analysis.summary import summarise
 
 
-def test_flags_mark_bins_under_three_floors(tmp_path: Path) -> None:
+def test_flags_mark_bins_under_four_floors(tmp_path: Path) -> None:
     rules = {"attention": Decay("exponential", 0.1, 100), "random": Decay("flat", 0.01)}
     run = simulate(tmp_path / "run", rules, documents=6, floor=1e-3, noise=0, document_spread=0, rule_spread=0)
     frame = flags(load(run, 64))
-    assert (frame["flagged"] == (frame["kl"] < 3 * frame["floor"])).all()
-    assert frame[frame["selector"] == "attention"]["flagged"].to_numpy().tolist() == [False] * 6 + [True] * 10
+    assert (frame["flagged"] == (frame["kl"] < 4 * frame["floor"])).all()
+    assert frame[frame["selector"] == "attention"]["flagged"].to_numpy().tolist() == [False] * 5 + [True] * 11
     table = compare(run).table.set_index(["selector", "zone"])
-    assert "far under 3x the noise floor" in table.loc[("attention", "far"), "flags"]
+    assert f"far {UNDER_FLOOR}" in table.loc[("attention", "far"), "flags"]
     assert table["flagged"].to_dict() == {
         (rule, zone): (rule, zone) == ("attention", "far") for rule, zone in table.index
     }
     assert table.loc[("attention", "far"), "ratio_flagged"]
     bins = controls(load(run, 64)).set_index("selector").loc["attention"]
-    assert bins["flagged"].tolist() == [False] * 6 + [True] * 10
+    assert bins["flagged"].tolist() == [False] * 5 + [True] * 11
     summary = summarise(run).set_index("selector")
-    assert "far under 3x the noise floor" in summary.loc["attention", "flags"]
+    assert f"far {UNDER_FLOOR}" in summary.loc["attention", "flags"]
     assert summary.loc["random", "flags"] == ""
 
 
@@ -48,5 +49,5 @@ def test_a_rule_without_a_fit_and_a_crossover_with_bins_left_out_say_why(tmp_pat
     found = compare(simulate(tmp_path / "run", rules, documents=7, floor=1e-3))
     out = "\n".join(found.notes)
     assert "attention: no decay fitted, a fit needs 4 bins above the noise floor, there are 0" in out
-    assert "in which both are under 3x the noise floor left out" in out
-    assert "attention, entropy: far under 3x the noise floor" in "\n".join(flag_remarks(found.table))
+    assert f"in which both are {UNDER_FLOOR} left out" in out
+    assert f"attention, entropy: far {UNDER_FLOOR}" in "\n".join(flag_remarks(found.table))

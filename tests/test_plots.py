@@ -124,7 +124,8 @@ def test_decay_draws_geometric_means_and_t_intervals(runs: Runs) -> None:
         for document in runs.plain.documents:
             rows = read_part(runs.plain.part_path(document["part"]))
             (row,) = [r for r in rows if r["selector"] == "attention"]
-            logs.append(np.log(np.mean(row["kl"][start : start + 256], dtype=np.float64)))
+            (floor,) = [np.mean(r["kl"], dtype=np.float64) for r in rows if r["kind"] == "noise_floor"]
+            logs.append(np.log(np.mean(row["kl"][start : start + 256], dtype=np.float64) - floor))
         half = stats.t.ppf(0.975, 5) * np.std(logs, ddof=1) / np.sqrt(6)
         expected.append(np.exp(np.mean(logs)))
         low.append(np.exp(np.mean(logs) - half))
@@ -149,10 +150,10 @@ def test_bins_under_the_noise_floor_are_hollow(runs: Runs) -> None:
             hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
             counts.append(sum(len(line.get_xdata()) for line in hollow))
             told = [t.get_text() for t in figure.legends[0].get_texts()]
-            assert ("hollow: under 3× the noise floor" in told) == bool(counts[-1]), kind
+            assert ("hollow: under 4× the noise floor" in told) == bool(counts[-1]), kind
         assert counts[0] == 0
         assert counts[1] > 8, kind
-    assert "3× noise floor" in [t.get_text() for t in plots.draw("decay", PlotData((runs.few,))).legends[0].get_texts()]
+    assert "4× noise floor" in [t.get_text() for t in plots.draw("decay", PlotData((runs.few,))).legends[0].get_texts()]
     few = PlotData((runs.few,), budgets=("0.1",))
     expected = int(sum(common.per_bin(p)["flagged"].sum() for _, p in few.curves.groupby("selector")))
     lines = [x for x in plots.draw("decay", few).axes[0].lines if x.get_markerfacecolor() == "white"]
@@ -216,8 +217,8 @@ def test_layers_ablated_one_by_one(tmp_path: Path) -> None:
     run = _swept(tmp_path)
     figure = plots.draw("layers", PlotData((run,)))
     image = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, -1)
-    assert np.allclose(image[1] / image[0], 2, rtol=1e-5)
-    assert np.allclose(image[2] / image[0], 3, rtol=1e-5)
+    assert np.allclose(image[1] / image[0], 2, rtol=1e-3)  # what rounding adds is not multiplied
+    assert np.allclose(image[2] / image[0], 3, rtol=1e-3)
     with pytest.raises(UsageError, match="--kind layers"):
         plots.draw("decay", PlotData((run,)))
 
@@ -230,9 +231,10 @@ def test_crossover_in_short() -> None:
 
     inf, nan = float("inf"), float("nan")
     assert say(512.4, 300, 700) == "from 512 (95%: 300 to 700)"
-    assert say(512.4, 300, inf) == "from 512 (95%: 300 or beyond)"
-    assert say(inf, 1900, inf) == "nowhere (95%: 1,900 or beyond)"
+    assert say(512.4, 300, inf) == "from 512 (95%: after 300)"
+    assert say(inf, 1900, inf) == "nowhere seen (95%: after 1,900)"
     assert say(inf, inf, inf) == "nowhere"
+    assert say(inf, nan, nan) == "nowhere seen"
     assert say(0.0, 0, 0) == "throughout"
     assert say(512.4, nan, nan) == "from 512"
     assert say(nan, nan, nan) == "not known"
@@ -253,7 +255,7 @@ def test_intervals_of_crossovers_stand_in_rows_of_their_own(tmp_path: Path) -> N
     lowest = axes.transAxes.inverted().transform(axes.transData.transform((1, min(drawn))))[1]
     assert top < lowest
     data = PlotData((run,))
-    table = crossovers(data.log_curves, [(rule, "attention") for rule in ("entropy", "infokv", "h2o", "tova")])
+    table = crossovers(data.fine_curves, [(rule, "attention") for rule in ("entropy", "infokv", "h2o", "tova")])
     bounds = sorted((float(b.get_xdata()[0]) - 1, float(b.get_xdata()[1]) - 1) for b in bars)
     assert np.allclose(bounds, sorted(zip(table["low"], table["high"], strict=True)))
 

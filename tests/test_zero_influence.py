@@ -18,7 +18,7 @@ from forward_influence.runs import Run, read_part
 
 #: Positions from the context on in which the protected rule has no influence; a bin drawn has 128.
 ZERO = 256
-HOLLOW = "hollow: under 3× the noise floor"
+HOLLOW = "hollow: under 4× the noise floor"
 
 
 def _protected(folder: Path, name: str, zero: int, rules: dict[str, Decay]) -> Run:
@@ -52,11 +52,11 @@ def _lines(axes: Axes, rule: str) -> tuple[Line2D, Line2D]:
 def test_crossovers_of_a_rule_without_near_influence_warn_of_nothing(run: Run, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (row,) = crossovers(PlotData((run,)).log_curves).to_dict("records")
+        (row,) = crossovers(PlotData((run,)).fine_curves).to_dict("records")
         assert (row["rule"], row["over"]) == ("random-protected", "attention")  # all of its influence is far
         rules = {"random-protected": Decay(), "attention": Decay("flat")}
         nowhere = _protected(tmp_path, "nowhere", 1024, rules)
-        (row,) = crossovers(PlotData((nowhere,)).log_curves).to_dict("records")
+        (row,) = crossovers(PlotData((nowhere,)).fine_curves).to_dict("records")
     assert {row["rule"], row["over"]} == set(rules)
     assert row["text"] == "not known"
 

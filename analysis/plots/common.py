@@ -14,9 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from forward_influence.analysis import style
-from forward_influence.analysis.matrix import FLAG_FACTOR, matrix
+from forward_influence.analysis.matrix import matrix
 from forward_influence.analysis.statistics import STUDENT, Method, estimate
 from forward_influence.errors import UsageError
+from forward_influence.floors import FLAG_FACTOR
 
 PANEL_COLUMNS = ["run", "budget", "mode", "effect"]
 MAX_PANELS = 12

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from forward_influence.analysis import style
 from forward_influence.analysis.controls import controls
-from forward_influence.analysis.crossover import crossovers
+from forward_influence.analysis.crossover import bounds_text, crossovers
 from forward_influence.analysis.pairing import is_control
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
@@ -53,7 +53,7 @@ def draw(data: PlotData) -> Figure:
     others = sorted((r for r in data.wanted_rules if r != against), key=is_control)
     rules = others[:MOST]
     pairs, level = [(rule, against) for rule in rules], data.inference["method"].level
-    found = crossovers(frame, pairs, clustered=data.cluster is not None, level=level)
+    found = crossovers(data.fine_curves, pairs, clustered=data.cluster is not None, level=level)
     parts = common.panels(frame)
     ratios = [{rule: _table(part, rule, against, data) for rule in rules} for _, part in parts]
     entries = common.handles(rules, data.styles, labels=data.labels)
@@ -97,14 +97,14 @@ def _table(part: pd.DataFrame, rule: str, against: str, data: PlotData) -> pd.Da
 
 
 def in_short(rows: pd.DataFrame) -> str:
-    """A crossover in a few words: "from 92 (95%: 70 to 119)", "nowhere (95%: 1,439 or beyond)", "throughout"."""
+    """A crossover in a few words: "from 92 (95%: 70 to 119)", "nowhere seen (95%: after 1,439)", "throughout"."""
     if rows.empty or np.isnan(rows["distance"].iloc[0]):
         return "not known"
     at, low, high = (float(rows[c].iloc[0]) for c in ("distance", "low", "high"))
-    text = "nowhere" if np.isinf(at) else "throughout" if at == 0 else f"from {tokens(at)}"
-    if np.isnan(low) or low == high:
-        return text
-    return f"{text} (95%: {tokens(low)} {'or beyond' if np.isinf(high) else f'to {tokens(high)}'})"
+    bounds = bounds_text(low, high)
+    nowhere = "nowhere" if np.isinf(low) else "nowhere seen"
+    text = nowhere if np.isinf(at) else "throughout" if at == 0 else f"from {tokens(at)}"
+    return f"{text} (95%: {bounds})" if bounds else text
 
 
 def _has_interval(rows: pd.DataFrame) -> bool:

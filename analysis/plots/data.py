@@ -106,8 +106,13 @@ class PlotData:
 
     @cached_property
     def log_curves(self) -> pd.DataFrame:
-        """As `curves` in log-spaced bins, which fits and crossovers are made from."""
+        """As `curves` in log-spaced bins, which fits are made from."""
         return self._kept(_whole(self.frames.log))
+
+    @cached_property
+    def fine_curves(self) -> pd.DataFrame:
+        """As `curves` in the narrowest bins, which crossovers are made from."""
+        return self._kept(_whole(self.frames.fine))
 
     @cached_property
     def sweep(self) -> pd.DataFrame:

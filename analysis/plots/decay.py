@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from forward_influence.analysis import decay, style
-from forward_influence.analysis.matrix import FLAG_FACTOR, matrix
+from forward_influence.analysis.matrix import matrix
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.floors import FLAG_FACTOR
 
 #: What tells the curves of a picture apart.
 _RULE = [*common.PANEL_COLUMNS, "selector"]
@@ -85,7 +86,7 @@ def _law(table: pd.DataFrame, fit: pd.Series, fitted: pd.DataFrame) -> np.ndarra
 
 def _floor(part: pd.DataFrame) -> float:
     """The level under which bins are flagged: a multiple of the mean noise floor over documents; NaN without one."""
-    return FLAG_FACTOR * float(part.groupby("document")["floor"].first().mean())
+    return FLAG_FACTOR * float(part["floor"].mean())
 
 
 def _near(floor: float, bottom: float) -> bool:
