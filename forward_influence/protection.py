@@ -33,7 +33,7 @@ def parse_protected(written: str | int | float) -> int | float:
     if value < 0:
         raise UsageError(f"--protect-last {text} is negative; give 0 or more")
     if text.lstrip("+").isdigit():
-        return int(text)
+        return int(value)  # of the float, for Python refuses to read whole numbers of over 4,300 digits
     if not 0 < value <= MOST_SHARE:
         raise UsageError(
             f"--protect-last {text}: a share of what is kept is more than 0, at most {MOST_SHARE:g}; counts have none"
