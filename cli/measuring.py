@@ -135,7 +135,8 @@ def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
     Raises:
         UsageError: with the formula's figure.
     """
-    from forward_influence.memory import in_words, parse_bytes, peak_of_request
+    from forward_influence.free_memory import in_words, parse_bytes
+    from forward_influence.memory import peak_of_request
 
     allowed, chunk = parse_bytes(limit), run.manifest["execution"]["chunk"]
     peak = peak_of_request(card.sizes, request, chunk)

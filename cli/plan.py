@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from forward_influence.memory import Sizes
     from forward_influence.models import Resolved
     from forward_influence.plan import Plan
+    from forward_influence.sizes import Sizes
 
 
 #: Shapes of models that people plan for, as their own config.json gives them (hub: meta-llama).
@@ -61,11 +61,11 @@ def plan_command(
     from forward_influence.anatomy import refuse_unfit_caches
     from forward_influence.cli.measure import DEFAULT_RULES
     from forward_influence.errors import UsageError
-    from forward_influence.memory import Sizes
     from forward_influence.models import choose_dtype
     from forward_influence.numbers import whole_numbers
     from forward_influence.plan import counted, plan
     from forward_influence.request import Request
+    from forward_influence.sizes import Sizes
 
     if tflops is not None and not 0 < tflops < float("inf"):
         raise UsageError(f"--tflops {tflops} is no throughput; give 300 for an H100 in bfloat16, say")

@@ -24,15 +24,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from forward_influence.numerics import at_least_float32, rows_in_cache, slices
+
 #: Below this log-probability float32 loses mass (exp underflows at -87), so that rows go the long way in float64.
 _LOWEST = -80.0
-#: Of one of the few blocks of rows that a comparison works on at a time; together they fit a third-level cache.
-_CACHE_BYTES = 1 << 21
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is float32 or float64 already."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Reference:
         self._step = rows_in_cache(logits) if self._compiled is None else max(1, len(logits))
         self._work = torch.empty_like(logits[: rows_in_cache(logits)])
         tops, sums, least, impossible = [], [], [], []
-        for rows in _slices(len(logits), rows_in_cache(logits)):
+        for rows in slices(len(logits), rows_in_cache(logits)):
             part, p_part = logits[rows], self.p[rows]
             work = self._work[: len(part)]
             torch.softmax(part, -1, out=p_part)
@@ -107,7 +102,7 @@ class Reference:
 
         `logits` may be fewer than the reference's rows: they are then its first.
         """
-        parts = [self._compare(rows, logits[rows]) for rows in _slices(len(logits), self._step)]
+        parts = [self._compare(rows, logits[rows]) for rows in slices(len(logits), self._step)]
         kl, nll_delta, top1_changed = (torch.cat(values) for values in zip(*parts, strict=True))
         return Shift(kl.to(logits.dtype), nll_delta.to(logits.dtype), top1_changed)
 
@@ -184,7 +179,7 @@ def _joined(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
     if all(part is None for part in parts):
         return None
     masks = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
-    for rows, part in zip(_slices(len(like), rows_in_cache(like)), parts, strict=True):
+    for rows, part in zip(slices(len(like), rows_in_cache(like)), parts, strict=True):
         if part is not None:
             masks[rows] = part
     return masks
@@ -221,17 +216,6 @@ def _compiled_sums() -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(_sums_of, dynamic=True)
 
 
-def rows_in_cache(logits: Tensor) -> int:
-    """How many rows to work on at a time: a few megabytes on a processor; all of them on an accelerator."""
-    if logits.device.type != "cpu":
-        return max(1, len(logits))
-    return max(1, _CACHE_BYTES // (logits.shape[-1] * logits.element_size()))
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
-
-
 def _argmax(values: Tensor) -> Tensor:
     """(rows,) int64. On a processor numpy's, which is vectorised and several times faster than torch's."""
     if values.device.type == "cpu":
@@ -252,22 +236,3 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     p_logits, q_logits = at_least_float32(p_logits), at_least_float32(q_logits)
     targets = torch.full(p_logits.shape[:1], -1, device=p_logits.device)
     return Reference(p_logits.clone(), targets).compare(q_logits.clone()).kl
-
-
-def entropy(logits: Tensor, top_k: int = 0) -> Tensor:
-    """Entropy in nats of the softmax over the `top_k` largest logits of each row, over all of them for 0.
-
-    Args:
-        logits: (rows, vocabulary).
-        top_k: how many of the largest logits take part (arXiv:2606.26875 uses 256); a number at or above the
-            vocabulary means all.
-
-    Returns:
-        (rows,), at least float32.
-    """
-    logits = at_least_float32(logits)
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.topk(top_k, dim=-1, sorted=False).values
-    log_p = logits - logits.logsumexp(-1, keepdim=True)
-    p = log_p.exp()
-    return -(p.mul_(log_p.clamp_min_(torch.finfo(log_p.dtype).min))).sum(-1)  # a word that does not exist adds 0

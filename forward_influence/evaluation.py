@@ -37,13 +37,14 @@ from forward_influence.evaluation_store import Evaluation, create_or_continue, p
 from forward_influence.measurement import model_configuration
 from forward_influence.models import Model
 from forward_influence.progress import Progress, Silent
-from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt, wants_chat
+from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.protection import PROTECT_FIRST, parse_protected
 from forward_influence.recording import record
 from forward_influence.rows import outcome_columns
 from forward_influence.runs import configuration_hash
 from forward_influence.streams import can_stack
 from forward_influence.token_ids import require_known
+from forward_influence.tokenizing import wants_chat
 from forward_influence.versions import versions
 
 MOST_ITEMS = 1_000_000

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forward_influence.cache import SelectiveCache, masked
 from forward_influence.direct import direct_hidden
-from forward_influence.divergence import Reference, at_least_float32
+from forward_influence.divergence import Reference
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import continuation_hidden
 from forward_influence.heads import Head, HeadBuffers, head_rows
@@ -19,6 +19,7 @@ from forward_influence.heap import give_back
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.not_finite import first_bad_length
+from forward_influence.numerics import at_least_float32
 from forward_influence.progress import Progress, Silent
 from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, QuantizedCache
 
-from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
 from forward_influence.kvpress_adapter import load_kvpress, rotary_embeddings_restored
+from forward_influence.numerics import at_least_float32, entropy
 from forward_influence.selectors.attention import POOLINGS, REDUCTIONS, pooled, reduced
 from forward_influence.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW
 

@@ -28,118 +28,21 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from forward_influence.attention import SCORE_ELEMENTS
-from forward_influence.cache import layer_windows
 from forward_influence.errors import UsageError
+from forward_influence.free_memory import in_words, parse_bytes
 from forward_influence.gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
 from forward_influence.gradients import WAITING_BYTES
 from forward_influence.heads import head_block
 from forward_influence.influence import HIDDEN_BYTES
+from forward_influence.sizes import Sizes
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig
-
     from forward_influence.request import Request
     from forward_influence.signals import Needs
 
 #: Of what is free, so much is taken when nothing else is asked for.
 DEFAULT_SHARE = 0.8
 CHUNKS = (512, 256, 128, 64)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What memory and time depend on, read from a configuration: no weights are needed.
-
-    Attributes:
-        layers, query_heads, kv_heads, head_size, hidden, intermediate, vocabulary: of the decoder.
-        itemsize: bytes of a number in the model's dtype.
-        tied: whether input and output embedding are one.
-        windows: of the layers that have one, in tokens.
-        accelerated: whether the model is not on a processor, where blocks of logits are larger.
-        parameters: weights of the whole model, where they were counted (`plan.counted`).
-        active: those of the decoder that a token is multiplied with, embeddings apart, where they were counted.
-    """
-
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_size: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
-    itemsize: int = 4
-    tied: bool = True
-    windows: tuple[int, ...] = ()
-    accelerated: bool = False
-    parameters: int | None = None
-    active: int | None = None
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig, itemsize: int = 4, accelerated: bool = False) -> Sizes:
-        """The sizes in a transformers configuration.
-
-        Raises:
-            UsageError: it does not describe a decoder that attends.
-        """
-        text = config.get_text_config(decoder=True)
-        heads, hidden = _size(text, "num_attention_heads"), _size(text, "hidden_size")
-        return cls(
-            layers=_size(text, "num_hidden_layers"),
-            query_heads=heads,
-            kv_heads=_size(text, "num_key_value_heads", heads),
-            head_size=_size(text, "head_dim", hidden // heads),
-            hidden=hidden,
-            intermediate=_size(text, "intermediate_size", 4 * hidden),
-            vocabulary=_size(text, "vocab_size"),
-            itemsize=itemsize,
-            tied=bool(getattr(config, "tie_word_embeddings", False)),
-            windows=tuple(w for w in layer_windows(config) if w is not None),
-            accelerated=accelerated,
-        )
-
-    @property
-    def body_parameters(self) -> int:
-        """Weights that a token is multiplied with, embeddings apart: as counted, else of a gated feed-forward."""
-        if self.active is not None:
-            return self.active
-        attention = self.hidden * self.head_size * (2 * self.query_heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def head_parameters(self) -> int:
-        """Weights of the output embedding."""
-        return self.hidden * self.vocabulary
-
-    @property
-    def model_bytes(self) -> int:
-        """The model itself; the head is kept in float32 beside a narrower model."""
-        embeddings = self.head_parameters * (1 if self.tied else 2)
-        wide_head = self.head_parameters * 4 if self.itemsize < 4 else 0
-        weights = self.body_parameters + embeddings if self.parameters is None else self.parameters
-        return weights * self.itemsize + wide_head
-
-    def cache_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens; a layer with a window holds no more than that."""
-        full = (self.layers - len(self.windows)) * tokens
-        held = full + sum(min(window, tokens) for window in self.windows)
-        return 2 * self.kv_heads * self.head_size * held * self.itemsize
-
-    @property
-    def wide(self) -> int:
-        """Bytes of a number where at least float32 is used."""
-        return max(4, self.itemsize)
-
-
-def _size(config: PreTrainedConfig, name: str, default: int | None = None) -> int:
-    """A number of a configuration; `default` where it has none."""
-    value = getattr(config, name, None) or default
-    if not isinstance(value, int) or value < 1:
-        raise UsageError(
-            f"the configuration ({config.model_type}) has {getattr(config, name, None)!r} for {name}, where a decoder "
-            "that attends has a number above 0; name another model"
-        )
-    return value
 
 
 @dataclass(frozen=True)
@@ -277,58 +180,6 @@ def peak_of_request(sizes: Sizes, request: Request, chunk: int) -> Peak:
     conditions = len(expand(request, "", 0, tuple(range(sizes.layers)))) + len(expand_compressors(request, "", 0))
     direct = "direct" in request.effects
     return peak(sizes, request.context, request.continuation, conditions, chunk, direct, request.needs, request.verify)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device, within a container's limit; None where that cannot be found out."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu":
-        import psutil
-
-        return min([int(psutil.virtual_memory().available), *_left_in_container()])
-    return None
-
-
-def _left_in_container() -> list[int]:
-    """Bytes left below a cgroup's limit (version 2, then 1), which Slurm and containers set; empty without one."""
-    from pathlib import Path
-
-    pairs = [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
-    found = []
-    for limit, usage in pairs:
-        try:
-            texts = [(Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, usage)]
-        except OSError:
-            continue
-        if all(text.isdigit() for text in texts):
-            found.append(max(0, int(texts[0]) - int(texts[1])))
-    return found
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "8GB", "500MB", "1.5GiB" or a plain number.
-
-    Raises:
-        UsageError: anything else.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-    stripped = text.strip().upper()
-    number = stripped.rstrip("KMGIB")
-    try:
-        value = float(number) * units[stripped[len(number) :].strip()]
-    except (ValueError, KeyError):
-        raise UsageError(f"--memory-limit {text} is no amount of memory; give 8GB or 500MB, say") from None
-    if not 0 < value < float("inf"):
-        raise UsageError(f"--memory-limit {text} is no amount of memory; give 8GB or 500MB, say")
-    return int(value)
-
-
-def in_words(size: float) -> str:
-    """Bytes as people read them: megabytes below a gigabyte."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: int) -> int:

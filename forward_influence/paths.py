@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import platformdirs
+
 from forward_influence.errors import UsageError
+
+#: The environment variable that moves the cache.
+CACHE_VARIABLE = "FORWARD_INFLUENCE_CACHE"
 
 
 def typed_path(text: str) -> Path:
@@ -36,3 +41,9 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def cache_folder() -> Path:
+    """The cache: $FORWARD_INFLUENCE_CACHE, or the user's cache folder of the platform."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return typed_path(chosen).absolute() if chosen else Path(platformdirs.user_cache_dir("forward-influence"))

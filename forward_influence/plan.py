@@ -17,9 +17,10 @@ from forward_influence.conditions import (
     gradient_tokens,
     measured_positions,
 )
-from forward_influence.memory import Peak, Sizes, peak_of_request
+from forward_influence.memory import Peak, peak_of_request
 from forward_influence.quiet import quiet
 from forward_influence.request import Request
+from forward_influence.sizes import Sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -63,18 +63,6 @@ def cut_at(ids: Sequence[int], first: int, after: int) -> Prompt:
     return Prompt(whole[:first], whole[first:after], whole[after:])
 
 
-def wants_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> bool:
-    """Whether to use a chat template: as asked, or where there is one.
-
-    Raises:
-        UsageError: chat is asked for and there is no template.
-    """
-    there = bool(getattr(tokenizer, "chat_template", None))
-    if chat and not there:
-        raise UsageError("this model has no chat template; leave --chat out, or choose an instruction-tuned model")
-    return there if chat is None else chat
-
-
 def counter(tokenizer: PreTrainedTokenizerBase) -> Any:
     """text -> tokens, which tasks measure their length with."""
     return lambda text: len(encode(tokenizer, text))

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from forward_influence.anatomy import Anatomy
 from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
 from forward_influence.cache import SelectiveCache
-from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
 from forward_influence.forward import forward_hidden
 from forward_influence.heads import Head, HeadBuffers, head_rows
 from forward_influence.instrument import Instrument
+from forward_influence.numerics import at_least_float32, entropy
 from forward_influence.progress import Progress, Silent
 from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs

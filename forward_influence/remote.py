@@ -209,7 +209,7 @@ def mirror_of(where: str | os.PathLike[str]) -> tuple[Path, Mirror | None]:
         files, root = url_to_fs(text)
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(f"{text} cannot be used: {next(iter(str(error).splitlines()), '')}") from error
-    from forward_influence.store import cache_folder
+    from forward_influence.paths import cache_folder
 
     folder = cache_folder() / "mirrors" / hashlib.sha256(text.encode()).hexdigest()[:16]
     _MIRRORS[folder] = Mirror(text, folder, files, root.rstrip("/"))

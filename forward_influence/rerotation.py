@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from forward_influence.cache import SelectiveCache, SelectiveLayer
-from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
+from forward_influence.numerics import at_least_float32
 from forward_influence.rotary import Rotation
 from forward_influence.trace import Trace
 

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from forward_influence.attention import Geometry
 from forward_influence.backbone import backbone
 from forward_influence.cache import text_config
-from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
 from forward_influence.instrument import Instrument
+from forward_influence.numerics import at_least_float32
 from forward_influence.rotary_span import depends_on_length, rotary_modules
 from forward_influence.turns import READINGS, Reading, Turn, fits, no_turn, two_planes
 

@@ -11,29 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from forward_influence.catalogue import NamedModel
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.paths import typed_path
+from forward_influence.paths import cache_folder
 from forward_influence.runs import write_whole
 
 #: Raised when the conversion changes its outcome, so that older conversions are redone.
 CONVERSION = 2
 MANIFEST = "manifest.json"
-#: The environment variable that moves the cache.
-CACHE_VARIABLE = "FORWARD_INFLUENCE_CACHE"
-
-
-def cache_folder() -> Path:
-    """The cache: $FORWARD_INFLUENCE_CACHE, or the user's cache folder of the platform."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return typed_path(chosen).absolute() if chosen else Path(platformdirs.user_cache_dir("forward-influence"))
 
 
 def model_folder(name: str) -> Path:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from forward_influence.errors import UsageError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -134,3 +136,15 @@ def _pieces_from(
         if ends[-1] == len(whole) if stop == len(ids) else not rest and len(prefix) > longest:
             complete, longest = len(ends) - 1, len(prefix)
     return [whole[a:b] for a, b in pairwise(ends[: complete + 1])]
+
+
+def wants_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> bool:
+    """Whether to use a chat template: as asked, or where there is one.
+
+    Raises:
+        UsageError: chat is asked for and there is no template.
+    """
+    there = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not there:
+        raise UsageError("this model has no chat template; leave --chat out, or choose an instruction-tuned model")
+    return there if chat is None else chat

@@ -10,9 +10,9 @@ from test_cache import filled
 from test_divergence import pairs
 from test_influence import M, N, random_selection, setup_case
 
-from forward_influence import divergence, influence
+from forward_influence import divergence, influence, numerics
 from forward_influence.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
-from forward_influence.divergence import Reference, Shift, kl_divergence, rows_in_cache
+from forward_influence.divergence import Reference, Shift, kl_divergence
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import (
     Ablation,
@@ -27,6 +27,7 @@ from forward_influence.influence import (
     run_in_full,
     shuffled,
 )
+from forward_influence.numerics import rows_in_cache, slices
 from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 
 
@@ -51,7 +52,7 @@ def test_a_word_that_p_rules_out_adds_nothing():
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 1000])
 def test_rows_that_leave_float32s_range_are_redone_where_they_are(monkeypatch, rows_at_a_time):
     """Near ones and far ones, in the first block of rows and in later ones; targets are those of the same rows."""
-    monkeypatch.setattr(divergence, "_CACHE_BYTES", rows_at_a_time * 30 * 4)
+    monkeypatch.setattr(numerics, "_CACHE_BYTES", rows_at_a_time * 30 * 4)
     p, q = (logits.float() for logits in pairs(9, 30, 0.02))
     for row in (1, 4, 8):
         p[row, 5] = q[row, 5] = -150.0
@@ -129,7 +130,7 @@ def test_how_many_rows_fit_a_cache():
     assert rows_in_cache(torch.empty(1, 10_000_000)) == 1
     assert rows_in_cache(torch.empty(10, 1024, device="meta")) == 10
     assert rows_in_cache(torch.empty(0, 1024, device="meta")) == 1
-    assert divergence._slices(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert slices(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert divergence._argmax(torch.empty(2, 5, device="meta")).shape == (2,)
 
 

@@ -13,8 +13,8 @@ from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.compression.held_trace import Group, HeldTrace, geometry_of, moments_of, query_heads
 from forward_influence.compression.live_signals import LastRows, QueryMoments, Received, TokenSignals
-from forward_influence.divergence import at_least_float32, entropy
 from forward_influence.errors import UsageError
+from forward_influence.numerics import at_least_float32, entropy
 from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs, entropy_need
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forward_influence.attention import Geometry, ReceivedAttention
-from forward_influence.divergence import at_least_float32
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.numerics import at_least_float32
 from forward_influence.trace import Moments
 
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
+from forward_influence.numerics import at_least_float32
 from forward_influence.selection import Candidates, Selection, protected_mask, top
 from forward_influence.selectors.places import guarded, refusal
 from forward_influence.shares import adaptive_head_counts

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forward_influence.attention import attention_logits
-from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
+from forward_influence.numerics import at_least_float32
 from forward_influence.selectors.attention import pooled
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.divergence import at_least_float32
 from forward_influence.errors import UsageError
+from forward_influence.numerics import at_least_float32
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
 from forward_influence.trace import Trace
