@@ -19,9 +19,9 @@ from scipy import stats
 from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
 from forward_influence.errors import UsageError
 from forward_influence.floors import floor_of, taken_off
-from forward_influence.numbers import ranges
 from forward_influence.runs import Run
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
+from forward_influence.utils.ranges import ranges
 
 #: Confidence of an interval that is looked at after every document.
 LEVEL = 0.98

@@ -27,8 +27,8 @@ from forward_influence.analysis.pairing import (
 )
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method, estimate, paired
 from forward_influence.analysis.stopping import method_for
-from forward_influence.numbers import ranges
 from forward_influence.runs import Run
+from forward_influence.utils.ranges import ranges
 
 
 def summarise(run: Run) -> pd.DataFrame:

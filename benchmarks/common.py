@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.heap import give_back
-from forward_influence.threads import processors
+from forward_influence.utils.heap import give_back
+from forward_influence.utils.threads import processors
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RULES = ("attention", "entropy", "infokv", "random")

@@ -22,7 +22,7 @@ from torch import Tensor
 from forward_influence.backbone import backbone
 from forward_influence.compression import Compressor, compress, make_compressor
 from forward_influence.forward import run
-from forward_influence.threads import start_anew
+from forward_influence.utils.threads import start_anew
 
 PARTS = ("memory", "prefill", "decode")
 

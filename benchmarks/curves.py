@@ -20,7 +20,7 @@ import torch
 from common import RESULTS, RULES, load, machine, remember
 from engine import call, peak_elsewhere
 
-from forward_influence.threads import start_anew
+from forward_influence.utils.threads import start_anew
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "performance.png"
 TITLES = {"continuation": "continuation (tokens)", "rules": "number of rules", "vocabulary": "vocabulary (words)"}

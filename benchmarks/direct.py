@@ -22,7 +22,7 @@ from forward_influence.models import load_model, load_tokenizer, resolve_spec
 from forward_influence.recording import record
 from forward_influence.selectors import parse_selector, select
 from forward_influence.signals import Needs
-from forward_influence.threads import start_anew
+from forward_influence.utils.threads import start_anew
 
 
 def main() -> None:

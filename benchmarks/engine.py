@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from common import RESULTS, RULES, Peak, configuration, engine, floor, load, machine, remember, seconds
 
-from forward_influence.threads import start_anew
+from forward_influence.utils.threads import start_anew
 
 PARTS = ("all", "time", "memory", "plain", "profile", "grid", "peak")
 

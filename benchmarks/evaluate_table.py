@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from forward_influence.threads import processors, start_anew
+from forward_influence.utils.threads import processors, start_anew
 
 COMPRESSORS = (
     "attention",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import engine, load, machine, remember, seconds
 
-from forward_influence.threads import SLEEPING, allowed_processors
+from forward_influence.utils.threads import SLEEPING, allowed_processors
 
 CASES = [(wait, busy) for busy in (False, True) for wait in ("spin", "sleep")]
 

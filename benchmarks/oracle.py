@@ -29,8 +29,8 @@ from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.selection import Selection
-from forward_influence.threads import start_anew
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
+from forward_influence.utils.threads import start_anew
 
 RULES = [
     "attention", "attention:per=token", "h2o", "h2o:per=token", "tova", "knorm", "keydiff", "expected-attention",

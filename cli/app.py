@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import typer
 
-from forward_influence import threads
 from forward_influence.cli.output import make_writable
 from forward_influence.errors import ForwardInfluenceError, UsageError, one_line, steering
+from forward_influence.utils import threads
 
 #: Command -> (module, function or typer app). Adding a command adds a file and a line.
 COMMANDS = {

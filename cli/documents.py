@@ -64,7 +64,7 @@ def _lengths(documents: list[Document], model: str | None) -> tuple[list[int], s
     if model is None:
         return [len(document.text) for document in documents], "characters"
     from forward_influence.models import load_tokenizer, resolve_spec
-    from forward_influence.tokenizing import encode
+    from forward_influence.utils.tokenization import encode
 
     tokenizer = load_tokenizer(resolve_spec(model))
     return [len(encode(tokenizer, document.text)) for document in documents], "tokens"

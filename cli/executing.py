@@ -66,7 +66,7 @@ class Loading:
 
 def cache_bytes(text: str) -> int:
     """The disk space of --trace-cache: 0, or an amount like 4GB."""
-    from forward_influence.free_memory import parse_bytes
+    from forward_influence.utils.memory import parse_bytes
 
     if text.strip() == "0":
         return 0

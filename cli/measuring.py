@@ -119,7 +119,7 @@ def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
     """The run of this configuration that is continued there; None where none is, or nothing is left to measure."""
     from forward_influence.manifests import differences
     from forward_influence.runs import open_run
-    from forward_influence.versions import versions
+    from forward_influence.utils.versions import versions
 
     try:
         run = open_run(where)
@@ -135,8 +135,8 @@ def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
     Raises:
         UsageError: with the formula's figure.
     """
-    from forward_influence.free_memory import in_words, parse_bytes
     from forward_influence.memory import peak_of_request
+    from forward_influence.utils.memory import in_words, parse_bytes
 
     allowed, chunk = parse_bytes(limit), run.manifest["execution"]["chunk"]
     peak = peak_of_request(card.sizes, request, chunk)

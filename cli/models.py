@@ -137,7 +137,7 @@ def show_command(
 
 def made_of(loaded: Model) -> dict[str, Any]:
     """What a model is made of, by name; plain values, fit for JSON."""
-    from forward_influence.tokenizing import leading_tokens
+    from forward_influence.utils.tokenization import leading_tokens
 
     anatomy, config = loaded.anatomy, loaded.model.config
     windows = {i: window for i, window in enumerate(anatomy.windows) if window is not None}
@@ -188,7 +188,7 @@ def megabytes(size: int) -> str:
 @contextmanager
 def _bytes_drawn() -> Iterator[Any]:
     """Progress in bytes on the standard error stream; nothing where that is no terminal."""
-    from forward_influence.progress import Silent
+    from forward_influence.utils.progress import Silent
 
     screen = tables.console(error=True)
     if not screen.is_terminal:

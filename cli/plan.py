@@ -62,10 +62,10 @@ def plan_command(
     from forward_influence.cli.measure import DEFAULT_RULES
     from forward_influence.errors import UsageError
     from forward_influence.models import choose_dtype
-    from forward_influence.numbers import whole_numbers
     from forward_influence.plan import counted, plan
     from forward_influence.request import Request
     from forward_influence.sizes import Sizes
+    from forward_influence.utils.ranges import whole_numbers
 
     if tflops is not None and not 0 < tflops < float("inf"):
         raise UsageError(f"--tflops {tflops} is no throughput; give 300 for an H100 in bfloat16, say")

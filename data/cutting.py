@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from forward_influence.data.documents import Document
 from forward_influence.errors import UsageError
-from forward_influence.tokenizing import encode, leading_tokens
+from forward_influence.utils.tokenization import encode, leading_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

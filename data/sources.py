@@ -11,7 +11,7 @@ from typing import Any
 
 from forward_influence.data.documents import Document, make_document, safe
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.paths import is_there, path_text, typed_path
+from forward_influence.utils.paths import is_there, path_text, typed_path
 
 TEXT_SUFFIXES = (".txt", ".md")
 _TIMEOUT_S = 10
@@ -175,7 +175,7 @@ def hub_dataset(spec: str) -> list[Document]:
 def _load(
     load_dataset: Callable[..., Any], name: str, configuration: str | None, split: str
 ) -> Iterator[Mapping[str, Any]]:
-    from forward_influence.quiet import quiet
+    from forward_influence.utils.quiet import quiet
 
     try:
         with quiet(), _offline_if_out_of_reach(name):

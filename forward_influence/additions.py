@@ -24,11 +24,9 @@ from forward_influence.cards import Card
 from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor
-from forward_influence.files import storing, write_whole
 from forward_influence.manifests import differences
 from forward_influence.measurement import Source, build_configuration, measure, model_configuration
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.request import Request
 from forward_influence.runs import (
     ADDING,
@@ -40,7 +38,9 @@ from forward_influence.runs import (
     held_for_writing,
     open_run,
 )
-from forward_influence.versions import library_versions
+from forward_influence.utils.files import storing, write_whole
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.versions import library_versions
 
 
 def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = ()) -> Request:

@@ -7,10 +7,10 @@ from torch import Tensor
 from forward_influence.closing import closing_gradients
 from forward_influence.gradients import continuation_gradients
 from forward_influence.models import Model
-from forward_influence.progress import Progress
 from forward_influence.signals import CLOSING, Needs
 from forward_influence.trace import Trace
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
+from forward_influence.utils.progress import Progress
 
 
 def look_ahead(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.numerics import at_least_float32
+from forward_influence.utils.numerics import at_least_float32
 
 #: Attention scores held at a time where attention received is added up.
 SCORE_ELEMENTS = 1 << 22

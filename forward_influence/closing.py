@@ -34,9 +34,9 @@ from forward_influence.gradients import (
 from forward_influence.heads import Head
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.replay import Entries, Queries
 from forward_influence.trace import Trace
+from forward_influence.utils.progress import Progress, Silent
 
 
 def gate_values(count: int) -> list[float]:

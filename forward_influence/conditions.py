@@ -15,7 +15,7 @@ from forward_influence.errors import UsageError
 from forward_influence.request import Request
 from forward_influence.selection import Budget, Selection
 from forward_influence.selectors import Selector
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
 
 #: How many positions the controls cover: enough to see a floor and an effect, cheap beside a condition. In 16 bits the
 #: floor is of the size of small influences and is taken off them: there it covers what conditions cover.

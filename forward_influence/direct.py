@@ -18,7 +18,7 @@ from forward_influence.errors import UsageError
 from forward_influence.forward import forward_hidden
 from forward_influence.instrument import Instrument
 from forward_influence.replay import Entries, Queries, replay_cache
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
 
 
 def direct_hidden(

@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from forward_influence.numerics import at_least_float32, rows_in_cache, slices
+from forward_influence.utils.numerics import at_least_float32, rows_in_cache, slices
 
 #: Below this log-probability float32 loses mass (exp underflows at -87), so that rows go the long way in float64.
 _LOWEST = -80.0

@@ -25,16 +25,12 @@ from forward_influence.document_controls import controls_of
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
-from forward_influence.heap import give_back
 from forward_influence.influence import Ablation, Baseline, measure_ablations, removal, run_in_full
 from forward_influence.models import Model
 from forward_influence.not_finite import first_not_finite
-from forward_influence.progress import Labelled, Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.rows import arrays, described, described_compressor, row_of
-from forward_influence.token_ids import checked_segments
-from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
 from forward_influence.trace_store import (
     Tensors,
@@ -45,6 +41,10 @@ from forward_influence.trace_store import (
     unpacked,
     written_key,
 )
+from forward_influence.utils.heap import give_back
+from forward_influence.utils.progress import Labelled, Progress, Silent
+from forward_influence.utils.token_ids import checked_segments
+from forward_influence.utils.tokenization import text_pieces
 from forward_influence.verification import verify
 
 

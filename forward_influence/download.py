@@ -16,7 +16,7 @@ from typing import Any
 
 from forward_influence.catalogue import Wheel
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.progress import Progress
+from forward_influence.utils.progress import Progress
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _CHUNK = 1 << 20

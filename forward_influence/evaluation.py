@@ -36,16 +36,16 @@ from forward_influence.errors import ForwardInfluenceError, StorageError, UsageE
 from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
 from forward_influence.measurement import model_configuration
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.protection import PROTECT_FIRST, parse_protected
 from forward_influence.recording import record
 from forward_influence.rows import outcome_columns
 from forward_influence.runs import configuration_hash
 from forward_influence.streams import can_stack
-from forward_influence.token_ids import require_known
-from forward_influence.tokenizing import wants_chat
-from forward_influence.versions import versions
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.token_ids import require_known
+from forward_influence.utils.tokenization import wants_chat
+from forward_influence.utils.versions import versions
 
 MOST_ITEMS = 1_000_000
 MOST_TOKENS = 1 << 30

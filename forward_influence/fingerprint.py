@@ -22,7 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError
-from forward_influence.threads import processors
+from forward_influence.utils.threads import processors
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.gguf_config import configuration
 from forward_influence.gguf_header import MAGIC, read_header
 from forward_influence.gguf_vocabulary import tokenizer_of
-from forward_influence.quiet import quiet
+from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

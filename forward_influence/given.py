@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from forward_influence.closeness import close
 from forward_influence.errors import UsageError
+from forward_influence.utils.closeness import close
 
 _PROBE = 12  # tokens
 

@@ -27,9 +27,9 @@ from forward_influence.forward import continuation_hidden, forward_hidden
 from forward_influence.heads import Head, LinearHead
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.replay import Entries, Queries, ReplayLayer, continuation_entries, noting
 from forward_influence.trace import Trace
+from forward_influence.utils.progress import Progress, Silent
 
 DEFAULT_CHUNK = 256
 #: Bytes for gradients that wait at earlier keys and values; more label samples go in several groups.

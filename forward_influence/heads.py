@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from forward_influence.backbone import backbone
 from forward_influence.cache import text_config
-from forward_influence.closeness import close
 from forward_influence.errors import UsageError
 from forward_influence.instrument import set_aside
-from forward_influence.numerics import at_least_float32
+from forward_influence.utils.closeness import close
+from forward_influence.utils.numerics import at_least_float32
 
 #: Bytes of one block of logits; there are three. 256 rows of 49,152 words on a processor.
 _HEAD_BYTES = 3 << 24

@@ -15,18 +15,18 @@ from forward_influence.divergence import Reference
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import continuation_hidden
 from forward_influence.heads import Head, HeadBuffers, head_rows
-from forward_influence.heap import give_back
 from forward_influence.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.not_finite import first_bad_length
-from forward_influence.numerics import at_least_float32
-from forward_influence.progress import Progress, Silent
 from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps
 from forward_influence.rotary_span import changes_with_length
 from forward_influence.selection import MODES, Selection
-from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.trace import Trace
+from forward_influence.utils.heap import give_back
+from forward_influence.utils.numerics import at_least_float32
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.token_ids import checked_tokens, require_known
 
 EFFECTS = ("total", "direct")
 #: Bytes of last hidden states held for conditions that wait for the head; more conditions go in several groups.

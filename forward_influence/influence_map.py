@@ -24,14 +24,14 @@ from forward_influence.floors import FLAG_FACTOR, taken_off
 from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
 from forward_influence.manifests import differing_fields
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.runs import write_whole
 from forward_influence.selection import Selection
-from forward_influence.token_ids import checked_tokens, require_known
-from forward_influence.tokenizing import text_pieces
 from forward_influence.trace import Trace
-from forward_influence.versions import library_versions
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.token_ids import checked_tokens, require_known
+from forward_influence.utils.tokenization import text_pieces
+from forward_influence.utils.versions import library_versions
 
 #: Raised where what a map's columns hold changes, so that maps of two kinds do not mix in one file.
 _FORMAT = 5

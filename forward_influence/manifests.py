@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forward_influence.errors import steering
-from forward_influence.versions import LIBRARIES
+from forward_influence.utils.versions import LIBRARIES
 
 _LONGEST_VALUE = 120  # characters of a value in a message
 _MOST_THREADS = 1024

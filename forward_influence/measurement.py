@@ -21,7 +21,6 @@ from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor, LocalExecutor, Task
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.remote import mirror_of
 from forward_influence.request import Request
 from forward_influence.runs import (
@@ -34,7 +33,8 @@ from forward_influence.runs import (
     open_run,
     part_stem,
 )
-from forward_influence.versions import versions
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.versions import versions
 
 DEFAULT_CHUNK = 512
 

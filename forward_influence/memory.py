@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 
 from forward_influence.attention import SCORE_ELEMENTS
 from forward_influence.errors import UsageError
-from forward_influence.free_memory import in_words, parse_bytes
 from forward_influence.gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
 from forward_influence.gradients import WAITING_BYTES
 from forward_influence.heads import head_block
 from forward_influence.influence import HIDDEN_BYTES
 from forward_influence.sizes import Sizes
+from forward_influence.utils.memory import in_words, parse_bytes
 
 if TYPE_CHECKING:
     from forward_influence.request import Request

@@ -19,10 +19,10 @@ from forward_influence import gguf_models, hub
 from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.fingerprint import Fingerprint, configuration_of, fingerprint, mark
-from forward_influence.paths import is_there, typed_path
 from forward_influence.positions import positions_of
-from forward_influence.quiet import quiet
 from forward_influence.store import checked_folder, problem
+from forward_influence.utils.paths import is_there, typed_path
+from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.tokenizing import encode, encode_around, leading_tokens
+from forward_influence.utils.tokenization import encode, encode_around, leading_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

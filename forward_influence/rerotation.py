@@ -12,9 +12,9 @@ from torch import Tensor
 
 from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
-from forward_influence.numerics import at_least_float32
 from forward_influence.rotary import Rotation
 from forward_influence.trace import Trace
+from forward_influence.utils.numerics import at_least_float32
 
 
 def close_gaps(cache: SelectiveCache, trace: Trace) -> SelectiveCache:

@@ -22,9 +22,9 @@ from forward_influence.backbone import backbone
 from forward_influence.cache import text_config
 from forward_influence.errors import UsageError
 from forward_influence.instrument import Instrument
-from forward_influence.numerics import at_least_float32
 from forward_influence.rotary_span import depends_on_length, rotary_modules
 from forward_influence.turns import READINGS, Reading, Turn, fits, no_turn, two_planes
+from forward_influence.utils.numerics import at_least_float32
 
 #: Where the token is put: at the start, where most rotations are none, and at two others.
 _POSITIONS = (0, 5, 101)

@@ -26,10 +26,10 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.files import WRITING, storing, write_whole
 from forward_influence.manifests import differences, differing_fields, wrong_in
 from forward_influence.parts import KINDS, SCHEMA, SCHEMA_VERSION, Part, encode_part, load_part, part_stem, read_part
 from forward_influence.remote import TOKENS, Mirror, mirror_of
+from forward_influence.utils.files import WRITING, storing, write_whole
 
 __all__ = [
     "KINDS",

@@ -27,13 +27,13 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import Influence, measure_ablations, removal
 from forward_influence.models import Model
-from forward_influence.progress import Progress, Silent
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection
-from forward_influence.token_ids import checked_segments
 from forward_influence.trace import Trace
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
+from forward_influence.utils.progress import Progress, Silent
+from forward_influence.utils.token_ids import checked_segments
 
 WAYS = ("closing", "fisher")
 MOST_PASSES = 10_000

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.numbers import ranges
+from forward_influence.utils.ranges import ranges
 
 #: In keep mode, fewer than this many freely chosen tokens make no choice worth comparing.
 FEWEST_TO_CHOOSE = 32

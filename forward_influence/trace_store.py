@@ -26,11 +26,11 @@ from transformers.cache_utils import DynamicCache
 
 from forward_influence.attention import Geometry
 from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
-from forward_influence.files import WRITING
 from forward_influence.recording import ready_rotation
 from forward_influence.signals import Needs
 from forward_influence.trace import Moments, Trace
-from forward_influence.versions import library_versions
+from forward_influence.utils.files import WRITING
+from forward_influence.utils.versions import library_versions
 
 if TYPE_CHECKING:
     from forward_influence.models import Model

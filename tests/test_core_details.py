@@ -10,7 +10,7 @@ from test_cache import filled
 from test_divergence import pairs
 from test_influence import M, N, random_selection, setup_case
 
-from forward_influence import divergence, influence, numerics
+from forward_influence import divergence, influence
 from forward_influence.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
 from forward_influence.divergence import Reference, Shift, kl_divergence
 from forward_influence.errors import ForwardInfluenceError, UsageError
@@ -27,8 +27,9 @@ from forward_influence.influence import (
     run_in_full,
     shuffled,
 )
-from forward_influence.numerics import rows_in_cache, slices
 from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
+from forward_influence.utils import numerics
+from forward_influence.utils.numerics import rows_in_cache, slices
 
 
 def double(count: int) -> torch.Tensor:

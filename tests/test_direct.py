@@ -11,7 +11,7 @@ from tiny import FAMILIES
 from forward_influence.direct import sampled_positions
 from forward_influence.errors import UsageError
 from forward_influence.influence import forward_influence, measure_ablations, removal, shuffled
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
 
 
 def by_definition(model, tokens, removed):

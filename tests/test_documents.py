@@ -27,7 +27,7 @@ from forward_influence.data.documents import (
     sample_documents,
 )
 from forward_influence.errors import UsageError
-from forward_influence.tokenizing import encode, leading_tokens
+from forward_influence.utils.tokenization import encode, leading_tokens
 
 
 def lines(path: Path, *records: Any) -> Path:

@@ -21,10 +21,10 @@ from forward_influence import download
 from forward_influence.catalogue import NamedModel, Wheel, catalogue, named_model, read_catalogue
 from forward_influence.download import _watch, download_wheel
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.paths import CACHE_VARIABLE
-from forward_influence.progress import Silent
 from forward_influence.pull import pull
 from forward_influence.store import model_folder
+from forward_influence.utils.paths import CACHE_VARIABLE
+from forward_influence.utils.progress import Silent
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from forward_influence import catalogue, models
 from forward_influence.cli import app
 from forward_influence.data.documents import load_documents
 from forward_influence.errors import LONGEST_MESSAGE, ForwardInfluenceError
-from forward_influence.numbers import whole_numbers
+from forward_influence.utils.ranges import whole_numbers
 
 SECONDS = 20  # for a case that takes half of one
 VALUES = (

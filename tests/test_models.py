@@ -19,7 +19,7 @@ from forward_influence import hub, models
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.fingerprint import fingerprint
 from forward_influence.models import describe_models, load_model, resolve_spec
-from forward_influence.paths import CACHE_VARIABLE
+from forward_influence.utils.paths import CACHE_VARIABLE
 
 
 @pytest.fixture(scope="module")

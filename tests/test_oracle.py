@@ -21,7 +21,7 @@ from forward_influence.errors import UsageError
 from forward_influence.gradients import continuation_gradients, head_gradients, sampled_labels
 from forward_influence.request import Request
 from forward_influence.selectors import parse_selector
-from forward_influence.zones import zones
+from forward_influence.utils.distances import zones
 
 BINS = {"near": (0, 6), "far": (10, M)}
 

@@ -21,7 +21,7 @@ from forward_influence.errors import UsageError
 from forward_influence.evaluation import Plan, evaluate
 from forward_influence.models import Model, wrap_model
 from forward_influence.prompts import cut, make_prompt
-from forward_influence.tokenizing import encode_around
+from forward_influence.utils.tokenization import encode_around
 
 BYTES = frozenset(pre_tokenizers.ByteLevel.alphabet())
 PIECES = ("the", "t", "he", " ", "  ", "\n", "\n\n", "x", "é", "😀", "?", "</s>")

@@ -21,9 +21,9 @@ from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 from forward_influence import models
 from forward_influence.catalogue import NamedModel
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.paths import CACHE_VARIABLE
 from forward_influence.pull import pull
 from forward_influence.store import MANIFEST, checked_folder, model_folder, problem
+from forward_influence.utils.paths import CACHE_VARIABLE
 
 USERS_CACHE = os.environ.get(CACHE_VARIABLE)
 

@@ -300,7 +300,7 @@ def test_other_weights_on_a_node_are_refused(cluster, model, folder, tmp_path):
 @pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "9"}])
 def test_threads_of_workers_sleep_unless_the_user_has_decided(given, cluster, folder, model, tmp_path, monkeypatch):
     """The variables are in the worker's environment from its start, for torch is loaded with the worker's class."""
-    from forward_influence.threads import SLEEPING
+    from forward_influence.utils.threads import SLEEPING
 
     for name in SLEEPING:
         monkeypatch.delenv(name, raising=False)

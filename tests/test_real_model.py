@@ -19,7 +19,7 @@ from forward_influence.recording import record
 from forward_influence.selection import Selection
 from forward_influence.selectors import parse_selector, select
 from forward_influence.signals import Needs
-from forward_influence.tokenizing import text_pieces
+from forward_influence.utils.tokenization import text_pieces
 
 pytestmark = pytest.mark.real_model
 N, M = 192, 128

@@ -354,7 +354,7 @@ def test_messages_reach_whoever_watches_a_measurement(tmp_path):
     import tiny_data
 
     from forward_influence.document import measure_document
-    from forward_influence.progress import Silent
+    from forward_influence.utils.progress import Silent
 
     said = []
 

@@ -21,7 +21,7 @@ from forward_influence.inspection import html_page, inspect_document
 from forward_influence.measurement import measure
 from forward_influence.models import wrap_model
 from forward_influence.request import Request
-from forward_influence.tokenizing import encode, text_pieces
+from forward_influence.utils.tokenization import encode, text_pieces
 
 HARD = "The keeper of the house doesn't  know:\n\nnaïve “women” 日本語 🎉🎉 e\u0301 12 men "
 #: Words by hand, with what they are: f function, c content; what is no word says what it is itself.

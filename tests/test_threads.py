@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_files
 
-from forward_influence import threads
+from forward_influence.utils import threads
 
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity and GNU OpenMP are Linux's")
 SPINS = "GOMP_SPINCOUNT = '300000'"

@@ -29,7 +29,7 @@ from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.screening import screen_document
 from forward_influence.selection import Selection
-from forward_influence.token_ids import require_known
+from forward_influence.utils.token_ids import require_known
 
 WANTED = {
     "selectors": ("recent",), "budgets": ("0.2",), "context": 40, "continuation": 24, "protect_first": 2,

@@ -14,9 +14,9 @@ from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.compression.held_trace import Group, HeldTrace, geometry_of, moments_of, query_heads
 from forward_influence.compression.live_signals import LastRows, QueryMoments, Received, TokenSignals
 from forward_influence.errors import UsageError
-from forward_influence.numerics import at_least_float32, entropy
 from forward_influence.rotary import Rotation
 from forward_influence.signals import Needs, entropy_need
+from forward_influence.utils.numerics import at_least_float32, entropy
 
 _HEAD_BLOCK = 64  # rows of logits at a time
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from forward_influence.attention import Geometry, ReceivedAttention
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.numerics import at_least_float32
 from forward_influence.trace import Moments
+from forward_influence.utils.numerics import at_least_float32
 
 
 class LastRows:

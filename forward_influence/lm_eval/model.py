@@ -31,8 +31,8 @@ from forward_influence.prompts import PROTOCOLS
 from forward_influence.protection import parse_protected
 from forward_influence.recording import record
 from forward_influence.rotary_span import depends_on_length
-from forward_influence.token_ids import require_known
 from forward_influence.trace import Trace
+from forward_influence.utils.token_ids import require_known
 
 _log = logging.getLogger(__name__)
 _CHUNK = 512

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.numerics import at_least_float32
 from forward_influence.selection import Candidates, Selection, protected_mask, top
 from forward_influence.selectors.places import guarded, refusal
 from forward_influence.shares import adaptive_head_counts
 from forward_influence.signals import Needs
 from forward_influence.trace import Trace
+from forward_influence.utils.numerics import at_least_float32
 
 GRAINS = ("entry", "layer", "token")
 HEADS = ("equal", "adaptive")

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.numerics import at_least_float32
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
 from forward_influence.trace import Trace
+from forward_influence.utils.numerics import at_least_float32
 
 
 def per_layer(trace: Trace) -> list[Tensor]:

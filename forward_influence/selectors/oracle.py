@@ -12,7 +12,7 @@ from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
 from forward_influence.signals import CLOSING, DEFAULT_SAMPLES, GRADIENTS
 from forward_influence.trace import Trace
-from forward_influence.zones import ZONES
+from forward_influence.utils.distances import ZONES
 
 WAYS = ("closing", "fisher")
 MOST_SAMPLES = 10_000
