@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from forward_influence.errors import UsageError
-from forward_influence.manifests import differing_fields
-from forward_influence.runs import Run
+from forward_influence.storage.manifest import differing_fields
+from forward_influence.storage.run import Run
 
 #: Fields of the configuration in which runs must agree to be compared, beside the model's fingerprint.
 MUST_AGREE = (

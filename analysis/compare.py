@@ -32,7 +32,7 @@ from forward_influence.analysis.pairing import (
 from forward_influence.analysis.statistics import STUDENT, Kind, Method, estimate, holm, paired
 from forward_influence.analysis.stopping import method_for
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 
 @dataclass(frozen=True)

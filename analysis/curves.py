@@ -18,7 +18,7 @@ import pandas as pd
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.floors import floor_of, taken_off
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 from forward_influence.utils.ranges import ranges
 
 #: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875), and how many bins a curve has at least.

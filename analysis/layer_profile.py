@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from forward_influence.analysis.selections import read_selections, require_selections
 from forward_influence.analysis.statistics import estimate
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 POSITION_BINS = 20
 

@@ -15,7 +15,7 @@ from forward_influence.analysis.means import WHICH, disagreements
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method
 from forward_influence.analysis.summary import candidate_lines, control_lines, documents_text
 from forward_influence.analysis.wording import many
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 #: The coverage is measured by benchmarks/statistics_coverage.py.
 BOOTSTRAP_NOTE = (

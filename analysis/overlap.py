@@ -20,7 +20,7 @@ from forward_influence.analysis.selections import (
     require_selections,
 )
 from forward_influence.analysis.statistics import STUDENT, Method, estimate
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 #: What is compared, in the order of the columns.
 MEASURES = ("jaccard", "shared", "chance", "rank_correlation")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.parts import load_part
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
+from forward_influence.storage.shards import load_part
 
 #: The columns that say what a row is about.
 COLUMNS = ("segment", "kind", "selector", "budget", "mode", "effect", "seed", "layers", "heads")

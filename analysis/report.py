@@ -24,7 +24,7 @@ from forward_influence.analysis.statistics import Kind
 from forward_influence.analysis.summary import unfinished
 from forward_influence.analysis.token_view import TokenView, token_view
 from forward_influence.errors import UsageError
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 #: Most bytes of a report; the token view takes what the rest leaves.
 LIMIT = 5_000_000

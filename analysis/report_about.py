@@ -12,7 +12,7 @@ import pandas as pd
 from forward_influence.analysis.parts import measured
 from forward_influence.analysis.report_tables import Cell, Table, number, table, whole, words
 from forward_influence.analysis.wording import many
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 
 def subtitle(runs: Sequence[Run]) -> str:

@@ -12,7 +12,7 @@ from forward_influence.analysis.selections import of_several
 from forward_influence.analysis.statistics import Kind
 from forward_influence.analysis.stopping import method_for
 from forward_influence.analysis.tokens import token_profile, token_shares
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 #: Tables made of saved selections, and what to say under each.
 NOTES = {

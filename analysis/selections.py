@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from forward_influence.analysis.parts import digest, outline
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 
 @dataclass(frozen=True)

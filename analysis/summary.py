@@ -27,7 +27,7 @@ from forward_influence.analysis.pairing import (
 )
 from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method, estimate, paired
 from forward_influence.analysis.stopping import method_for
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 from forward_influence.utils.ranges import ranges
 
 

@@ -22,7 +22,7 @@ from forward_influence.analysis.selections import (
     model_layers,
     read_selections,
 )
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 #: How finely score ranks are kept, from the finest: per layer and head, per layer (mean over heads), or one per token.
 GRAINS = ("entry", "layer", "token")

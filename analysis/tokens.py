@@ -20,7 +20,7 @@ from forward_influence.analysis.selections import (
     require_selections,
 )
 from forward_influence.analysis.statistics import STUDENT, Method, estimate
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 #: The ways in which tokens are divided, and the groups of each in order.
 DIVISIONS: dict[str, tuple[str, ...]] = {

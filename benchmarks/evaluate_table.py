@@ -95,7 +95,7 @@ def show(folder: Path) -> None:
     from forward_influence.analysis.accuracy import accuracy_notes, accuracy_table, paper_layout
     from forward_influence.analysis.held_words import held_pair
     from forward_influence.cli.tables import interval, markdown, p_value
-    from forward_influence.evaluation_store import open_evaluation
+    from forward_influence.storage.evaluation import open_evaluation
 
     evaluation = open_evaluation(folder)
     frame = evaluation.frame()

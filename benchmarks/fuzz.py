@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import hostile
 
-from forward_influence.runs import SCHEMA_VERSION
+from forward_influence.storage.run import SCHEMA_VERSION
 
 _SEEDS = [
     *(text.encode("utf-8", "surrogatepass") for text in hostile.STRINGS if len(text) < 1000),

@@ -47,7 +47,7 @@ def compare_command(
     from forward_influence.analysis.compare import compare, measured_budget
     from forward_influence.analysis.curves import named
     from forward_influence.analysis.selected import selection_tables
-    from forward_influence.runs import open_run
+    from forward_influence.storage.run import open_run
 
     chosen = list(dict.fromkeys(show or ([Part.comparison] if form is Format.csv else DEFAULT_PARTS)))
     if form is Format.csv and len(chosen) > 1:

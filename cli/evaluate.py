@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from forward_influence.evaluation import Plan
-    from forward_influence.evaluation_store import Evaluation
+    from forward_influence.storage.evaluation import Evaluation
 
 DEFAULT_COMPRESSORS = ["attention", "infokv", "pyramid", "expected-attention", "h2o", "streaming", "random"]
 DEFAULT_TASKS = ["needle", "variables", "facts"]
@@ -108,7 +108,7 @@ def evaluate_command(
     dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
 ) -> None:
     """Evaluate compressors on tasks that need no network; the same command again continues."""
-    from forward_influence.evaluation_store import open_evaluation
+    from forward_influence.storage.evaluation import open_evaluation
 
     if results is None:
         holding = Holding(budget, match_held, protect_first, protect_last)

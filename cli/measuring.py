@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forward_influence.data.cutting import Prepared
     from forward_influence.models import Resolved
     from forward_influence.request import Request
-    from forward_influence.runs import Run
+    from forward_influence.storage.run import Run
 
 
 def measure_documents(
@@ -89,7 +89,7 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
     """Add rules to a run, and show its table."""
 
     from forward_influence.additions import add, request_of
-    from forward_influence.runs import open_run
+    from forward_influence.storage.run import open_run
 
     run = open_run(where)
     configuration = run.configuration
@@ -117,8 +117,8 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
 
 def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
     """The run of this configuration that is continued there; None where none is, or nothing is left to measure."""
-    from forward_influence.manifests import differences
-    from forward_influence.runs import open_run
+    from forward_influence.storage.manifest import differences
+    from forward_influence.storage.run import open_run
     from forward_influence.utils.versions import versions
 
     try:

@@ -39,9 +39,9 @@ def plot_command(
 ) -> None:
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
     from forward_influence.analysis import plots, style
-    from forward_influence.evaluation_store import open_evaluation
-    from forward_influence.remote import is_address
-    from forward_influence.runs import open_run
+    from forward_influence.storage.evaluation import open_evaluation
+    from forward_influence.storage.remote import is_address
+    from forward_influence.storage.run import open_run
 
     chosen = plots.kind(kind)
     beside = Path() if is_address(runs[0]) else Path(runs[0], "plots")

@@ -28,7 +28,7 @@ def report_command(
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
     from forward_influence.analysis.report import report
-    from forward_influence.runs import open_run, write_whole
+    from forward_influence.storage.run import open_run, write_whole
 
     made = report(
         [open_run(folder) for folder in runs],

@@ -11,7 +11,7 @@ from forward_influence.cli import tables
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.runs import Run
+    from forward_influence.storage.run import Run
 
 #: Columns shown only where they tell rows apart.
 VARYING = ("budget", "mode", "effect", "layers")

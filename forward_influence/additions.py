@@ -24,11 +24,11 @@ from forward_influence.cards import Card
 from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor
-from forward_influence.manifests import differences
 from forward_influence.measurement import Source, build_configuration, measure, model_configuration
 from forward_influence.models import Model
 from forward_influence.request import Request
-from forward_influence.runs import (
+from forward_influence.storage.manifest import differences
+from forward_influence.storage.run import (
     ADDING,
     MANIFEST,
     READY,

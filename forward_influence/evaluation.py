@@ -33,14 +33,14 @@ from forward_influence.contenders import (
     needs_of,
 )
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
-from forward_influence.evaluation_store import Evaluation, create_or_continue, part_stem
 from forward_influence.measurement import model_configuration
 from forward_influence.models import Model
 from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.protection import PROTECT_FIRST, parse_protected
 from forward_influence.recording import record
 from forward_influence.rows import outcome_columns
-from forward_influence.runs import configuration_hash
+from forward_influence.storage.evaluation import Evaluation, create_or_continue, part_stem
+from forward_influence.storage.run import configuration_hash
 from forward_influence.streams import can_stack
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.token_ids import require_known

@@ -15,7 +15,7 @@ from forward_influence.document import CutDocument, Measured, measure_document
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.models import Model
 from forward_influence.request import Request
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 from forward_influence.trace_store import TraceStore
 from forward_influence.utils.paths import cache_folder
 from forward_influence.utils.progress import Labelled, Progress

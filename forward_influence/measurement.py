@@ -21,9 +21,9 @@ from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Executor, LocalExecutor, Task
 from forward_influence.models import Model
-from forward_influence.remote import mirror_of
 from forward_influence.request import Request
-from forward_influence.runs import (
+from forward_influence.storage.remote import mirror_of
+from forward_influence.storage.run import (
     MANIFEST,
     Run,
     configuration_hash,

@@ -17,7 +17,7 @@ from typing import Any
 
 from forward_influence.catalogue import NamedModel
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.runs import write_whole
+from forward_influence.storage.run import write_whole
 from forward_influence.utils.paths import cache_folder
 
 #: Raised when the conversion changes its outcome, so that older conversions are redone.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from forward_influence.errors import LONGEST_MESSAGE, ForwardInfluenceError
-from forward_influence.runs import open_run, read_part
 from forward_influence.selection import Budget
 from forward_influence.selectors import parse_selector
+from forward_influence.storage.run import open_run, read_part
 
 STRINGS = [
     "", " ", "\x00", "\n", "\r\n", "\t", "../../etc/passwd", "/etc/passwd", "..", ".", "~", "$HOME", "`id`", "$(id)",

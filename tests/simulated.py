@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from forward_influence.runs import SCHEMA, Run, create_or_continue
+from forward_influence.storage.run import SCHEMA, Run, create_or_continue
 
 WORDS = [
     "the",

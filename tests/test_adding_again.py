@@ -17,7 +17,7 @@ from forward_influence.errors import UsageError
 from forward_influence.executors import LocalExecutor
 from forward_influence.measurement import measure
 from forward_influence.request import Request
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 SIZES = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
 

@@ -20,7 +20,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.forward import continuation_hidden
 from forward_influence.measurement import measure
 from forward_influence.request import Request
-from forward_influence.runs import open_run
+from forward_influence.storage.run import open_run
 
 SIZES = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2", "0.4")}
 FIRST = ("attention:window=8", "random")
@@ -220,7 +220,7 @@ def test_killed_while_it_takes_its_place_it_is_finished_by_the_next(model, tmp_p
 
 
 def _die_after(swaps: int) -> None:
-    from forward_influence import runs
+    from forward_influence.storage import run as runs
 
     honest, finish, done = os.replace, runs.finish_adding, []
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_files
 
 from forward_influence.cli.app import main
-from forward_influence.runs import open_run
+from forward_influence.storage.run import open_run
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:

@@ -8,7 +8,7 @@ import pytest
 from simulated import Decay, simulate
 
 from forward_influence.cli.app import main
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 RULES = {name: Decay("power", level, 0.6) for name, level in (("attention", 1.0), ("entropy", 0.2), ("random", 0.1))}
 

@@ -24,7 +24,7 @@ from forward_influence.cli import summary, tables
 from forward_influence.cli.compare import _pair, compare_command
 from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.errors import UsageError
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 RULES = {**DEFAULT_RULES, "position-matched:of=attention": Decay("power", 0.25, 0.6)}
 APP = typer.Typer()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forward_influence.errors import UsageError
-from forward_influence.evaluation_store import (
+from forward_influence.storage.evaluation import (
     RESULTS,
     SCHEMA,
     SCHEMA_VERSION,
@@ -22,7 +22,7 @@ from forward_influence.evaluation_store import (
     create_or_continue,
     open_evaluation,
 )
-from forward_influence.runs import MANIFEST, open_run
+from forward_influence.storage.run import MANIFEST, open_run
 
 CONFIGURATION = {"model": "tiny", "budgets": ["0.4", "0.2"], "items": 2, "every": None, "temperature": 0.5}
 STEMS = ["needle-600-seen-00000", "needle-600-seen-00001"]

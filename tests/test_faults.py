@@ -23,11 +23,12 @@ import torch
 from safetensors.torch import load_file
 from test_cli import call
 
-from forward_influence import executors, runs
+from forward_influence import executors
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.measurement import measure
 from forward_influence.models import wrap_model
-from forward_influence.runs import SCHEMA_VERSION, open_run
+from forward_influence.storage import run as runs
+from forward_influence.storage.run import SCHEMA_VERSION, open_run
 
 HERE = Path(__file__).parent
 

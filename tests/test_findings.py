@@ -17,7 +17,7 @@ from forward_influence.analysis.findings import Evidence, crossing_sentence
 from forward_influence.analysis.overlap import overlap, overlap_summary
 from forward_influence.analysis.selections import of_several
 from forward_influence.analysis.tokens import token_profile, token_shares
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 RULES = {
     "attention": Decay("power", 1.0, 0.9),

@@ -28,7 +28,6 @@ from forward_influence.contenders import Contender
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
 from forward_influence.evaluation import Plan, evaluate
-from forward_influence.evaluation_store import open_evaluation
 from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
 from forward_influence.generation_settings import HONOURED, REFUSED, REPLACED, WITHOUT_EFFECT
@@ -36,6 +35,7 @@ from forward_influence.instrument import NAME
 from forward_influence.measurement import measure
 from forward_influence.models import Model, wrap_model
 from forward_influence.request import Request
+from forward_influence.storage.evaluation import open_evaluation
 
 #: A value for each setting that is refused.
 WRONG = {

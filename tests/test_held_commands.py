@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_cli import call, place  # noqa: F401
 
-from forward_influence.runs import open_run
+from forward_influence.storage.run import open_run
 
 
 def common(place: Path) -> list[str]:  # noqa: F811

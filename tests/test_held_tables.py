@@ -30,7 +30,7 @@ from forward_influence.cli.summary import readable as means_of
 from forward_influence.evaluation import evaluate
 from forward_influence.measurement import measure
 from forward_influence.request import Request
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 N, M = 64, 40
 NAMES = ("rpc:window=4", "random-protected", "infokv", "streamingllm", "random", "random:per=token")
@@ -252,7 +252,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frame_of(folder: Path) -> pd.DataFrame:
-    from forward_influence.evaluation_store import open_evaluation
+    from forward_influence.storage.evaluation import open_evaluation
 
     return open_evaluation(folder).frame()
 
@@ -339,7 +339,7 @@ def test_the_command_shows_it_in_every_form(evaluated):
 
 
 def _retention(evaluated: Path):
-    from forward_influence.evaluation_store import open_evaluation
+    from forward_influence.storage.evaluation import open_evaluation
 
     return plots.draw("retention", [open_evaluation(evaluated / "one")])
 

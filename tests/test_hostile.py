@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from forward_influence.data.documents import load_documents
 from forward_influence.measurement import measure
-from forward_influence.runs import SCHEMA_VERSION, part_stem
+from forward_influence.storage.run import SCHEMA_VERSION, part_stem
 
 MANY = settings(max_examples=400, deadline=2000, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=80)

@@ -20,7 +20,7 @@ from forward_influence.analysis.means import arithmetic, disagreement, ratio_of_
 from forward_influence.analysis.report import report
 from forward_influence.analysis.statistics import bootstrap_quantiles
 from forward_influence.cli.compare import compare_command
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 APP = typer.Typer()
 APP.command()(compare_command)

@@ -20,7 +20,7 @@ from forward_influence.analysis.layer_profile import layer_positions, position_l
 from forward_influence.analysis.plots import PlotData, common, crossover
 from forward_influence.analysis.selections import read_selections
 from forward_influence.errors import UsageError
-from forward_influence.runs import Run, read_part
+from forward_influence.storage.run import Run, read_part
 
 RULES = {
     "attention": Decay("power", 1.0, 0.9),

@@ -10,9 +10,9 @@ import tiny_data
 
 from forward_influence.errors import StorageError, UsageError
 from forward_influence.measurement import measure
-from forward_influence.remote import Mirror, is_address, mirror_of
 from forward_influence.request import Request
-from forward_influence.runs import open_run
+from forward_influence.storage.remote import Mirror, is_address, mirror_of
+from forward_influence.storage.run import open_run
 
 fsspec = pytest.importorskip("fsspec")
 

@@ -17,13 +17,13 @@ import pytest
 from scipy.stats import rankdata
 from simulated import Decay, simulate
 
-from forward_influence import runs
 from forward_influence.analysis import token_view
 from forward_influence.analysis.compare import compare
 from forward_influence.analysis.curves import named
 from forward_influence.analysis.report import Report, report
 from forward_influence.analysis.selections import Context, read_selections
-from forward_influence.runs import Run
+from forward_influence.storage import run as runs
+from forward_influence.storage.run import Run
 
 RULES = {
     "attention": Decay("power", 1.0, 0.9),

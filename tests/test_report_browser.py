@@ -16,7 +16,7 @@ from simulated import Decay, simulate
 
 from forward_influence.analysis.report import report
 from forward_influence.analysis.selections import Choice, DocumentSelections, read_selections
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

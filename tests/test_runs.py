@@ -14,13 +14,13 @@ import tiny_data
 import torch
 from safetensors.torch import load_file
 
-from forward_influence import runs
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.measurement import measure
 from forward_influence.models import wrap_model
-from forward_influence.parts import encode_part, load_part
 from forward_influence.request import Request
-from forward_influence.runs import open_run
+from forward_influence.storage import run as runs
+from forward_influence.storage.run import open_run
+from forward_influence.storage.shards import encode_part, load_part
 
 
 def contents(run) -> list[dict]:
@@ -147,8 +147,8 @@ def test_a_part_that_would_unpack_to_gigabytes_is_refused_unread(tmp_path, model
     zeros = {**rows[1], "kl": np.zeros(2_000_000, np.float32), "continuation": 2_000_000}
     zeros |= {"nll_delta": zeros["kl"], "top1_changed": np.zeros(2_000_000, bool), "distance": None}
     path.write_bytes(encode_part([zeros] * 8, "x"))
-    monkeypatch.setattr("forward_influence.parts._MOST_UNPACKED", 1 << 20)
-    monkeypatch.setattr("forward_influence.parts.pq.ParquetFile.read", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr("forward_influence.storage.shards._MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr("forward_influence.storage.shards.pq.ParquetFile.read", lambda self: pytest.fail("it was read"))
     with pytest.raises(ForwardInfluenceError, match="would unpack to"):
         load_part(path)
 

@@ -12,7 +12,7 @@ from forward_influence.analysis.stopping import FEWEST, LEVEL, Until, far_means,
 from forward_influence.errors import UsageError
 from forward_influence.measurement import measure
 from forward_influence.request import Request
-from forward_influence.runs import open_run
+from forward_influence.storage.run import open_run
 
 MEANS = (0.01, 0.02, 0.01, 0.03, 0.02, 0.01, 0.02, 0.02, 0.01, 0.03)
 

@@ -14,7 +14,7 @@ from simulated import Decay, simulate
 from forward_influence.analysis import plots, style
 from forward_influence.analysis.crossover import crossovers
 from forward_influence.analysis.plots import PlotData
-from forward_influence.runs import Run, read_part
+from forward_influence.storage.run import Run, read_part
 
 #: Positions from the context on in which the protected rule has no influence; a bin drawn has 128.
 ZERO = 256

@@ -16,7 +16,7 @@ from forward_influence.analysis.plots.common import TooManyPanels
 from forward_influence.analysis.plots.data import PlotData
 from forward_influence.analysis.style import house_style
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.evaluation_store import Evaluation
+from forward_influence.storage.evaluation import Evaluation
 
 __all__ = ["KINDS", "Kind", "PlotData", "TooManyPanels", "draw", "kind"]
 

@@ -19,7 +19,7 @@ from forward_influence.analysis.stopping import method_for
 from forward_influence.analysis.style import RuleStyle, rule_styles
 from forward_influence.analysis.summary import unfinished
 from forward_influence.errors import UsageError
-from forward_influence.runs import Run
+from forward_influence.storage.run import Run
 
 
 @dataclass(frozen=True)

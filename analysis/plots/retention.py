@@ -14,7 +14,7 @@ from forward_influence.analysis.curves import labels
 from forward_influence.analysis.held_words import entries as entries_in_words
 from forward_influence.analysis.plots import common
 from forward_influence.errors import UsageError
-from forward_influence.evaluation_store import Evaluation
+from forward_influence.storage.evaluation import Evaluation
 
 
 def draw(evaluations: Sequence[Evaluation]) -> Figure:

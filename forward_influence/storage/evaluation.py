@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.manifests import differences, steering_in
-from forward_influence.runs import MANIFEST, configuration_hash, write_whole
+from forward_influence.storage.manifest import differences, steering_in
+from forward_influence.storage.run import MANIFEST, configuration_hash, write_whole
 
 KIND = "evaluation"
 #: 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once, what is held after the last

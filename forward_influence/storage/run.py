@@ -7,7 +7,7 @@
     runs/NAME/stopped.json                           with --until: after how many documents, and why
 
 Everything downstream of a measurement reads only this. A run can lie at any address that fsspec knows (s3://...): then
-the folder is a local mirror of it, see `forward_influence.remote`.
+the folder is a local mirror of it, see `forward_influence.storage.remote`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,18 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.manifests import differences, differing_fields, wrong_in
-from forward_influence.parts import KINDS, SCHEMA, SCHEMA_VERSION, Part, encode_part, load_part, part_stem, read_part
-from forward_influence.remote import TOKENS, Mirror, mirror_of
+from forward_influence.storage.manifest import differences, differing_fields, wrong_in
+from forward_influence.storage.remote import TOKENS, Mirror, mirror_of
+from forward_influence.storage.shards import (
+    KINDS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Part,
+    encode_part,
+    load_part,
+    part_stem,
+    read_part,
+)
 from forward_influence.utils.files import WRITING, storing, write_whole
 
 __all__ = [

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.manifests import steering_in
+from forward_influence.storage.manifest import steering_in
 
 SCHEMA_VERSION = 2  # 2: what is held, and how much of it was pinned and chosen
 
