@@ -95,7 +95,7 @@ def floor(model: Any, tokens: Tensor, context: int, conditions: int, chunk: int)
     """Bare forward passes with logits: context once, continuation once per condition and once in full."""
     from transformers import DynamicCache
 
-    from forward_influence.forward import run
+    from forward_influence.instrument.forward import run
 
     tokens = tokens.to(model.device)
     with torch.no_grad():

@@ -19,9 +19,9 @@ import torch
 from common import load, machine, remember, seconds
 from torch import Tensor
 
-from forward_influence.backbone import backbone
 from forward_influence.compression import Compressor, compress, make_compressor
-from forward_influence.forward import run
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.forward import run
 from forward_influence.utils.threads import start_anew
 
 PARTS = ("memory", "prefill", "decode")

@@ -11,8 +11,8 @@ import torch
 
 import forward_influence.document as document
 import forward_influence.influence as influence
-from forward_influence.attention import F as attention_functional
-from forward_influence.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.attention import F as attention_functional
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 
 
 def profile(call: Callable[[], Any], model: Any) -> dict[str, float]:

@@ -58,9 +58,9 @@ def plan_command(
     workers: Annotated[int, typer.Option(help="Workers that share the documents.", min=1)] = 1,
 ) -> None:
     """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone."""
-    from forward_influence.anatomy import refuse_unfit_caches
     from forward_influence.cli.measure import DEFAULT_RULES
     from forward_influence.errors import UsageError
+    from forward_influence.instrument.architecture import refuse_unfit_caches
     from forward_influence.models import choose_dtype
     from forward_influence.plan import counted, plan
     from forward_influence.request import Request

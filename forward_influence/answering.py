@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from forward_influence import generation_settings
-from forward_influence.backbone import backbone
-from forward_influence.cache import SelectiveCache
 from forward_influence.compression import Outcome, compress
 from forward_influence.contenders import Contender
-from forward_influence.forward import named_cache, next_logits, run
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.forward import named_cache, next_logits, run
 from forward_influence.models import Model
 from forward_influence.streams import BATCH_BYTES, greedy, grouped
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forward_influence import generation_settings
-from forward_influence.anatomy import full_layers
+from forward_influence.instrument.architecture import full_layers
 from forward_influence.models import Model
 from forward_influence.sizes import Sizes
 from forward_influence.utils.memory import free_bytes

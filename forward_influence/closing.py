@@ -21,7 +21,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from forward_influence.forward import forward_hidden
 from forward_influence.gradients import (
     DEFAULT_CHUNK,
     HEAD_BLOCK,
@@ -31,10 +30,11 @@ from forward_influence.gradients import (
     full_run,
     gated_cache,
 )
-from forward_influence.heads import Head
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.forward import forward_hidden
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.lm_head import Head
+from forward_influence.instrument.replay import Entries, Queries
 from forward_influence.models import Model
-from forward_influence.replay import Entries, Queries
 from forward_influence.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 

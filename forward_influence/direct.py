@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forward_influence.cache import SelectiveCache
 from forward_influence.errors import UsageError
-from forward_influence.forward import forward_hidden
-from forward_influence.instrument import Instrument
-from forward_influence.replay import Entries, Queries, replay_cache
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.forward import forward_hidden
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.replay import Entries, Queries, replay_cache
 from forward_influence.utils.distances import zones
 
 

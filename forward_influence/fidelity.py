@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from forward_influence.backbone import backbone
 from forward_influence.compression import Compressor, Outcome, compress
-from forward_influence.forward import run
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.forward import run
 from forward_influence.models import Model
 
 

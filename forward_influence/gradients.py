@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.cache import SelectiveCache, SelectiveLayer
-from forward_influence.forward import continuation_hidden, forward_hidden
-from forward_influence.heads import Head, LinearHead
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.forward import continuation_hidden, forward_hidden
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.lm_head import Head, LinearHead
+from forward_influence.instrument.replay import Entries, Queries, ReplayLayer, continuation_entries, noting
 from forward_influence.models import Model
-from forward_influence.replay import Entries, Queries, ReplayLayer, continuation_entries, noting
 from forward_influence.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 

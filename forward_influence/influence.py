@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.cache import SelectiveCache, masked
 from forward_influence.direct import direct_hidden
 from forward_influence.divergence import Reference
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.forward import continuation_hidden
-from forward_influence.heads import Head, HeadBuffers, head_rows
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.cache import SelectiveCache, masked
+from forward_influence.instrument.forward import continuation_hidden
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
+from forward_influence.instrument.replay import Entries, continuation_entries, noting
+from forward_influence.instrument.rotary_span import changes_with_length
 from forward_influence.models import Model
 from forward_influence.not_finite import first_bad_length
-from forward_influence.replay import Entries, continuation_entries, noting
 from forward_influence.rerotation import close_gaps
-from forward_influence.rotary_span import changes_with_length
 from forward_influence.selection import MODES, Selection
 from forward_influence.trace import Trace
 from forward_influence.utils.heap import give_back

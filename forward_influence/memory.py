@@ -27,12 +27,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from forward_influence.attention import SCORE_ELEMENTS
 from forward_influence.errors import UsageError
 from forward_influence.gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
 from forward_influence.gradients import WAITING_BYTES
-from forward_influence.heads import head_block
 from forward_influence.influence import HIDDEN_BYTES
+from forward_influence.instrument.attention import SCORE_ELEMENTS
+from forward_influence.instrument.lm_head import head_block
 from forward_influence.sizes import Sizes
 from forward_influence.utils.memory import in_words, parse_bytes
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from forward_influence.anatomy import Anatomy
+    from forward_influence.instrument.architecture import Anatomy
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -232,7 +232,7 @@ def load_model(
         UsageError: see `resolve_spec`; also a device that is not there, or an architecture that cannot be measured.
         ForwardInfluenceError: weights are missing or do not read back.
     """
-    from forward_influence.anatomy import examine
+    from forward_influence.instrument.architecture import examine
 
     chosen_device, chosen_dtype = choose_device(device), choose_dtype(dtype)
     if not isinstance(spec, Resolved):
@@ -278,8 +278,8 @@ def wrap_model(
     Raises:
         UsageError: it is no transformers model, or its architecture cannot be measured.
     """
-    from forward_influence.anatomy import examine
-    from forward_influence.given import adapters_of, given_model
+    from forward_influence.instrument.architecture import examine
+    from forward_influence.instrument.given import adapters_of, given_model
 
     adapters = adapters_of(model)
     model = given_model(model).eval().requires_grad_(False)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from forward_influence.cache import SelectiveCache
-from forward_influence.forward import continuation_hidden
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.forward import continuation_hidden
+from forward_influence.instrument.instrument import Instrument
 from forward_influence.models import Model
 
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forward_influence.anatomy import Anatomy
-from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
-from forward_influence.cache import SelectiveCache
 from forward_influence.errors import UsageError
-from forward_influence.forward import forward_hidden
-from forward_influence.heads import Head, HeadBuffers, head_rows
-from forward_influence.instrument import Instrument
-from forward_influence.rotary import Rotation
+from forward_influence.instrument.architecture import Anatomy
+from forward_influence.instrument.attention import Geometry, ReceivedAttention, causal_tail
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.forward import forward_hidden
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
+from forward_influence.instrument.rotary import Rotation
 from forward_influence.signals import Needs
 from forward_influence.trace import Moments, Trace
 from forward_influence.utils.numerics import at_least_float32, entropy

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
-from forward_influence.rotary import Rotation
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.rotary import Rotation
 from forward_influence.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forward_influence.cache import layer_windows
 from forward_influence.errors import UsageError
+from forward_influence.instrument.cache import layer_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.attention import causal_tail
-from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
-from forward_influence.forward import next_logits
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.attention import causal_tail
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.forward import next_logits
+from forward_influence.instrument.instrument import Instrument
 from forward_influence.models import Model
 from forward_influence.trace import Trace
 

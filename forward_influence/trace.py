@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forward_influence.attention import Geometry, probabilities
-from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.errors import UsageError
-from forward_influence.rotary import Rotation
+from forward_influence.instrument.attention import Geometry, probabilities
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.rotary import Rotation
 from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW, Needs, entropy_need
 
 

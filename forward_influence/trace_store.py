@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from forward_influence.attention import Geometry
-from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.instrument.attention import Geometry
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
 from forward_influence.recording import ready_rotation
 from forward_influence.signals import Needs
 from forward_influence.trace import Moments, Trace

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from forward_influence.cache import text_config
-from forward_influence.forward import run
+from forward_influence.instrument.cache import text_config
+from forward_influence.instrument.forward import run
 
 SINKS = 4
 

@@ -17,7 +17,7 @@ from forward_influence import additions
 from forward_influence.additions import add
 from forward_influence.cli.app import main
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.forward import continuation_hidden
+from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.measurement import measure
 from forward_influence.request import Request
 from forward_influence.storage.run import open_run

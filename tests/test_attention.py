@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from forward_influence.attention import Geometry, attend, causal_tail, probabilities
+from forward_influence.instrument.attention import Geometry, attend, causal_tail, probabilities
 
 PLAIN = Geometry(0.3)
 

@@ -9,9 +9,9 @@ from tiny import tiny_model
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
 from forward_influence.errors import UsageError
-from forward_influence.instrument import NAME, Instrument
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
+from forward_influence.instrument.instrument import NAME, Instrument
 from forward_influence.models import wrap_model
 from forward_influence.recording import record
 

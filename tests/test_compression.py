@@ -10,7 +10,7 @@ from tiny import tiny_model
 from visible_sets import full_pass, generated, prompt, settings, watching
 
 from forward_influence.compression import NAMED, Stats, compress, compressor_names, make_compressor
-from forward_influence.instrument import NAME
+from forward_influence.instrument.instrument import NAME
 
 PROMPT, NEW, EVERY, LAST = 70, 46, 10, 8  # as visible_sets generates
 

@@ -16,7 +16,7 @@ from visible_sets import full_pass, generated, prompt, settings, watching
 import forward_influence as fi
 from forward_influence.compression import compress, make_compressor
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.instrument import NAME, Instrument
+from forward_influence.instrument.instrument import NAME, Instrument
 
 
 def speaking():

@@ -11,7 +11,6 @@ from test_divergence import pairs
 from test_influence import M, N, random_selection, setup_case
 
 from forward_influence import divergence, influence
-from forward_influence.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
 from forward_influence.divergence import Reference, Shift, kl_divergence
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import (
@@ -27,6 +26,7 @@ from forward_influence.influence import (
     run_in_full,
     shuffled,
 )
+from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
 from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 from forward_influence.utils import numerics
 from forward_influence.utils.numerics import rows_in_cache, slices

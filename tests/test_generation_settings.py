@@ -31,7 +31,7 @@ from forward_influence.evaluation import Plan, evaluate
 from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
 from forward_influence.generation_settings import HONOURED, REFUSED, REPLACED, WITHOUT_EFFECT
-from forward_influence.instrument import NAME
+from forward_influence.instrument.instrument import NAME
 from forward_influence.measurement import measure
 from forward_influence.models import Model, wrap_model
 from forward_influence.request import Request

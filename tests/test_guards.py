@@ -11,14 +11,14 @@ import torch
 from tiny import FAMILIES, tiny_model
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from forward_influence import anatomy as anatomy_module
-from forward_influence import instrument as instrument_module
-from forward_influence.anatomy import examine
-from forward_influence.attention import Geometry, attend, probabilities
-from forward_influence.cache import SelectiveCache
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.heads import LinearHead, ReplayedHead, find_head
-from forward_influence.instrument import NAME, Instrument
+from forward_influence.instrument import architecture as anatomy_module
+from forward_influence.instrument import instrument as instrument_module
+from forward_influence.instrument.architecture import examine
+from forward_influence.instrument.attention import Geometry, attend, probabilities
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.instrument import NAME, Instrument
+from forward_influence.instrument.lm_head import LinearHead, ReplayedHead, find_head
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -146,7 +146,7 @@ def test_the_question_is_found_in_the_prompt(folder: Path) -> None:
 @pytest.mark.parametrize("protocol", ["seen", "unseen"])
 def test_a_scored_context_is_compressed_where_an_answered_one_is(folder: Path, protocol: str) -> None:
     """The first entries held, whatever is asked after them; the reference keeps by hand what the compressor keeps."""
-    from forward_influence.instrument import Instrument
+    from forward_influence.instrument.instrument import Instrument
 
     document = {"question": "What is it?", "answer_prefix": "It is"}
     text = "A long context. " * 20 + "What is it?\nIt is"

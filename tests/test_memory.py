@@ -7,9 +7,9 @@ import copy
 import pytest
 import tiny_data
 
-from forward_influence.cache import SelectiveCache
 from forward_influence.cards import Card
 from forward_influence.errors import UsageError
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.memory import choose_chunk, fitting_chunk, peak, peak_of_request
 from forward_influence.recording import record
 from forward_influence.request import Request

@@ -15,8 +15,8 @@ from torch import nn
 
 from forward_influence.compression import compress
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.heads import LinearHead, ReplayedHead
 from forward_influence.influence import forward_influence
+from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement import measure
 from forward_influence.models import wrap_model
 from forward_influence.recording import record

@@ -101,8 +101,8 @@ def compare_with_finite_differences(family):
 
 
 def labels_of(model, trace, tokens, samples, seed):
-    from forward_influence.forward import continuation_hidden
-    from forward_influence.instrument import Instrument
+    from forward_influence.instrument.forward import continuation_hidden
+    from forward_influence.instrument.instrument import Instrument
 
     with torch.no_grad(), Instrument(model.model) as instrument:
         instrument.cache = trace.cache.branch(None, M)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from forward_influence.analysis.token_classes import classes
-from forward_influence.backbone import backbone
 from forward_influence.compression import compress
 from forward_influence.data import load_documents, prepare, sample_documents
-from forward_influence.forward import run
 from forward_influence.influence import forward_influence
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.forward import run
 from forward_influence.models import load_model
 from forward_influence.recording import record
 from forward_influence.selection import Selection

@@ -8,7 +8,7 @@ import tiny_data
 import torch
 
 from forward_influence.compression import compress
-from forward_influence.rotary import Rotation
+from forward_influence.instrument.rotary import Rotation
 
 
 def test_what_is_copied_is_the_rotary_module_alone(monkeypatch):

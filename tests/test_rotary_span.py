@@ -10,16 +10,16 @@ from tiny import COMMON, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forward_influence.anatomy import examine
 from forward_influence.compression import compress, make_compressor
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.fidelity import CompressedRun
 from forward_influence.influence import forward_influence, masked_influence, run_in_full
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.architecture import examine
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.rotary_span import changes_with_length, depends_on_length, reset, same_until
 from forward_influence.models import Model, wrap_model
 from forward_influence.positions import positions_of
 from forward_influence.recording import ready_rotation, record
-from forward_influence.rotary_span import changes_with_length, depends_on_length, reset, same_until
 from forward_influence.selection import Selection
 from forward_influence.selectors import final_scores, parse_selector
 from forward_influence.signals import Needs

@@ -14,8 +14,8 @@ from forward_influence.compression.compressor import Compressor
 from forward_influence.compression.session import compress
 from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
-from forward_influence.forward import named_cache
 from forward_influence.generation_settings import for_people, run_generate
+from forward_influence.instrument.forward import named_cache
 from forward_influence.models import Model
 from forward_influence.utils.token_ids import require_known
 from forward_influence.utils.tokenization import encode, leading_tokens, wants_chat

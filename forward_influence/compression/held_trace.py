@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from forward_influence.attention import Geometry, probabilities
 from forward_influence.compression.live_signals import TokenSignals
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.instrument.attention import Geometry, probabilities
 from forward_influence.signals import DEFAULT_WINDOW, entropy_need
 from forward_influence.trace import Moments, Trace, _missing
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.anatomy import Anatomy
-from forward_influence.attention import Geometry, ReceivedAttention, causal_tail
-from forward_influence.cache import SelectiveCache, SelectiveLayer
 from forward_influence.compression.held_trace import Group, HeldTrace, geometry_of, moments_of, query_heads
 from forward_influence.compression.live_signals import LastRows, QueryMoments, Received, TokenSignals
 from forward_influence.errors import UsageError
-from forward_influence.rotary import Rotation
+from forward_influence.instrument.architecture import Anatomy
+from forward_influence.instrument.attention import Geometry, ReceivedAttention, causal_tail
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.rotary import Rotation
 from forward_influence.signals import Needs, entropy_need
 from forward_influence.utils.numerics import at_least_float32, entropy
 

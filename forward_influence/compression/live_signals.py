@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.attention import Geometry, ReceivedAttention
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.instrument.attention import Geometry, ReceivedAttention
 from forward_influence.trace import Moments
 from forward_influence.utils.numerics import at_least_float32
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forward_influence.backbone import backbone
-from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
 from forward_influence.errors import UsageError
-from forward_influence.forward import given_cache
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.instrument.forward import given_cache
+from forward_influence.instrument.instrument import Instrument
 
 #: Tokens of a prompt that are read at a time.
 CHUNK = 512

@@ -21,8 +21,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from forward_influence.anatomy import Anatomy, examine
-from forward_influence.cache import SelectiveCache, SelectiveLayer, indices
 from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
 from forward_influence.compression.guard import guarded
@@ -32,12 +30,14 @@ from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
 from forward_influence.fingerprint import mark
-from forward_influence.given import given_model
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.architecture import Anatomy, examine
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
+from forward_influence.instrument.given import given_model
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.rotary import Rotation
+from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.models import Model
 from forward_influence.protection import PROTECT_FIRST
-from forward_influence.rotary import Rotation
-from forward_influence.rotary_span import depends_on_length
 from forward_influence.selectors import Selector
 
 #: Model -> its mark when it was examined, and what was found.

@@ -17,20 +17,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from forward_influence.answering import answer_side_by_side, answer_while_compressing, end_tokens
-from forward_influence.cache import SelectiveCache, text_config
 from forward_influence.compression import Outcome
 from forward_influence.compression.compressor import FULL
 from forward_influence.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
-from forward_influence.forward import continuation_hidden
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.cache import SelectiveCache, text_config
+from forward_influence.instrument.forward import continuation_hidden
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.lm_eval.asking import Asked
 from forward_influence.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models import load_model
 from forward_influence.prompts import PROTOCOLS
 from forward_influence.protection import parse_protected
 from forward_influence.recording import record
-from forward_influence.rotary_span import depends_on_length
 from forward_influence.trace import Trace
 from forward_influence.utils.token_ids import require_known
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.attention import attention_logits
 from forward_influence.errors import UsageError
+from forward_influence.instrument.attention import attention_logits
 from forward_influence.selectors.attention import pooled
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector

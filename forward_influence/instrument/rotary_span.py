@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forward_influence.backbone import backbone
+from forward_influence.instrument.backbone import backbone
 
 _POSITIONS = "position_ids"
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forward_influence.attention import Geometry
-from forward_influence.backbone import backbone
-from forward_influence.cache import text_config
 from forward_influence.errors import UsageError
-from forward_influence.instrument import Instrument
-from forward_influence.rotary_span import depends_on_length, rotary_modules
-from forward_influence.turns import READINGS, Reading, Turn, fits, no_turn, two_planes
+from forward_influence.instrument.attention import Geometry
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.cache import text_config
+from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.rotary_span import depends_on_length, rotary_modules
+from forward_influence.instrument.turns import READINGS, Reading, Turn, fits, no_turn, two_planes
 from forward_influence.utils.numerics import at_least_float32
 
 #: Where the token is put: at the start, where most rotations are none, and at two others.

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from forward_influence.active import active
-from forward_influence.attention import causal_tail
 from forward_influence.errors import UsageError
+from forward_influence.instrument.active import active
+from forward_influence.instrument.attention import causal_tail
 
 #: Tokens that a growing store makes room for at once: what is spare counts as held memory.
 _SPARE = 64

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forward_influence.instrument import Instrument
+    from forward_influence.instrument.instrument import Instrument
 
 
 class _Active(threading.local):

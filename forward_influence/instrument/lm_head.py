@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forward_influence.backbone import backbone
-from forward_influence.cache import text_config
 from forward_influence.errors import UsageError
-from forward_influence.instrument import set_aside
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.cache import text_config
+from forward_influence.instrument.instrument import set_aside
 from forward_influence.utils.closeness import close
 from forward_influence.utils.numerics import at_least_float32
 

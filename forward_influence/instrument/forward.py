@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from forward_influence.backbone import backbone
-from forward_influence.instrument import Instrument
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.instrument import Instrument
 
 
 @lru_cache

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
-from forward_influence.cache import SelectiveCache, SelectiveLayer, text_config
 from forward_influence.errors import UsageError
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
 
 #: Per model layer, keys and values (1, kv_heads, m, d) of a continuation.
 Entries = Sequence[tuple[Tensor, Tensor]]

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
-from forward_influence.attention import Geometry
-from forward_influence.backbone import backbone
-from forward_influence.cache import SelectiveCache, layer_windows, masked, text_config
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.forward import run
-from forward_influence.given import uncompiled
-from forward_influence.heads import Head, find_head
-from forward_influence.instrument import Instrument, implementations
+from forward_influence.instrument.attention import Geometry
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.cache import SelectiveCache, layer_windows, masked, text_config
+from forward_influence.instrument.forward import run
+from forward_influence.instrument.given import uncompiled
+from forward_influence.instrument.instrument import Instrument, implementations
+from forward_influence.instrument.lm_head import Head, find_head
+from forward_influence.instrument.rotary_span import pinned, telling_lengths
 from forward_influence.positions import positions_of
-from forward_influence.rotary_span import pinned, telling_lengths
 from forward_influence.utils.closeness import close, largest_difference
 
 _PROBE = (29, 14)  # tokens in the probe's two chunks
