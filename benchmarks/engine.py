@@ -149,7 +149,7 @@ def grid_part(given: argparse.Namespace) -> None:
     """The memory formula against measured peaks."""
     from forward_influence import Request
     from forward_influence.memory import peak_of_request
-    from forward_influence.sizes import Sizes
+    from forward_influence.models.sizes import Sizes
 
     rows = []
     for model, context, continuation, rules, chunk, effect in GRID:

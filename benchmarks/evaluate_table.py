@@ -56,7 +56,7 @@ def evaluate_shard(options: argparse.Namespace, shard: tuple[int, int]) -> None:
 
     from forward_influence.data.tasks import parse_task
     from forward_influence.evaluation import Plan, evaluate
-    from forward_influence.models import load_model
+    from forward_influence.models.loading import load_model
 
     if shard[1] > 1:
         torch.set_num_threads(max(1, processors() // shard[1]))

@@ -162,7 +162,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _evaluated(model: str, plan: Plan, out: Path | None, shard: tuple[int, int], device: str, dtype: str) -> Evaluation:
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.evaluation import default_folder, evaluate
-    from forward_influence.models import load_model
+    from forward_influence.models.loading import load_model
 
     loaded = load_model(model, device=device, dtype=dtype)
     return evaluate(loaded, plan, out or default_folder(loaded, plan), shard=shard, progress=TerminalProgress())

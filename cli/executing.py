@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from forward_influence.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from forward_influence.cards import Card
     from forward_influence.executors import Executor
-    from forward_influence.models import Model, Resolved
+    from forward_influence.models.info import Card
+    from forward_influence.models.loading import Model, Resolved
     from forward_influence.ray_executor import Recipe
 
 EXECUTORS = ("local", "ray")
@@ -47,7 +47,7 @@ class Loading:
 
     def resolved(self) -> Resolved:
         """What the model's name means; no weights are read."""
-        from forward_influence.models import resolve_spec
+        from forward_influence.models.loading import resolve_spec
 
         recipe = self.recipe
         return resolve_spec(recipe.spec, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
@@ -56,8 +56,8 @@ class Loading:
         """The model, None where an executor has its own, and what it is."""
         if self.executor is not None:
             return None, self.executor.card()
-        from forward_influence.cards import Card
-        from forward_influence.models import load_model
+        from forward_influence.models.info import Card
+        from forward_influence.models.loading import load_model
 
         recipe = self.recipe
         model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)

@@ -35,7 +35,7 @@ def influence_map_command(
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.influence_map import MapRequest, influence_map, read_controls
-    from forward_influence.models import load_model, resolve_spec
+    from forward_influence.models.loading import load_model, resolve_spec
     from forward_influence.request import Request
 
     if out.suffix != ".parquet":

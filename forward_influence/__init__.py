@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.influence import Influence, forward_influence
     from forward_influence.measurement import measure
-    from forward_influence.models import Model, load_model, wrap_model
+    from forward_influence.models.loading import Model, load_model, wrap_model
     from forward_influence.recording import record
     from forward_influence.request import Request
     from forward_influence.selection import Budget, Candidates, Selection

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from forward_influence.closing import closing_gradients
 from forward_influence.gradients import continuation_gradients
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.signals import CLOSING, Needs
 from forward_influence.trace import Trace
 from forward_influence.utils.distances import zones

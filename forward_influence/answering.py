@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from forward_influence import generation_settings
 from forward_influence.compression import Outcome, compress
 from forward_influence.contenders import Contender
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import named_cache, next_logits, run
-from forward_influence.models import Model
+from forward_influence.models import generation_settings
+from forward_influence.models.loading import Model
 from forward_influence.streams import BATCH_BYTES, greedy, grouped
 
 
@@ -140,7 +140,7 @@ def answer_while_compressing(
         context: (c,) tokens, compressed after they were read; none: compressed first after the question.
         question: (q,) tokens, at least one.
         asked: settings of `generate` that a task asks for; without them greedy from the model's own logits. The
-            checkpoint's own settings do not hold, see `forward_influence.generation_settings`.
+            checkpoint's own settings do not hold, see `forward_influence.models.generation_settings`.
     """
     finished, clock = ending(model, until), Clock(model.device)
     context, question = context.to(model.device), question.to(model.device)

@@ -34,7 +34,7 @@ from forward_influence.instrument.forward import forward_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head
 from forward_influence.instrument.replay import Entries, Queries
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 

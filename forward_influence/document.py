@@ -26,7 +26,7 @@ from forward_influence.errors import ForwardInfluenceError
 from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
 from forward_influence.influence import Ablation, Baseline, measure_ablations, removal, run_in_full
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.not_finite import first_not_finite
 from forward_influence.recording import record
 from forward_influence.request import Request

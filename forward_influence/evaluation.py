@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing, end_tokens
-from forward_influence.cards import Card
 from forward_influence.compression.compressor import FULL
 from forward_influence.compression.outcome import Outcome
 from forward_influence.contenders import (
@@ -34,7 +33,8 @@ from forward_influence.contenders import (
 )
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.measurement import model_configuration
-from forward_influence.models import Model
+from forward_influence.models.info import Card
+from forward_influence.models.loading import Model
 from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.protection import PROTECT_FIRST, parse_protected
 from forward_influence.recording import record

@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from safetensors.torch import save
 
-from forward_influence.cards import Card
 from forward_influence.divergence import compiling
 from forward_influence.document import CutDocument, Measured, measure_document
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
-from forward_influence.models import Model
+from forward_influence.models.info import Card
+from forward_influence.models.loading import Model
 from forward_influence.request import Request
 from forward_influence.storage.run import Run
 from forward_influence.trace_store import TraceStore

@@ -12,7 +12,7 @@ from torch import Tensor
 from forward_influence.compression import Compressor, Outcome, compress
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.forward import run
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 
 
 class CompressedRun:

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.generation_settings import drawn, neutral, run_generate
-from forward_influence.models import Model
+from forward_influence.models.generation_settings import drawn, neutral, run_generate
+from forward_influence.models.loading import Model
 
 
 def generate_continuation(model: Model, context: Tensor, m: int, temperature: float, seed: int) -> Tensor:
     """What the model itself writes after a context: (m,) token ids, exactly m (it may not stop early).
 
     Sampled from the whole distribution at `temperature`; greedy for 0. Of the checkpoint's generation settings only the
-    end tokens hold, see `forward_influence.generation_settings`.
+    end tokens hold, see `forward_influence.models.generation_settings`.
 
     Raises:
         ForwardInfluenceError: the model's logits become NaN or infinite.

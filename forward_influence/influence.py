@@ -18,7 +18,7 @@ from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
 from forward_influence.instrument.replay import Entries, continuation_entries, noting
 from forward_influence.instrument.rotary_span import changes_with_length
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.not_finite import first_bad_length
 from forward_influence.rerotation import close_gaps
 from forward_influence.selection import MODES, Selection

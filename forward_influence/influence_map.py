@@ -22,7 +22,7 @@ from torch import Tensor
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.floors import FLAG_FACTOR, taken_off
 from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.recording import record
 from forward_influence.selection import Selection
 from forward_influence.storage.manifest import differing_fields

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forward_influence.document import CutDocument
 from forward_influence.errors import UsageError
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selectors import chosen, final_scores

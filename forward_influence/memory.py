@@ -33,7 +33,7 @@ from forward_influence.gradients import WAITING_BYTES
 from forward_influence.influence import HIDDEN_BYTES
 from forward_influence.instrument.attention import SCORE_ELEMENTS
 from forward_influence.instrument.lm_head import head_block
-from forward_influence.sizes import Sizes
+from forward_influence.models.sizes import Sizes
 from forward_influence.utils.memory import in_words, parse_bytes
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 
 
 def first_bad_length(most: int, is_finite: Callable[[int], bool]) -> int:

@@ -18,8 +18,8 @@ from forward_influence.conditions import (
     measured_positions,
 )
 from forward_influence.memory import Peak, peak_of_request
+from forward_influence.models.sizes import Sizes
 from forward_influence.request import Request
-from forward_influence.sizes import Sizes
 from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.cards import Card
 from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.executors import Task, is_expected, reason_of, write_measured
+from forward_influence.models.info import Card
 from forward_influence.request import Request
 from forward_influence.storage.run import Run
 from forward_influence.utils.progress import Progress
@@ -89,7 +89,7 @@ class Worker:
         Raises:
             ForwardInfluenceError: other weights.
         """
-        from forward_influence.models import load_model, resolve_spec
+        from forward_influence.models.loading import load_model, resolve_spec
 
         torch.set_num_threads(self._threads)
         recipe = self._recipe

@@ -200,7 +200,7 @@ def record(
             sequence of ids within the model's positions.
         ForwardInfluenceError: an id that the model has no row for.
     """
-    from forward_influence.models import Model
+    from forward_influence.models.loading import Model
 
     if not isinstance(model, Model):
         raise UsageError(f"record takes a Model, not a {type(model).__name__}; use load_model or wrap_model")

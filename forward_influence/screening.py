@@ -26,7 +26,7 @@ from forward_influence.document import CutDocument
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import Influence, measure_ablations, removal
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection

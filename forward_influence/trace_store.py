@@ -33,7 +33,7 @@ from forward_influence.utils.files import WRITING
 from forward_influence.utils.versions import library_versions
 
 if TYPE_CHECKING:
-    from forward_influence.models import Model
+    from forward_influence.models.loading import Model
 
 DEFAULT_LIMIT = 4 * 10**9
 _FORMAT = 2  # 2: entropy is of its own token

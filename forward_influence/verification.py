@@ -10,7 +10,7 @@ from torch import Tensor
 from forward_influence.conditions import Condition
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.influence import Influence, masked_direct_influence, masked_influence
-from forward_influence.models import Model
+from forward_influence.models.loading import Model
 from forward_influence.selection import Selection
 from forward_influence.trace import Trace
 

@@ -128,9 +128,9 @@ def test_memory_limit_holds_beside_add(capsys, place, tmp_path):
 
 
 def test_memory_limit_holds_for_the_chunk_that_a_continued_run_keeps(capsys, place, tmp_path):
-    from forward_influence.cards import Card
     from forward_influence.memory import peak_of_request
-    from forward_influence.models import load_model
+    from forward_influence.models.info import Card
+    from forward_influence.models.loading import load_model
 
     run = tmp_path / "run"
     rules = ["--selector", "recent", "--selector", "entropy"]

@@ -12,7 +12,7 @@ from transformers.masking_utils import sdpa_mask
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
 from forward_influence.instrument.instrument import NAME, Instrument
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 
 

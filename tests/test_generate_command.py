@@ -15,7 +15,7 @@ from forward_influence.cli.app import main
 from forward_influence.cli.generate import _show
 from forward_influence.compression import make_compressor
 from forward_influence.compression.generation import generate
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:

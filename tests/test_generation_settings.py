@@ -20,7 +20,6 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import CompileConfig, WatermarkingConfig
 from visible_sets import prompt
 
-from forward_influence import generation_settings
 from forward_influence.cli.app import main
 from forward_influence.compression import compress, make_compressor
 from forward_influence.compression.generation import generate
@@ -30,10 +29,11 @@ from forward_influence.errors import UsageError
 from forward_influence.evaluation import Plan, evaluate
 from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
-from forward_influence.generation_settings import HONOURED, REFUSED, REPLACED, WITHOUT_EFFECT
 from forward_influence.instrument.instrument import NAME
 from forward_influence.measurement import measure
-from forward_influence.models import Model, wrap_model
+from forward_influence.models import generation_settings
+from forward_influence.models.generation_settings import HONOURED, REFUSED, REPLACED, WITHOUT_EFFECT
+from forward_influence.models.loading import Model, wrap_model
 from forward_influence.request import Request
 from forward_influence.storage.evaluation import open_evaluation
 

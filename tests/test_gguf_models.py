@@ -21,12 +21,12 @@ from gguf_files import ABSENT, write
 from tiny_files import VOCABULARY
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from forward_influence import gguf_models
 from forward_influence.errors import UsageError
-from forward_influence.gguf_architectures import ARCHITECTURES
-from forward_influence.gguf_config import configuration
-from forward_influence.gguf_header import Header, read_header
-from forward_influence.models import load_model, resolve_spec
+from forward_influence.models.gguf import files as gguf_models
+from forward_influence.models.gguf.architectures import ARCHITECTURES
+from forward_influence.models.gguf.config import configuration
+from forward_influence.models.gguf.header import Header, read_header
+from forward_influence.models.loading import load_model, resolve_spec
 
 COMMON = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from forward_influence.cli.app import main
 from forward_influence.errors import UsageError
-from forward_influence.gguf_header import Header, read_header
-from forward_influence.gguf_models import load_tokenizer
-from forward_influence.gguf_splits import SPLITS
-from forward_influence.gguf_vocabulary import tokenizer_of
+from forward_influence.models.gguf.files import load_tokenizer
+from forward_influence.models.gguf.header import Header, read_header
+from forward_influence.models.gguf.splits import SPLITS
+from forward_influence.models.gguf.vocabulary import tokenizer_of
 
 TEXTS = [
     "a 1 2",
@@ -135,7 +135,7 @@ def test_special_tokens_and_the_chat_template(tmp_path: Path) -> None:
     filler = tokens[-1]  # defined by users: found whole, and no special token
     assert ids(found, f"the{filler}<s>the") == [*ids(found, "the"), len(tokens) - 1, 1, *ids(found, "the")]
     assert found.decode([1, len(tokens) - 1], skip_special_tokens=True) == filler
-    from forward_influence.gguf_models import load_config
+    from forward_influence.models.gguf.files import load_config
 
     assert load_config(path).eos_token_id == [2, 5]
 
@@ -279,7 +279,7 @@ def described(header: Header) -> tuple[Any, ...]:
 
 
 def test_a_converted_tokenizer_reads_back_the_same(tmp_path: Path) -> None:
-    from forward_influence.gguf_models import convert
+    from forward_influence.models.gguf.files import convert
 
     for number, keys in enumerate((byte_level("llama-bpe"), sentencepiece())):
         (tmp_path / str(number)).mkdir()

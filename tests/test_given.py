@@ -12,7 +12,7 @@ from torch import nn
 import forward_influence as fi
 from forward_influence.errors import UsageError
 from forward_influence.influence import forward_influence
-from forward_influence.models import resolve_spec, wrap_model
+from forward_influence.models.loading import resolve_spec, wrap_model
 from forward_influence.recording import record
 from forward_influence.selection import Selection
 from forward_influence.signals import Needs

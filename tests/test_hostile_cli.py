@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import call
 
-from forward_influence import catalogue, models
 from forward_influence.cli import app
 from forward_influence.data.documents import load_documents
 from forward_influence.errors import LONGEST_MESSAGE, ForwardInfluenceError
+from forward_influence.models import catalog as catalogue
+from forward_influence.models import loading as models
 from forward_influence.utils.ranges import whole_numbers
 
 SECONDS = 20  # for a case that takes half of one

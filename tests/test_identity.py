@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from forward_influence.analysis.comparable import differences
 from forward_influence.compression.session import anatomy_of
 from forward_influence.errors import UsageError
-from forward_influence.fingerprint import configuration_of, fingerprint, mark
-from forward_influence.models import load_model, wrap_model
+from forward_influence.models.fingerprint import configuration_of, fingerprint, mark
+from forward_influence.models.loading import load_model, wrap_model
 from forward_influence.recording import record
 from forward_influence.storage.run import configuration_hash, open_run
 

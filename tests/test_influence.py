@@ -16,7 +16,7 @@ from forward_influence.influence import (
     removal,
     shuffled,
 )
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.selection import Selection
 

@@ -7,13 +7,13 @@ import copy
 import pytest
 import tiny_data
 
-from forward_influence.cards import Card
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.memory import choose_chunk, fitting_chunk, peak, peak_of_request
+from forward_influence.models.info import Card
+from forward_influence.models.sizes import Sizes
 from forward_influence.recording import record
 from forward_influence.request import Request
-from forward_influence.sizes import Sizes
 from forward_influence.utils.memory import parse_bytes
 
 SMOL = Sizes(layers=30, query_heads=9, kv_heads=3, head_size=64, hidden=576, intermediate=1536, vocabulary=49152)

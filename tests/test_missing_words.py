@@ -18,7 +18,7 @@ from forward_influence.errors import ForwardInfluenceError
 from forward_influence.influence import forward_influence
 from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement import measure
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection

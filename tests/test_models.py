@@ -15,10 +15,11 @@ import torch
 from tiny_files import save_tiny, tiny_llama
 from transformers import AutoConfig
 
-from forward_influence import hub, models
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.fingerprint import fingerprint
-from forward_influence.models import describe_models, load_model, resolve_spec
+from forward_influence.models import hub
+from forward_influence.models import loading as models
+from forward_influence.models.fingerprint import fingerprint
+from forward_influence.models.loading import describe_models, load_model, resolve_spec
 from forward_influence.utils.paths import CACHE_VARIABLE
 
 

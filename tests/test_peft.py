@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 import forward_influence as fi
 from forward_influence.errors import UsageError
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 
 peft = pytest.importorskip("peft")
 

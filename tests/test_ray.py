@@ -19,7 +19,7 @@ from tiny_files import VOCABULARY, save_tiny
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.measurement import measure
-from forward_influence.models import load_model
+from forward_influence.models.loading import load_model
 from forward_influence.request import Request
 
 ray = pytest.importorskip("ray")

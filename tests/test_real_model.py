@@ -14,7 +14,7 @@ from forward_influence.data import load_documents, prepare, sample_documents
 from forward_influence.influence import forward_influence
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.forward import run
-from forward_influence.models import load_model
+from forward_influence.models.loading import load_model
 from forward_influence.recording import record
 from forward_influence.selection import Selection
 from forward_influence.selectors import parse_selector, select

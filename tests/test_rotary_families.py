@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from forward_influence.errors import UsageError
 from forward_influence.influence import measure_ablations, removal
-from forward_influence.models import Model, wrap_model
+from forward_influence.models.loading import Model, wrap_model
 from forward_influence.recording import ready_rotation, record
 from forward_influence.rerotation import moved
 from forward_influence.selection import Selection

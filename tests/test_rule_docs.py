@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plain_rules import seen
 
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.selectors import discover, explained, parse_selector, registry, select
 from forward_influence.signals import Needs

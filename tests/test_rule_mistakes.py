@@ -12,7 +12,7 @@ from plain_rules import seen
 from forward_influence.choosing import choose_all
 from forward_influence.conditions import expand
 from forward_influence.errors import UsageError
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Candidates

@@ -9,7 +9,7 @@ from plain_rules import N, seen
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.recording import record
 from forward_influence.selection import Candidates
 from forward_influence.selectors import final_scores, parse_selector, select

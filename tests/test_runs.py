@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.measurement import measure
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.request import Request
 from forward_influence.storage import run as runs
 from forward_influence.storage.run import open_run

@@ -65,7 +65,7 @@ def test_closing_gates_rank_rules_on_a_real_model():
     """What random weights cannot show: entries stand in for one another, and that is what half closed gates see."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
-    from forward_influence.models import load_model
+    from forward_influence.models.loading import load_model
 
     model = load_model("smollm2-135m")
     ordered = sample_documents(load_documents(["sotu"]), None, 0)

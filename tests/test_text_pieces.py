@@ -19,7 +19,7 @@ from forward_influence.analysis import token_classes
 from forward_influence.influence_map import MapRequest, influence_map
 from forward_influence.inspection import html_page, inspect_document
 from forward_influence.measurement import measure
-from forward_influence.models import wrap_model
+from forward_influence.models.loading import wrap_model
 from forward_influence.request import Request
 from forward_influence.utils.tokenization import encode, text_pieces
 

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from forward_influence.models import Model, wrap_model
+from forward_influence.models.loading import Model, wrap_model
 
 
 @dataclass(frozen=True)

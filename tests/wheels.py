@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from forward_influence.catalogue import NamedModel, Wheel
+from forward_influence.models.catalog import NamedModel, Wheel
 
 FILE = "tiny_model-1.0-py3-none-any.whl"
 MEMBER = "tiny_model/tiny.gguf"

@@ -10,7 +10,7 @@ from typing import Any
 
 from forward_influence.data.tasks.base import Item
 from forward_influence.data.tasks.registry import parse_task
-from forward_influence.models import load_tokenizer, resolve_spec
+from forward_influence.models.loading import load_tokenizer, resolve_spec
 from forward_influence.prompts import counter
 
 #: Tokens per word, where there is no tokenizer to count with.

@@ -14,9 +14,9 @@ from forward_influence.compression.compressor import Compressor
 from forward_influence.compression.session import compress
 from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
-from forward_influence.generation_settings import for_people, run_generate
 from forward_influence.instrument.forward import named_cache
-from forward_influence.models import Model
+from forward_influence.models.generation_settings import for_people, run_generate
+from forward_influence.models.loading import Model
 from forward_influence.utils.token_ids import require_known
 from forward_influence.utils.tokenization import encode, leading_tokens, wants_chat
 
@@ -105,7 +105,7 @@ def generate(
     """Generate after a prompt with a cache that compresses itself.
 
     What bends the choice of tokens (penalties, suppressed and forced tokens, stop strings) is the checkpoint's own;
-    see `forward_influence.generation_settings.for_people`.
+    see `forward_influence.models.generation_settings.for_people`.
 
     Args:
         compressor: from `make_compressor`; "full" for the whole cache.

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from forward_influence.generation_settings import settled
+from forward_influence.models.generation_settings import settled
 
 
 @contextmanager

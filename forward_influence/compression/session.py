@@ -29,14 +29,14 @@ from forward_influence.compression.live_recorder import LiveRecorder
 from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
-from forward_influence.fingerprint import mark
 from forward_influence.instrument.architecture import Anatomy, examine
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
 from forward_influence.instrument.given import given_model
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary import Rotation
 from forward_influence.instrument.rotary_span import depends_on_length
-from forward_influence.models import Model
+from forward_influence.models.fingerprint import mark
+from forward_influence.models.loading import Model
 from forward_influence.protection import PROTECT_FIRST
 from forward_influence.selectors import Selector
 
@@ -261,7 +261,7 @@ def compress(
     Raises:
         UsageError: an unknown compressor, a budget of nothing, a model without full-attention layers, and later on
             batches, padded prompts, generation settings that cannot be with a compressed cache (see
-            `forward_influence.generation_settings`), or a forward pass without the cache.
+            `forward_influence.models.generation_settings`), or a forward pass without the cache.
     """
     if isinstance(rule, Compressor):
         compressor = rule

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from forward_influence.errors import UsageError
-from forward_influence.generation_settings import check_asked
+from forward_influence.models.generation_settings import check_asked
 
 #: Tokens of an answer where a task does not say, as the harness's own model has it.
 ANSWER_TOKENS = 256

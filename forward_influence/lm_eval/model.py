@@ -27,7 +27,7 @@ from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.lm_eval.asking import Asked
 from forward_influence.lm_eval.reading import request_prompt, rolling_windows
-from forward_influence.models import load_model
+from forward_influence.models.loading import load_model
 from forward_influence.prompts import PROTOCOLS
 from forward_influence.protection import parse_protected
 from forward_influence.recording import record

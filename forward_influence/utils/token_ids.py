@@ -15,7 +15,7 @@ from torch import Tensor
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 if TYPE_CHECKING:
-    from forward_influence.models import Model
+    from forward_influence.models.loading import Model
 
 
 class Named(Protocol):

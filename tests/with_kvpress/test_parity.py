@@ -15,7 +15,7 @@ from tiny import tiny_model
 from transformers import DynamicCache
 
 from forward_influence.kvpress_adapter import press_scores
-from forward_influence.models import Model, load_model, wrap_model
+from forward_influence.models.loading import Model, load_model, wrap_model
 from forward_influence.recording import record
 from forward_influence.selectors import final_scores, parse_selector, select
 from forward_influence.signals import Needs

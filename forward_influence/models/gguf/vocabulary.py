@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from forward_influence.gguf_header import Header
-from forward_influence.gguf_splits import SPLITS
+from forward_influence.models.gguf.header import Header
+from forward_influence.models.gguf.splits import SPLITS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

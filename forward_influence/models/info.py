@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from forward_influence import generation_settings
 from forward_influence.instrument.architecture import full_layers
-from forward_influence.models import Model
-from forward_influence.sizes import Sizes
+from forward_influence.models import generation_settings
+from forward_influence.models.loading import Model
+from forward_influence.models.sizes import Sizes
 from forward_influence.utils.memory import free_bytes
 
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from forward_influence.catalogue import Wheel
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.models.catalog import Wheel
 from forward_influence.utils.progress import Progress
 
 _JSON = "application/vnd.pypi.simple.v1+json"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.gguf_config import architecture
-from forward_influence.gguf_header import Header
-from forward_influence.gguf_rope import FACTORS
+from forward_influence.models.gguf.config import architecture
+from forward_influence.models.gguf.header import Header
+from forward_influence.models.gguf.rope import FACTORS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

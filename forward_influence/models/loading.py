@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from forward_influence import gguf_models, hub
-from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
-from forward_influence.fingerprint import Fingerprint, configuration_of, fingerprint, mark
-from forward_influence.positions import positions_of
-from forward_influence.store import checked_folder, problem
+from forward_influence.models import hub
+from forward_influence.models.catalog import catalogue, default_model
+from forward_influence.models.fingerprint import Fingerprint, configuration_of, fingerprint, mark
+from forward_influence.models.gguf import files as gguf_models
+from forward_influence.models.positions import positions_of
+from forward_influence.models.store import checked_folder, problem
 from forward_influence.utils.paths import is_there, typed_path
 from forward_influence.utils.quiet import quiet
 
@@ -61,7 +62,7 @@ class Resolved:
 class Model:
     """A causal language model in eval mode, without gradients, with its tokenizer and what is known about it.
 
-    `digests` are of its weights and of everything that decides what it computes, see `forward_influence.fingerprint`.
+    `digests` are of its weights and of everything that decides what it computes, see `forward_influence.models.fingerprint`.
     """
 
     model: PreTrainedModel

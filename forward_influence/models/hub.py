@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from forward_influence.catalogue import catalogue, default_model
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.models.catalog import catalogue, default_model
 
 _TIMEOUT_S = 10
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forward_influence.catalogue import NamedModel
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.models.catalog import NamedModel
 from forward_influence.storage.run import write_whole
 from forward_influence.utils.paths import cache_folder
 

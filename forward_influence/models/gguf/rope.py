@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forward_influence.gguf_header import Header
+from forward_influence.models.gguf.header import Header
 
 #: Tensors that hold frequency factors rather than weights.
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

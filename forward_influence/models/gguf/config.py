@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from forward_influence.errors import UsageError
-from forward_influence.gguf_architectures import ARCHITECTURES, Settings, one
-from forward_influence.gguf_header import Header
-from forward_influence.gguf_vocabulary import token_id
+from forward_influence.models.gguf.architectures import ARCHITECTURES, Settings, one
+from forward_influence.models.gguf.header import Header
+from forward_influence.models.gguf.vocabulary import token_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

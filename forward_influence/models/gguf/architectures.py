@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from forward_influence.gguf_header import Header
-from forward_influence.gguf_rope import rope_parameters
+from forward_influence.models.gguf.header import Header
+from forward_influence.models.gguf.rope import rope_parameters
 
 Settings = dict[str, Any]
 
