@@ -19,9 +19,9 @@ from forward_influence.data.documents import load_documents, sample_documents
 from forward_influence.direct import sampled_positions
 from forward_influence.influence import measure_ablations, removal
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
-from forward_influence.recording import record
 from forward_influence.selectors import parse_selector, select
-from forward_influence.signals import Needs
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
 from forward_influence.utils.threads import start_anew
 
 

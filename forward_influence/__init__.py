@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from forward_influence.influence import Influence, forward_influence
     from forward_influence.measurement import measure
     from forward_influence.models.loading import Model, load_model, wrap_model
-    from forward_influence.recording import record
     from forward_influence.request import Request
     from forward_influence.selection import Budget, Candidates, Selection
     from forward_influence.selectors import Selector, parse_selector, select, selector
-    from forward_influence.signals import Needs
     from forward_influence.storage.run import Run, open_run
-    from forward_influence.trace import Trace
+    from forward_influence.tracing.recorder import record
+    from forward_influence.tracing.signals import Needs
+    from forward_influence.tracing.trace import Trace
 
 #: Public name -> the module that defines it; loaded at first use, so that `--help` does not wait for torch.
 _HOMES = {

@@ -7,8 +7,8 @@ from torch import Tensor
 from forward_influence.closing import closing_gradients
 from forward_influence.gradients import continuation_gradients
 from forward_influence.models.loading import Model
-from forward_influence.signals import CLOSING, Needs
-from forward_influence.trace import Trace
+from forward_influence.tracing.signals import CLOSING, Needs
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.distances import zones
 from forward_influence.utils.progress import Progress
 

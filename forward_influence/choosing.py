@@ -15,7 +15,7 @@ from forward_influence.selection import Candidates, Selection
 from forward_influence.selectors import Selector, chosen, final_scores
 from forward_influence.selectors.base import tied_share
 from forward_influence.selectors.places import home
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 #: A rule that takes longer than this, and than the pass over the context, is named.
 _SLOW_SECONDS = 1.0

@@ -35,7 +35,7 @@ from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head
 from forward_influence.instrument.replay import Entries, Queries
 from forward_influence.models.loading import Model
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 
 

@@ -16,8 +16,8 @@ from forward_influence.compression.compressor import FULL
 from forward_influence.errors import UsageError
 from forward_influence.protection import PROTECT_FIRST, PROTECT_LAST
 from forward_influence.selection import Budget
-from forward_influence.signals import Needs
-from forward_influence.trace import Trace
+from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.trace import Trace
 
 #: Chance belongs in every table; while decoding it spares the prompt (arXiv:2609.03430).
 CONTROL, CONTROL_WHILE_DECODING = "random", "random-protected"

@@ -28,11 +28,10 @@ from forward_influence.generated import generate_continuation
 from forward_influence.influence import Ablation, Baseline, measure_ablations, removal, run_in_full
 from forward_influence.models.loading import Model
 from forward_influence.not_finite import first_not_finite
-from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.rows import arrays, described, described_compressor, row_of
-from forward_influence.trace import Trace
-from forward_influence.trace_store import (
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.store import (
     Tensors,
     TraceStore,
     baseline_key,
@@ -41,6 +40,7 @@ from forward_influence.trace_store import (
     unpacked,
     written_key,
 )
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.heap import give_back
 from forward_influence.utils.progress import Labelled, Progress, Silent
 from forward_influence.utils.token_ids import checked_segments

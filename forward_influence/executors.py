@@ -16,7 +16,7 @@ from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
 from forward_influence.request import Request
 from forward_influence.storage.run import Run
-from forward_influence.trace_store import TraceStore
+from forward_influence.tracing.store import TraceStore
 from forward_influence.utils.paths import cache_folder
 from forward_influence.utils.progress import Labelled, Progress
 

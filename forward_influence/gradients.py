@@ -28,7 +28,7 @@ from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head, LinearHead
 from forward_influence.instrument.replay import Entries, Queries, ReplayLayer, continuation_entries, noting
 from forward_influence.models.loading import Model
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 
 DEFAULT_CHUNK = 256

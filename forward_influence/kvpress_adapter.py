@@ -25,7 +25,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.selectors.base import Selector
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 
 def load_kvpress() -> Any:

@@ -38,7 +38,7 @@ from forward_influence.utils.memory import in_words, parse_bytes
 
 if TYPE_CHECKING:
     from forward_influence.request import Request
-    from forward_influence.signals import Needs
+    from forward_influence.tracing.signals import Needs
 
 #: Of what is free, so much is taken when nothing else is asked for.
 DEFAULT_SHARE = 0.8
@@ -91,7 +91,7 @@ def peak(
         needs: what the rules read of the context.
         verify: whether a condition is checked against a masked full pass.
     """
-    from forward_influence.signals import Needs
+    from forward_influence.tracing.signals import Needs
 
     needs = needs or Needs()
     one = continuation * sizes.hidden * sizes.itemsize

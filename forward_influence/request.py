@@ -12,7 +12,7 @@ from forward_influence.selection import MODES, Budget, Candidates
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.selectors.base import remarks_of
 from forward_influence.selectors.registry import own_sources
-from forward_influence.signals import Needs
+from forward_influence.tracing.signals import Needs
 
 if TYPE_CHECKING:
     from forward_influence.contenders import Contender

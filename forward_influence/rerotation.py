@@ -13,7 +13,7 @@ from torch import Tensor
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 from forward_influence.instrument.rotary import Rotation
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 
 

@@ -14,7 +14,7 @@ from forward_influence.fidelity import CompressedRun
 from forward_influence.influence import Influence
 from forward_influence.request import Request
 from forward_influence.storage.shards import SCHEMA
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 
 def row_of(base: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 from forward_influence.instrument.forward import next_logits
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.models.loading import Model
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 #: Bytes of keys and values in one batch; more caches go in several.
 BATCH_BYTES = 1 << 32

@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from forward_influence.errors import UsageError
 from forward_influence.influence import forward_influence
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.recording import record
 from forward_influence.selection import Selection
+from forward_influence.tracing.recorder import record
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 N, M = 40, 23

@@ -13,7 +13,7 @@ from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
 from forward_influence.instrument.instrument import NAME, Instrument
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
+from forward_influence.tracing.recorder import record
 
 
 def filled(tokens: int = 6, heads: int = 2) -> SelectiveLayer:

@@ -15,7 +15,7 @@ from forward_influence.compression import compress, make_compressor
 from forward_influence.compression.choice import Held, choose
 from forward_influence.instrument.lm_head import ReplayedHead
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
+from forward_influence.tracing.recorder import record
 
 PROMPT, EVERY, FIRST, LAST, BUDGET = 70, 10, 4, 8, 0.4
 GROUP = 2

@@ -17,10 +17,10 @@ from forward_influence.compression import Compressor, compress, make_compressor
 from forward_influence.compression.schemes import SCHEMES
 from forward_influence.contenders import Contender, needs_of
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
 from forward_influence.selectors import parse_selector
-from forward_influence.signals import Needs
-from forward_influence.trace_store import packed, unpacked
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.store import packed, unpacked
 
 N, PROMPT, EVERY, FIRST, LAST, BUDGET = 72, 40, 8, 4, 6, 0.5
 BOTH = Needs.merge({"entropy:9", "next_entropy:9", "surprisal"})

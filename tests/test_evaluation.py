@@ -26,9 +26,9 @@ from forward_influence.evaluation import Plan, evaluate
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import pinned
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.recording import record
 from forward_influence.storage.evaluation import SCHEMA, create_or_continue, open_evaluation, part_stem
 from forward_influence.streams import can_stack, greedy, grouped, stack
+from forward_influence.tracing.recorder import record
 
 RULES = ("attention", "infokv", "h2o", "pyramid", "expected-attention", "streaming", "tova", "random")
 

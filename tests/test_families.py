@@ -17,8 +17,8 @@ from tiny_files import VOCABULARY, tiny_tokenizer
 
 from forward_influence.influence import forward_influence
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
 from forward_influence.selection import Selection
+from forward_influence.tracing.recorder import record
 
 VERSION, TABLE = read_table()
 

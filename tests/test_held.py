@@ -20,8 +20,8 @@ from forward_influence.contenders import Contender, contenders
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
 from forward_influence.measurement import measure
-from forward_influence.recording import record
 from forward_influence.request import Request
+from forward_influence.tracing.recorder import record
 
 PROMPT, NEW = 70, 46
 READ = PROMPT + NEW - 1  # the last token is written, never read

@@ -20,8 +20,8 @@ from forward_influence.compression.session import anatomy_of
 from forward_influence.errors import UsageError
 from forward_influence.models.fingerprint import configuration_of, fingerprint, mark
 from forward_influence.models.loading import load_model, wrap_model
-from forward_influence.recording import record
 from forward_influence.storage.run import configuration_hash, open_run
+from forward_influence.tracing.recorder import record
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
 SIZES = ["--context", 96, "--continuation", 40, "--protect-last", 16, "--selector", "entropy"]

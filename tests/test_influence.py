@@ -17,8 +17,8 @@ from forward_influence.influence import (
     shuffled,
 )
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
 from forward_influence.selection import Selection
+from forward_influence.tracing.recorder import record
 
 N, M = 40, 23
 

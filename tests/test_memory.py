@@ -12,8 +12,8 @@ from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.memory import choose_chunk, fitting_chunk, peak, peak_of_request
 from forward_influence.models.info import Card
 from forward_influence.models.sizes import Sizes
-from forward_influence.recording import record
 from forward_influence.request import Request
+from forward_influence.tracing.recorder import record
 from forward_influence.utils.memory import parse_bytes
 
 SMOL = Sizes(layers=30, query_heads=9, kv_heads=3, head_size=64, hidden=576, intermediate=1536, vocabulary=49152)

@@ -19,10 +19,10 @@ from forward_influence.influence import forward_influence
 from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement import measure
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection
-from forward_influence.signals import Needs
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
 
 N, M = 40, 23
 WORDS = 90  # of 97

@@ -13,11 +13,11 @@ from test_rules import FIRST, LAST, same, traced
 
 from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
 from forward_influence.selection import Candidates
 from forward_influence.selectors import chosen, discover, final_scores, parse_selector, select
 from forward_influence.selectors.information import information, layer_shares
-from forward_influence.signals import Needs
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
 
 
 def test_pyramid_falls_linearly_with_exact_totals():

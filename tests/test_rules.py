@@ -10,11 +10,11 @@ from torch import Tensor
 
 from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
-from forward_influence.recording import record
 from forward_influence.selection import Candidates
 from forward_influence.selectors import final_scores, parse_selector, select
-from forward_influence.signals import Needs
-from forward_influence.trace import Trace
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.trace import Trace
 
 #: Grouped queries; sliding and full layers with query norms; attention sinks with YaRN.
 FAMILIES = ("llama", "gemma3_text", "gpt_oss")

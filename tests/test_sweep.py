@@ -16,9 +16,9 @@ from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
 from forward_influence.influence import measure_ablations, removal
 from forward_influence.measurement import measure
-from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selection import Selection
+from forward_influence.tracing.recorder import record
 from forward_influence.utils.ranges import whole_numbers
 
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}

@@ -13,7 +13,7 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.protection import PROTECT_FIRST, PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selection import Budget
 from forward_influence.selectors import Selector, discover, parse_selector
-from forward_influence.signals import Needs
+from forward_influence.tracing.signals import Needs
 
 FULL = "full"
 

@@ -14,8 +14,8 @@ from forward_influence.selectors.base import entry_counts
 from forward_influence.selectors.information import information_needs, layer_shares
 from forward_influence.selectors.pyramid import Pyramid
 from forward_influence.shares import adaptive_head_counts
-from forward_influence.signals import DEFAULT_TOP_K
-from forward_influence.trace import Trace
+from forward_influence.tracing.signals import DEFAULT_TOP_K
+from forward_influence.tracing.trace import Trace
 
 #: (rule, trace, scores (layers, kv_heads, n), candidates per layer and head on average) -> counts that broadcast.
 Divide = Callable[[Selector, Trace, Tensor, int], "int | Tensor"]

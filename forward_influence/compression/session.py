@@ -24,8 +24,6 @@ from transformers.cache_utils import CacheLayerMixin
 from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
 from forward_influence.compression.guard import guarded
-from forward_influence.compression.held_trace import Group, HeldTrace
-from forward_influence.compression.live_recorder import LiveRecorder
 from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
@@ -39,6 +37,8 @@ from forward_influence.models.fingerprint import mark
 from forward_influence.models.loading import Model
 from forward_influence.protection import PROTECT_FIRST
 from forward_influence.selectors import Selector
+from forward_influence.tracing.evicted_trace import Group, HeldTrace
+from forward_influence.tracing.live_recorder import LiveRecorder
 
 #: Model -> its mark when it was examined, and what was found.
 _anatomies: WeakKeyDictionary[PreTrainedModel, tuple[str, Anatomy]] = WeakKeyDictionary()

@@ -11,8 +11,8 @@ from torch import Tensor
 from forward_influence.errors import UsageError
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
-from forward_influence.signals import DEFAULT_WINDOW
-from forward_influence.trace import Trace
+from forward_influence.tracing.signals import DEFAULT_WINDOW
+from forward_influence.tracing.trace import Trace
 
 POOLINGS = ("average", "max", "none")
 REDUCTIONS = ("mean", "max", "sum")

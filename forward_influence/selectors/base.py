@@ -14,8 +14,8 @@ from forward_influence.errors import UsageError
 from forward_influence.selection import Candidates, Selection, protected_mask, top
 from forward_influence.selectors.places import guarded, refusal
 from forward_influence.shares import adaptive_head_counts
-from forward_influence.signals import Needs
-from forward_influence.trace import Trace
+from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 
 GRAINS = ("entry", "layer", "token")
@@ -63,7 +63,7 @@ class Selector:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Signals that `scores` reads, see `forward_influence.signals`."""
+        """Signals that `scores` reads, see `forward_influence.tracing.signals`."""
         return self.declared
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from forward_influence.errors import UsageError
 from forward_influence.selectors.base import Selector, final_scores
 from forward_influence.selectors.registry import parse_nested, selector, split_outside
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 
 def share(rule: Selector, trace: Trace) -> Tensor:

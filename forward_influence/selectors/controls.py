@@ -12,7 +12,7 @@ from forward_influence.errors import UsageError
 from forward_influence.selection import Candidates, top
 from forward_influence.selectors.base import Selector, entry_counts, final_scores, remarks_of
 from forward_influence.selectors.registry import parse_nested, selector
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 
 @selector("random", stochastic=True, source="control")

@@ -13,7 +13,7 @@ from forward_influence.instrument.attention import attention_logits
 from forward_influence.selectors.attention import pooled
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 
 _SIMILARITIES = 1 << 24  # key similarities held at a time

@@ -13,8 +13,8 @@ from forward_influence.selectors.attention import check_window, window_attention
 from forward_influence.selectors.base import Selector, at_grain
 from forward_influence.selectors.registry import selector
 from forward_influence.shares import apportion
-from forward_influence.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW, entropy_need
-from forward_influence.trace import Trace
+from forward_influence.tracing.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW, entropy_need
+from forward_influence.tracing.trace import Trace
 
 LAYERS = ("equal", "adaptive")
 

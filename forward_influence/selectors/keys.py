@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 
 

@@ -12,7 +12,7 @@ from forward_influence.selection import Candidates
 from forward_influence.selectors.attention import Attention
 from forward_influence.selectors.registry import selector
 from forward_influence.shares import apportion
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 
 @selector("pyramid", source="PyramidKV, arXiv:2406.02069")

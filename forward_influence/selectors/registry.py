@@ -25,7 +25,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_
 from forward_influence.selectors.base import FunctionSelector, Selector, check_declarations
 from forward_influence.selectors.files import load_file, source_of
 from forward_influence.selectors.places import home
-from forward_influence.trace import Trace
+from forward_influence.tracing.trace import Trace
 
 ENTRY_POINTS = "forward_influence.selectors"
 _rules: dict[str, type[Selector]] = {}

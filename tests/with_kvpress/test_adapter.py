@@ -17,10 +17,10 @@ from forward_influence.influence import forward_influence
 from forward_influence.kvpress_press import InfoKVPress
 from forward_influence.measurement import measure
 from forward_influence.models.loading import load_model, wrap_model
-from forward_influence.recording import record
 from forward_influence.request import Request
 from forward_influence.selectors import explained, final_scores, parse_selector, select
-from forward_influence.signals import Needs
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
 from forward_influence.utils.progress import Silent
 
 N = 120

@@ -16,10 +16,10 @@ from transformers import DynamicCache
 
 from forward_influence.kvpress_adapter import press_scores
 from forward_influence.models.loading import Model, load_model, wrap_model
-from forward_influence.recording import record
 from forward_influence.selectors import final_scores, parse_selector, select
-from forward_influence.signals import Needs
-from forward_influence.trace import Trace
+from forward_influence.tracing.recorder import record
+from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.trace import Trace
 
 RELATIVE = 1e-5
 

@@ -26,9 +26,9 @@ from transformers.cache_utils import DynamicCache
 
 from forward_influence.instrument.attention import Geometry
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
-from forward_influence.recording import ready_rotation
-from forward_influence.signals import Needs
-from forward_influence.trace import Moments, Trace
+from forward_influence.tracing.recorder import ready_rotation
+from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.trace import Moments, Trace
 from forward_influence.utils.files import WRITING
 from forward_influence.utils.versions import library_versions
 

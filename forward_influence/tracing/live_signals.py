@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.instrument.attention import Geometry, ReceivedAttention
-from forward_influence.trace import Moments
+from forward_influence.tracing.trace import Moments
 from forward_influence.utils.numerics import at_least_float32
 
 

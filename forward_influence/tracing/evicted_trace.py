@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from forward_influence.compression.live_signals import TokenSignals
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.instrument.attention import Geometry, probabilities
-from forward_influence.signals import DEFAULT_WINDOW, entropy_need
-from forward_influence.trace import Moments, Trace, _missing
+from forward_influence.tracing.live_signals import TokenSignals
+from forward_influence.tracing.signals import DEFAULT_WINDOW, entropy_need
+from forward_influence.tracing.trace import Moments, Trace, _missing
 
 
 @dataclass(frozen=True)

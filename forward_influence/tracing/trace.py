@@ -15,7 +15,7 @@ from forward_influence.errors import UsageError
 from forward_influence.instrument.attention import Geometry, probabilities
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 from forward_influence.instrument.rotary import Rotation
-from forward_influence.signals import DEFAULT_TOP_K, DEFAULT_WINDOW, Needs, entropy_need
+from forward_influence.tracing.signals import DEFAULT_TOP_K, DEFAULT_WINDOW, Needs, entropy_need
 
 
 @dataclass(frozen=True)

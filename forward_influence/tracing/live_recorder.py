@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forward_influence.compression.held_trace import Group, HeldTrace, geometry_of, moments_of, query_heads
-from forward_influence.compression.live_signals import LastRows, QueryMoments, Received, TokenSignals
 from forward_influence.errors import UsageError
 from forward_influence.instrument.architecture import Anatomy
 from forward_influence.instrument.attention import Geometry, ReceivedAttention, causal_tail
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 from forward_influence.instrument.rotary import Rotation
-from forward_influence.signals import Needs, entropy_need
+from forward_influence.tracing.evicted_trace import Group, HeldTrace, geometry_of, moments_of, query_heads
+from forward_influence.tracing.live_signals import LastRows, QueryMoments, Received, TokenSignals
+from forward_influence.tracing.signals import Needs, entropy_need
 from forward_influence.utils.numerics import at_least_float32, entropy
 
 _HEAD_BLOCK = 64  # rows of logits at a time
