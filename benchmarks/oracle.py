@@ -27,7 +27,7 @@ from forward_influence.influence import measure_ablations, removal
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
 from forward_influence.request import Request
 from forward_influence.screening import Way, leave_one_out_masks, screen_document
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.distances import zones
 from forward_influence.utils.threads import start_anew

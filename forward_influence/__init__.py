@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from forward_influence.measurement import measure
     from forward_influence.models.loading import Model, load_model, wrap_model
     from forward_influence.request import Request
-    from forward_influence.selection import Budget, Candidates, Selection
     from forward_influence.selectors import Selector, parse_selector, select, selector
+    from forward_influence.selectors.selection import Budget, Candidates, Selection
     from forward_influence.storage.run import Run, open_run
     from forward_influence.tracing.recorder import record
     from forward_influence.tracing.signals import Needs

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from forward_influence.conditions import Condition, Slice, sliced
 from forward_influence.request import Request
-from forward_influence.selection import Candidates, Selection
 from forward_influence.selectors import Selector, chosen, final_scores
 from forward_influence.selectors.base import tied_share
 from forward_influence.selectors.places import home
+from forward_influence.selectors.selection import Candidates, Selection
 from forward_influence.tracing.trace import Trace
 
 #: A rule that takes longer than this, and than the pass over the context, is named.

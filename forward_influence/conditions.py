@@ -13,8 +13,8 @@ from forward_influence.contenders import Contender
 from forward_influence.direct import sampled_positions
 from forward_influence.errors import UsageError
 from forward_influence.request import Request
-from forward_influence.selection import Budget, Selection
 from forward_influence.selectors import Selector
+from forward_influence.selectors.selection import Budget, Selection
 from forward_influence.utils.distances import zones
 
 #: How many positions the controls cover: enough to see a floor and an effect, cheap beside a condition. In 16 bits the

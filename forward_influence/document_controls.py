@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forward_influence.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
 from forward_influence.influence import Ablation, removal, shuffled
-from forward_influence.selection import Candidates, Selection
+from forward_influence.selectors.selection import Candidates, Selection
 from forward_influence.tracing.trace import Trace
 
 

@@ -21,7 +21,7 @@ from forward_influence.instrument.rotary_span import changes_with_length
 from forward_influence.models.loading import Model
 from forward_influence.not_finite import first_bad_length
 from forward_influence.rerotation import close_gaps
-from forward_influence.selection import MODES, Selection
+from forward_influence.selectors.selection import MODES, Selection
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.heap import give_back
 from forward_influence.utils.numerics import at_least_float32

@@ -23,7 +23,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.floors import FLAG_FACTOR, taken_off
 from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
 from forward_influence.models.loading import Model
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.storage.manifest import differing_fields
 from forward_influence.storage.run import write_whole
 from forward_influence.tracing.recorder import record

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.protection import PROTECT_LAST, last_protected, parse_protected
-from forward_influence.selection import MODES, Budget, Candidates
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.selectors.base import remarks_of
+from forward_influence.selectors.protection import PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selectors.registry import own_sources
+from forward_influence.selectors.selection import MODES, Budget, Candidates
 from forward_influence.tracing.signals import Needs
 
 if TYPE_CHECKING:

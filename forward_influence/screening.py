@@ -28,7 +28,7 @@ from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import Influence, measure_ablations, removal
 from forward_influence.models.loading import Model
 from forward_influence.request import Request
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.distances import zones

@@ -11,7 +11,7 @@ from forward_influence.conditions import Condition
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.influence import Influence, masked_direct_influence, masked_influence
 from forward_influence.models.loading import Model
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.trace import Trace
 
 #: How many positions of a direct effect `--verify` computes again: each takes a full pass.

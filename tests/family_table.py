@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from forward_influence.errors import UsageError
 from forward_influence.influence import forward_influence
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from forward_influence.errors import LONGEST_MESSAGE, ForwardInfluenceError
-from forward_influence.selection import Budget
 from forward_influence.selectors import parse_selector
+from forward_influence.selectors.selection import Budget
 from forward_influence.storage.run import open_run, read_part
 
 STRINGS = [

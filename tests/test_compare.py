@@ -23,7 +23,7 @@ from forward_influence.analysis.statistics import STUDENT, estimate, paired
 from forward_influence.analysis.summary import notes, summarise
 from forward_influence.cli.compare import compare_command
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.storage.run import Run
 
 RULES = {**DEFAULT_RULES, "position-matched:of=attention": Decay("power", 0.25, 0.6)}

@@ -27,7 +27,7 @@ from forward_influence.influence import (
     shuffled,
 )
 from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
-from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
+from forward_influence.selectors.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 from forward_influence.utils import numerics
 from forward_influence.utils.numerics import rows_in_cache, slices
 

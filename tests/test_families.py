@@ -17,7 +17,7 @@ from tiny_files import VOCABULARY, tiny_tokenizer
 
 from forward_influence.influence import forward_influence
 from forward_influence.models.loading import wrap_model
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 
 VERSION, TABLE = read_table()

@@ -17,7 +17,7 @@ from forward_influence.influence import (
     shuffled,
 )
 from forward_influence.models.loading import wrap_model
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 
 N, M = 40, 23

@@ -15,7 +15,7 @@ from forward_influence.cli import influence_map as command
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import forward_influence
 from forward_influence.influence_map import MapRequest, influence_map, read_controls, read_map
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 
 SMALL = MapRequest(context=21, continuation=12, block=2, bin_width=5)

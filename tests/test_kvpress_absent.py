@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from forward_influence.errors import UsageError
-from forward_influence.kvpress_adapter import press_rule
 from forward_influence.selectors import parse_selector
+from forward_influence.selectors.kvpress_rule import press_rule
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from forward_influence.generated import generate_continuation
 from forward_influence.influence import Influence, masked_influence
 from forward_influence.measurement import Source, measure, refuse_other_run, request_configuration
 from forward_influence.request import Request
-from forward_influence.selection import Candidates
 from forward_influence.selectors import parse_selector, select
+from forward_influence.selectors.selection import Candidates
 from forward_influence.storage.run import SCHEMA, open_run
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs

@@ -20,7 +20,7 @@ from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement import measure
 from forward_influence.models.loading import wrap_model
 from forward_influence.request import Request
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs
 

@@ -15,8 +15,8 @@ from forward_influence.errors import UsageError
 from forward_influence.influence import measure_ablations, removal
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.rerotation import moved
-from forward_influence.selection import Selection
 from forward_influence.selectors import parse_selector
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import ready_rotation, record
 from forward_influence.tracing.signals import Needs
 

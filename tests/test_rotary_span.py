@@ -19,8 +19,8 @@ from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import changes_with_length, depends_on_length, reset, same_until
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.models.positions import positions_of
-from forward_influence.selection import Selection
 from forward_influence.selectors import final_scores, parse_selector
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import ready_rotation, record
 from forward_influence.tracing.signals import Needs
 

@@ -13,9 +13,9 @@ from test_rules import FIRST, LAST, same, traced
 
 from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
-from forward_influence.selection import Candidates
 from forward_influence.selectors import chosen, discover, final_scores, parse_selector, select
 from forward_influence.selectors.information import information, layer_shares
+from forward_influence.selectors.selection import Candidates
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs
 

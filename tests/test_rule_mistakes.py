@@ -14,8 +14,8 @@ from forward_influence.conditions import expand
 from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
 from forward_influence.request import Request
-from forward_influence.selection import Candidates
 from forward_influence.selectors import Selector, explained, final_scores, parse_selector, registry, select, selector
+from forward_influence.selectors.selection import Candidates
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
-from forward_influence.selection import Candidates
 from forward_influence.selectors import final_scores, parse_selector, select
+from forward_influence.selectors.selection import Candidates
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Trace

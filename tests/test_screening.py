@@ -17,7 +17,7 @@ from forward_influence.gradients import continuation_gradients
 from forward_influence.influence import measure_ablations, removal
 from forward_influence.request import Request
 from forward_influence.screening import Way, leave_one_out_masks, screen_document
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 
 WHOLE = {"all": (0, M)}
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forward_influence.errors import UsageError
-from forward_influence.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection, protected_mask, top
-from forward_influence.shares import adaptive_head_counts, apportion
+from forward_influence.selectors.budgets import adaptive_head_counts, apportion
+from forward_influence.selectors.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection, protected_mask, top
 from forward_influence.utils.ranges import ranges, whole_numbers
 
 settings.register_profile("quick", max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from forward_influence.errors import UsageError
 from forward_influence.influence import measure_ablations, removal
 from forward_influence.measurement import measure
 from forward_influence.request import Request
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.ranges import whole_numbers
 

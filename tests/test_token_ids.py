@@ -27,7 +27,7 @@ from forward_influence.measurement import measure
 from forward_influence.models.loading import load_model, wrap_model
 from forward_influence.request import Request
 from forward_influence.screening import screen_document
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.token_ids import require_known
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from forward_influence.compression.schedule import Schedule
 from forward_influence.compression.schemes import SCHEMES
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.protection import PROTECT_FIRST, PROTECT_LAST, last_protected, parse_protected
-from forward_influence.selection import Budget
 from forward_influence.selectors import Selector, discover, parse_selector
+from forward_influence.selectors.protection import PROTECT_FIRST, PROTECT_LAST, last_protected, parse_protected
+from forward_influence.selectors.selection import Budget
 from forward_influence.tracing.signals import Needs
 
 FULL = "full"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.compression.stats import Stats
-from forward_influence.selection import Selection
+from forward_influence.selectors.selection import Selection
 
 
 @dataclass(frozen=True)

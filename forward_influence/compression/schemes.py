@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.selection import Candidates
 from forward_influence.selectors import Selector
 from forward_influence.selectors.base import entry_counts
+from forward_influence.selectors.budgets import adaptive_head_counts
 from forward_influence.selectors.information import information_needs, layer_shares
-from forward_influence.selectors.pyramid import Pyramid
-from forward_influence.shares import adaptive_head_counts
+from forward_influence.selectors.pyramidkv import Pyramid
+from forward_influence.selectors.selection import Candidates
 from forward_influence.tracing.signals import DEFAULT_TOP_K
 from forward_influence.tracing.trace import Trace
 

@@ -35,8 +35,8 @@ from forward_influence.instrument.rotary import Rotation
 from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.models.fingerprint import mark
 from forward_influence.models.loading import Model
-from forward_influence.protection import PROTECT_FIRST
 from forward_influence.selectors import Selector
+from forward_influence.selectors.protection import PROTECT_FIRST
 from forward_influence.tracing.evicted_trace import Group, HeldTrace
 from forward_influence.tracing.live_recorder import LiveRecorder
 

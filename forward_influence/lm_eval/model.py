@@ -29,7 +29,7 @@ from forward_influence.lm_eval.asking import Asked
 from forward_influence.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models.loading import load_model
 from forward_influence.prompts import PROTOCOLS
-from forward_influence.protection import parse_protected
+from forward_influence.selectors.protection import parse_protected
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.token_ids import require_known

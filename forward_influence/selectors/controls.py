@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.selection import Candidates, top
 from forward_influence.selectors.base import Selector, entry_counts, final_scores, remarks_of
 from forward_influence.selectors.registry import parse_nested, selector
+from forward_influence.selectors.selection import Candidates, top
 from forward_influence.tracing.trace import Trace
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean, steering
 from forward_influence.selectors.base import FunctionSelector, Selector, check_declarations
-from forward_influence.selectors.files import load_file, source_of
 from forward_influence.selectors.places import home
+from forward_influence.selectors.rule_files import load_file, source_of
 from forward_influence.tracing.trace import Trace
 
 ENTRY_POINTS = "forward_influence.selectors"
@@ -236,7 +236,7 @@ def split_outside(text: str, separator: str) -> list[str]:
 
 def _find(where: str, name: str) -> Any:
     if where == "kvpress":
-        return importlib.import_module("forward_influence.kvpress_adapter").press_rule(name)
+        return importlib.import_module("forward_influence.selectors.kvpress_rule").press_rule(name)
     if where.endswith(".py") or "/" in where or "\\" in where:
         return _member(load_file(Path(where)), where, name)
     if where:

@@ -14,9 +14,9 @@ import torch
 from tiny import tiny_model
 from transformers import DynamicCache
 
-from forward_influence.kvpress_adapter import press_scores
 from forward_influence.models.loading import Model, load_model, wrap_model
 from forward_influence.selectors import final_scores, parse_selector, select
+from forward_influence.selectors.kvpress_rule import press_scores
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Trace
@@ -181,7 +181,7 @@ def test_pyramids_are_pyramids_and_fall_back_together():
 
 
 def trace_candidates(trace, protected_last: int):
-    from forward_influence.selection import Candidates
+    from forward_influence.selectors.selection import Candidates
 
     return Candidates(trace.n, 0, trace.n - protected_last)
 
@@ -191,7 +191,7 @@ def test_adaptive_heads_mask_what_adakv_masks(which):
     model, tokens = subject(which)
     n, ratio = len(tokens), 0.5
     press = kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio=ratio, window_size=8))
-    from forward_influence.kvpress_adapter import rotary_embeddings_restored
+    from forward_influence.selectors.kvpress_rule import rotary_embeddings_restored
 
     with torch.no_grad(), rotary_embeddings_restored(model.model), press(model.model):
         model.model.model(input_ids=tokens[None], past_key_values=DynamicCache())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from forward_influence.selection import Candidates
+from forward_influence.selectors.selection import Candidates
 
 #: Share of its even budget that a head keeps whatever the others score (Ada-KV, arXiv:2407.11550).
 SAFEGUARD = 0.2
