@@ -17,7 +17,7 @@ from forward_influence.analysis.pairing import (
     position_control_for,
 )
 from forward_influence.analysis.statistics import STUDENT, Estimate, Method, estimate, paired
-from forward_influence.floors import FLAG_FACTOR
+from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 _RATIO = ["ratio", "ratio_low", "ratio_high", "n", "flagged", "reason"]
 

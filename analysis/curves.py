@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
-from forward_influence.floors import floor_of, taken_off
+from forward_influence.influence.noise_floor import floor_of, taken_off
 from forward_influence.storage.run import Run
 from forward_influence.utils.ranges import ranges
 

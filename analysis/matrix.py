@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.curves import RULE
-from forward_influence.floors import FLAG_FACTOR
+from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 #: What is said of a mean below the noise-floor flag.
 UNDER_FLOOR = f"under {FLAG_FACTOR:g}x the noise floor"

@@ -18,7 +18,7 @@ from scipy import stats
 
 from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
 from forward_influence.errors import UsageError
-from forward_influence.floors import floor_of, taken_off
+from forward_influence.influence.noise_floor import floor_of, taken_off
 from forward_influence.storage.run import Run
 from forward_influence.utils.distances import zones
 from forward_influence.utils.ranges import ranges

@@ -16,8 +16,8 @@ import torch
 
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents
-from forward_influence.direct import sampled_positions
-from forward_influence.influence import measure_ablations, removal
+from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.influence.direct import sampled_positions
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
 from forward_influence.selectors import parse_selector, select
 from forward_influence.tracing.recorder import record

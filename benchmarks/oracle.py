@@ -23,7 +23,7 @@ from forward_influence.analysis.statistics import paired
 from forward_influence.cli.screen import as_frame
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents
-from forward_influence.influence import measure_ablations, removal
+from forward_influence.influence.ablation import measure_ablations, removal
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
 from forward_influence.request import Request
 from forward_influence.screening import Way, leave_one_out_masks, screen_document

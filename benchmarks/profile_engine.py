@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import forward_influence.document as document
-import forward_influence.influence as influence
+import forward_influence.influence.ablation as influence
 from forward_influence.instrument.attention import F as attention_functional
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 

@@ -22,7 +22,7 @@ import pandas as pd
 
 from forward_influence.analysis.curves import RULE, load_zones
 from forward_influence.analysis.matrix import by_rule, matrix
-from forward_influence.floors import FLAG_FACTOR, taken_off
+from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
 from forward_influence.storage.run import open_run
 
 WRONG = 0.25

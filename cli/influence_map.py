@@ -70,7 +70,7 @@ def _show(frame: pd.DataFrame, controls: MapControls) -> None:
     import pandas as pd
 
     from forward_influence.cli import tables
-    from forward_influence.floors import FLAG_FACTOR
+    from forward_influence.influence.noise_floor import FLAG_FACTOR
 
     weighted = frame.assign(total=frame["kl"] * (frame["high"] - frame["low"]))
     each = weighted.groupby(["first", "last", "text"], sort=False)["total"].sum() / frame["high"].max()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from forward_influence.contenders import Contender
-from forward_influence.direct import sampled_positions
 from forward_influence.errors import UsageError
+from forward_influence.influence.direct import sampled_positions
 from forward_influence.request import Request
 from forward_influence.selectors import Selector
 from forward_influence.selectors.selection import Budget, Selection

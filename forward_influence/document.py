@@ -25,9 +25,9 @@ from forward_influence.document_controls import controls_of
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
-from forward_influence.influence import Ablation, Baseline, measure_ablations, removal, run_in_full
+from forward_influence.influence.ablation import Ablation, Baseline, measure_ablations, removal, run_in_full
+from forward_influence.influence.nonfinite import first_not_finite
 from forward_influence.models.loading import Model
-from forward_influence.not_finite import first_not_finite
 from forward_influence.request import Request
 from forward_influence.rows import arrays, described, described_compressor, row_of
 from forward_influence.tracing.recorder import record

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
-from forward_influence.influence import Ablation, removal, shuffled
+from forward_influence.influence.ablation import Ablation, removal, shuffled
 from forward_influence.selectors.selection import Candidates, Selection
 from forward_influence.tracing.trace import Trace
 

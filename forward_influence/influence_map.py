@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.floors import FLAG_FACTOR, taken_off
-from forward_influence.influence import Ablation, measure_ablations, removal, shuffled
+from forward_influence.influence.ablation import Ablation, measure_ablations, removal, shuffled
+from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
 from forward_influence.models.loading import Model
 from forward_influence.selectors.selection import Selection
 from forward_influence.storage.manifest import differing_fields

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from forward_influence.errors import UsageError
 from forward_influence.gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
 from forward_influence.gradients import WAITING_BYTES
-from forward_influence.influence import HIDDEN_BYTES
+from forward_influence.influence.ablation import HIDDEN_BYTES
 from forward_influence.instrument.attention import SCORE_ELEMENTS
 from forward_influence.instrument.lm_head import head_block
 from forward_influence.models.sizes import Sizes

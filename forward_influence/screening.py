@@ -25,7 +25,7 @@ from forward_influence.conditions import Condition, derived_seed, expand
 from forward_influence.document import CutDocument
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.gradients import continuation_gradients
-from forward_influence.influence import Influence, measure_ablations, removal
+from forward_influence.influence.ablation import Influence, measure_ablations, removal
 from forward_influence.models.loading import Model
 from forward_influence.request import Request
 from forward_influence.selectors.selection import Selection

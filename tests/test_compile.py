@@ -9,7 +9,7 @@ import pytest
 import tiny_data
 import torch
 
-from forward_influence.divergence import Reference, compiling
+from forward_influence.influence.divergence import Reference, compiling
 from forward_influence.measurement import measure
 from forward_influence.request import Request
 

@@ -10,10 +10,10 @@ from test_cache import filled
 from test_divergence import pairs
 from test_influence import M, N, random_selection, setup_case
 
-from forward_influence import divergence, influence
-from forward_influence.divergence import Reference, Shift, kl_divergence
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence import (
+from forward_influence.influence import ablation as influence
+from forward_influence.influence import divergence
+from forward_influence.influence.ablation import (
     Ablation,
     Baseline,
     Influence,
@@ -26,6 +26,7 @@ from forward_influence.influence import (
     run_in_full,
     shuffled,
 )
+from forward_influence.influence.divergence import Reference, Shift, kl_divergence
 from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
 from forward_influence.selectors.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 from forward_influence.utils import numerics

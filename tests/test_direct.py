@@ -8,9 +8,9 @@ import torch
 from test_influence import M, N, random_selection, removed_by, setup_case
 from tiny import FAMILIES
 
-from forward_influence.direct import sampled_positions
 from forward_influence.errors import UsageError
-from forward_influence.influence import forward_influence, measure_ablations, removal, shuffled
+from forward_influence.influence.ablation import forward_influence, measure_ablations, removal, shuffled
+from forward_influence.influence.direct import sampled_positions
 from forward_influence.utils.distances import zones
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from forward_influence.divergence import Reference, compiling, kl_divergence
+from forward_influence.influence.divergence import Reference, compiling, kl_divergence
 from forward_influence.utils.numerics import entropy
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

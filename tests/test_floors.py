@@ -17,7 +17,7 @@ from forward_influence.analysis.matrix import by_rule, matrix
 from forward_influence.analysis.stopping import far_means
 from forward_influence.conditions import document_tokens, floor_runs
 from forward_influence.document import measure_document
-from forward_influence.floors import FLAG_FACTOR, floor_of, taken_off
+from forward_influence.influence.noise_floor import FLAG_FACTOR, floor_of, taken_off
 from forward_influence.models.sizes import Sizes
 from forward_influence.plan import document_operations, plan
 from forward_influence.request import Request

@@ -8,7 +8,7 @@ import torch
 from tiny import FAMILIES, PROMISED, tiny_model
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence import (
+from forward_influence.influence.ablation import (
     Ablation,
     forward_influence,
     masked_influence,

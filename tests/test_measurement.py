@@ -17,7 +17,7 @@ from safetensors import safe_open
 from forward_influence.document import derived_seed, expand, measure_document
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.generated import generate_continuation
-from forward_influence.influence import Influence, masked_influence
+from forward_influence.influence.ablation import Influence, masked_influence
 from forward_influence.measurement import Source, measure, refuse_other_run, request_configuration
 from forward_influence.request import Request
 from forward_influence.selectors import parse_selector, select

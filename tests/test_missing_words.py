@@ -15,7 +15,7 @@ from torch import nn
 
 from forward_influence.compression import compress
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.influence import forward_influence
+from forward_influence.influence.ablation import forward_influence
 from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement import measure
 from forward_influence.models.loading import wrap_model

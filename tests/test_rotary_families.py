@@ -12,9 +12,9 @@ from tiny_files import VOCABULARY, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from forward_influence.errors import UsageError
-from forward_influence.influence import measure_ablations, removal
+from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.influence.rerotation import moved
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.rerotation import moved
 from forward_influence.selectors import parse_selector
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import ready_rotation, record

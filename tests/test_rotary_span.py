@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from forward_influence.compression import compress, make_compressor
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.fidelity import CompressedRun
-from forward_influence.influence import forward_influence, masked_influence, run_in_full
+from forward_influence.influence.ablation import forward_influence, masked_influence, run_in_full
 from forward_influence.instrument.architecture import examine
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import changes_with_length, depends_on_length, reset, same_until

@@ -244,7 +244,7 @@ def test_poison_while_generating_or_looking_ahead_costs_its_document_alone():
 
 def test_an_ablation_that_causes_nan_names_condition_and_distance():
     """Removing tokens can overflow where the full cache does not: here a value is spoilt under the ablation alone."""
-    from forward_influence.influence import Ablation, measure_ablations
+    from forward_influence.influence.ablation import Ablation, measure_ablations
     from forward_influence.tracing.recorder import record
 
     model = tiny_data.model()

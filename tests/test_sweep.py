@@ -14,7 +14,7 @@ from test_influence import N, random_selection, setup_case
 from forward_influence.conditions import document_tokens, expand, sliced
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
-from forward_influence.influence import measure_ablations, removal
+from forward_influence.influence.ablation import measure_ablations, removal
 from forward_influence.measurement import measure
 from forward_influence.request import Request
 from forward_influence.selectors.selection import Selection
@@ -181,7 +181,7 @@ def test_rerotation_equals_a_context_with_its_gaps_closed(family):
     cache = removal(trace, Selection(keep, trace.layers), "keep", 5, rerotate=True).branch(5)
     kept = int(keep[0, 0].sum())
     index = trace.layers[0]
-    from forward_influence.rerotation import moved
+    from forward_influence.influence.rerotation import moved
 
     before = torch.arange(3, N, 2).expand(trace.kv_heads, -1)
     original = trace.cache.layers[index].keys[0][:, 3::2]

@@ -20,7 +20,7 @@ from forward_influence.cli.app import main
 from forward_influence.compression import make_compressor
 from forward_influence.compression.generation import generate
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence import forward_influence
+from forward_influence.influence.ablation import forward_influence
 from forward_influence.influence_map import MapRequest, influence_map
 from forward_influence.inspection import inspect_document
 from forward_influence.measurement import measure

@@ -17,7 +17,7 @@ from forward_influence.analysis import style
 from forward_influence.analysis.matrix import matrix
 from forward_influence.analysis.statistics import STUDENT, Method, estimate
 from forward_influence.errors import UsageError
-from forward_influence.floors import FLAG_FACTOR
+from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 PANEL_COLUMNS = ["run", "budget", "mode", "effect"]
 MAX_PANELS = 12

@@ -13,7 +13,7 @@ from forward_influence.analysis import decay, style
 from forward_influence.analysis.matrix import matrix
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.floors import FLAG_FACTOR
+from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 #: What tells the curves of a picture apart.
 _RULE = [*common.PANEL_COLUMNS, "selector"]

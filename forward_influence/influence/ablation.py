@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.direct import direct_hidden
-from forward_influence.divergence import Reference
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.influence.direct import direct_hidden
+from forward_influence.influence.divergence import Reference
+from forward_influence.influence.nonfinite import first_bad_length
+from forward_influence.influence.rerotation import close_gaps
 from forward_influence.instrument.cache import SelectiveCache, masked
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
@@ -19,8 +21,6 @@ from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
 from forward_influence.instrument.replay import Entries, continuation_entries, noting
 from forward_influence.instrument.rotary_span import changes_with_length
 from forward_influence.models.loading import Model
-from forward_influence.not_finite import first_bad_length
-from forward_influence.rerotation import close_gaps
 from forward_influence.selectors.selection import MODES, Selection
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.heap import give_back
