@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from forward_influence.ahead import look_ahead
+from forward_influence.attribution.lookahead import look_ahead
 from forward_influence.choosing import Choices, choose_all
 from forward_influence.conditions import (
     CompressorCondition,

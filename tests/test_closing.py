@@ -11,7 +11,7 @@ from test_influence import M, N, setup_case
 from test_oracle import BINS, gated_logits
 from tiny import FAMILIES
 
-from forward_influence.closing import closing_gradients, divergence_gradients, gate_values
+from forward_influence.attribution.integrated_gradients import closing_gradients, divergence_gradients, gate_values
 from forward_influence.influence.ablation import measure_ablations, removal
 from forward_influence.selectors.selection import Selection
 

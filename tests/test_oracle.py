@@ -15,10 +15,10 @@ from test_influence import M, N, setup_case
 from tiny import FAMILIES
 
 from forward_influence.analysis.curves import zone_edges
+from forward_influence.attribution.gate_gradients import continuation_gradients, head_gradients, sampled_labels
 from forward_influence.conditions import gradient_tokens
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
-from forward_influence.gradients import continuation_gradients, head_gradients, sampled_labels
 from forward_influence.request import Request
 from forward_influence.selectors import parse_selector
 from forward_influence.utils.distances import zones

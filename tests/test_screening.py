@@ -11,9 +11,9 @@ from scipy.stats import spearmanr
 from test_influence import M, N, setup_case
 
 from forward_influence.analysis.agreement import agreement
+from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.cli.screen import as_frame
 from forward_influence.errors import UsageError
-from forward_influence.gradients import continuation_gradients
 from forward_influence.influence.ablation import measure_ablations, removal
 from forward_influence.request import Request
 from forward_influence.screening import Way, leave_one_out_masks, screen_document

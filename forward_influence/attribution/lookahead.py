@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from forward_influence.closing import closing_gradients
-from forward_influence.gradients import continuation_gradients
+from forward_influence.attribution.gate_gradients import continuation_gradients
+from forward_influence.attribution.integrated_gradients import closing_gradients
 from forward_influence.models.loading import Model
 from forward_influence.tracing.signals import CLOSING, Needs
 from forward_influence.tracing.trace import Trace

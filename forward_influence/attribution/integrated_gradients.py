@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from forward_influence.gradients import (
+from forward_influence.attribution.gate_gradients import (
     DEFAULT_CHUNK,
     HEAD_BLOCK,
     WAITING_BYTES,
