@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from forward_influence.compression import Outcome, compress
-from forward_influence.contenders import Contender
+from forward_influence.compression.contenders import Contender
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import named_cache, next_logits, run

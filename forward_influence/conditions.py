@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.contenders import Contender
+from forward_influence.compression.contenders import Contender
 from forward_influence.errors import UsageError
 from forward_influence.influence.direct import sampled_positions
 from forward_influence.request import Request

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from forward_influence.attribution.lookahead import look_ahead
 from forward_influence.choosing import Choices, choose_all
+from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.conditions import (
     CompressorCondition,
     Condition,
@@ -23,7 +24,6 @@ from forward_influence.conditions import (
 )
 from forward_influence.document_controls import controls_of
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
 from forward_influence.influence.ablation import Ablation, Baseline, measure_ablations, removal, run_in_full
 from forward_influence.influence.nonfinite import first_not_finite

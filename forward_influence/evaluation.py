@@ -22,8 +22,7 @@ from torch import Tensor
 
 from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.compression.compressor import FULL
-from forward_influence.compression.outcome import Outcome
-from forward_influence.contenders import (
+from forward_influence.compression.contenders import (
     CONTROL,
     CONTROL_WHILE_DECODING,
     Contender,
@@ -31,6 +30,7 @@ from forward_influence.contenders import (
     narrowed,
     needs_of,
 )
+from forward_influence.compression.outcome import Outcome
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.measurement import model_configuration
 from forward_influence.models.info import Card

@@ -15,7 +15,7 @@ from forward_influence.selectors.selection import MODES, Budget, Candidates
 from forward_influence.tracing.signals import Needs
 
 if TYPE_CHECKING:
-    from forward_influence.contenders import Contender
+    from forward_influence.compression.contenders import Contender
 
 EFFECTS = ("total", "direct", "both")
 BIN_WIDTH = 128
@@ -155,7 +155,7 @@ class Request:
             raise UsageError("--every is when compressors compress again; name one with --compressor")
         if not self.compressors:
             return ()
-        from forward_influence.contenders import contenders
+        from forward_influence.compression.contenders import contenders
 
         if self.effect != "total" or self.layers or self.heads or self.per_layer or self.rerotate:
             raise UsageError(
@@ -259,7 +259,7 @@ class Request:
                 remark for rule in self.rules for number in numbers for remark in remarks_of(rule, number, candidates)
             ]
         if self.contenders:
-            from forward_influence.contenders import narrowed
+            from forward_influence.compression.contenders import narrowed
 
             found += narrowed(self.contenders)
         return tuple(dict.fromkeys(found))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from forward_influence.choosing import Choice
 from forward_influence.compression import Outcome
+from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.conditions import CompressorCondition, Condition
-from forward_influence.fidelity import CompressedRun
 from forward_influence.influence.ablation import Influence
 from forward_influence.request import Request
 from forward_influence.storage.shards import SCHEMA

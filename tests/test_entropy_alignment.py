@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from forward_influence.compression import Compressor, compress, make_compressor
+from forward_influence.compression.contenders import Contender, needs_of
 from forward_influence.compression.schemes import SCHEMES
-from forward_influence.contenders import Contender, needs_of
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import parse_selector
 from forward_influence.tracing.recorder import record

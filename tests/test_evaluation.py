@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from forward_influence.analysis.accuracy import accuracy_interval, accuracy_table, paired_difference, paper_layout
 from forward_influence.answering import answer_side_by_side, answer_while_compressing
 from forward_influence.compression import compress
-from forward_influence.contenders import Contender, contenders, needs_of
+from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.evaluation import Plan, evaluate

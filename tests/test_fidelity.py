@@ -13,11 +13,11 @@ from tiny import tiny_model
 from visible_sets import full_pass, watching
 
 from forward_influence.compression import compress
+from forward_influence.compression.contenders import Contender
+from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.conditions import document_tokens
-from forward_influence.contenders import Contender
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
-from forward_influence.fidelity import CompressedRun
 from forward_influence.measurement import measure
 from forward_influence.request import Request
 

@@ -22,12 +22,12 @@ from visible_sets import prompt
 
 from forward_influence.cli.app import main
 from forward_influence.compression import compress, make_compressor
+from forward_influence.compression.contenders import Contender
+from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.compression.generation import generate
-from forward_influence.contenders import Contender
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
 from forward_influence.evaluation import Plan, evaluate
-from forward_influence.fidelity import CompressedRun
 from forward_influence.generated import generate_continuation
 from forward_influence.instrument.instrument import NAME
 from forward_influence.measurement import measure

@@ -16,7 +16,7 @@ from visible_sets import generated, prompt
 
 from forward_influence.additions import add
 from forward_influence.compression import NAMED, Outcome, compress, compressor_names, make_compressor
-from forward_influence.contenders import Contender, contenders
+from forward_influence.compression.contenders import Contender, contenders
 from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
 from forward_influence.measurement import measure

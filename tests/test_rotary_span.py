@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forward_influence.compression import compress, make_compressor
+from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.fidelity import CompressedRun
 from forward_influence.influence.ablation import forward_influence, masked_influence, run_in_full
 from forward_influence.instrument.architecture import examine
 from forward_influence.instrument.instrument import Instrument

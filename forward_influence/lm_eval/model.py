@@ -19,7 +19,7 @@ from tqdm import tqdm
 from forward_influence.answering import answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.compression import Outcome
 from forward_influence.compression.compressor import FULL
-from forward_influence.contenders import Contender, contenders, needs_of
+from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.forward import continuation_hidden
