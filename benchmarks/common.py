@@ -111,7 +111,7 @@ def floor(model: Any, tokens: Tensor, context: int, conditions: int, chunk: int)
 def engine(model: Any, tokens: Tensor, context: int, rules: tuple[str, ...], chunk: int, effect: str = "total") -> Any:
     """Everything that `measure` does to a document, controls and choosing included."""
     from forward_influence import Request
-    from forward_influence.document import measure_document
+    from forward_influence.measurement.document import measure_document
 
     request = Request(selectors=rules, context=context, continuation=len(tokens) - context, draws=1, effect=effect)
     return measure_document(model, Doc(tokens), request, chunk=chunk)

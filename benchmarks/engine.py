@@ -148,7 +148,7 @@ def peak_elsewhere(given: argparse.Namespace, who: str, **changes: Any) -> int:
 def grid_part(given: argparse.Namespace) -> None:
     """The memory formula against measured peaks."""
     from forward_influence import Request
-    from forward_influence.memory import peak_of_request
+    from forward_influence.measurement.memory import peak_of_request
     from forward_influence.models.sizes import Sizes
 
     rows = []

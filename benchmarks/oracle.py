@@ -24,9 +24,9 @@ from forward_influence.cli.screen import as_frame
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents
 from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
-from forward_influence.request import Request
-from forward_influence.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.distances import zones

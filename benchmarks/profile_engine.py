@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import forward_influence.document as document
 import forward_influence.influence.ablation as influence
+import forward_influence.measurement.document as document
 from forward_influence.instrument.attention import F as attention_functional
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 

@@ -20,8 +20,8 @@ import psutil
 import tiny_data
 import torch
 
-from forward_influence.executors import LocalExecutor
-from forward_influence.measurement import measure
+from forward_influence.execution.executors import LocalExecutor
+from forward_influence.execution.run import measure
 
 PART = 100
 MEMORY, SPEED = 0.02, 0.25  # growth that is allowed; processor time per document varies with what else runs

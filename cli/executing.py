@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from forward_influence.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from forward_influence.executors import Executor
+    from forward_influence.execution.executors import Executor
+    from forward_influence.execution.ray_executor import Recipe
     from forward_influence.models.info import Card
     from forward_influence.models.loading import Model, Resolved
-    from forward_influence.ray_executor import Recipe
 
 EXECUTORS = ("local", "ray")
 
@@ -95,6 +95,6 @@ def chosen_executor(
         if address or workers or gpus_per_worker or threads_per_worker:
             raise UsageError("--address, --workers, --gpus-per-worker and --threads-per-worker need --executor ray")
         return None
-    from forward_influence.ray_executor import RayExecutor
+    from forward_influence.execution.ray_executor import RayExecutor
 
     return RayExecutor(recipe, address, workers, gpus_per_worker, threads_per_worker)

@@ -61,8 +61,8 @@ def generate_command(
     """Generate with a compressed cache: the text as it grows, then what is held and what that took."""
     from forward_influence.compression import make_compressor
     from forward_influence.compression.generation import generate
+    from forward_influence.measurement.request import check_temperature
     from forward_influence.models.loading import load_model, resolve_spec
-    from forward_influence.request import check_temperature
 
     text = _prompt(prompt, file)
     kept = {"keep_prompt": keep_prompt, "protect_last": protect_last}

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.influence_map import MapControls
+    from forward_influence.measurement.leave_one_out import MapControls
 
 
 def influence_map_command(
@@ -34,9 +34,9 @@ def influence_map_command(
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
-    from forward_influence.influence_map import MapRequest, influence_map, read_controls
+    from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls
+    from forward_influence.measurement.request import Request
     from forward_influence.models.loading import load_model, resolve_spec
-    from forward_influence.request import Request
 
     if out.suffix != ".parquet":
         raise UsageError(f"cannot write {out}; --out must end in .parquet")

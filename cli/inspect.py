@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from forward_influence.inspection import Inspected, View
+    from forward_influence.measurement.inspection import Inspected, View
 
 
 def inspect_command(
@@ -36,9 +36,9 @@ def inspect_command(
     """Show a context shaded by a rule's scores, with what it selects underlined; two rules side by side."""
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.errors import ForwardInfluenceError, UsageError
-    from forward_influence.inspection import html_page, inspect_document, scores_table
+    from forward_influence.measurement.inspection import html_page, inspect_document, scores_table
+    from forward_influence.measurement.request import Request
     from forward_influence.models.loading import load_model, resolve_spec
-    from forward_influence.request import Request
 
     rules = tuple(selector or ["attention"])
     if len(rules) > 2:

@@ -129,8 +129,8 @@ def measure_command(
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
     from forward_influence.cli.executing import Loading, cache_bytes, chosen_executor
     from forward_influence.cli.measuring import add_rules, measure_documents
-    from forward_influence.ray_executor import Recipe
-    from forward_influence.request import Request
+    from forward_influence.execution.ray_executor import Recipe
+    from forward_influence.measurement.request import Request
     from forward_influence.utils.memory import parse_bytes
     from forward_influence.utils.ranges import whole_numbers
 

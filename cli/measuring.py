@@ -15,9 +15,9 @@ from forward_influence.errors import UsageError
 if TYPE_CHECKING:
     from forward_influence.cli.executing import Loading
     from forward_influence.data.cutting import Prepared
+    from forward_influence.measurement.request import Request
     from forward_influence.models.info import Card
     from forward_influence.models.loading import Resolved
-    from forward_influence.request import Request
     from forward_influence.storage.run import Run
 
 
@@ -38,7 +38,7 @@ def measure_documents(
         until: stop when every far interval is this narrow.
     """
     from forward_influence.analysis.stopping import Until
-    from forward_influence.measurement import (
+    from forward_influence.execution.run import (
         Source,
         build_configuration,
         default_folder,
@@ -46,7 +46,7 @@ def measure_documents(
         refuse_other_run,
         request_configuration,
     )
-    from forward_influence.memory import choose_chunk
+    from forward_influence.measurement.memory import choose_chunk
 
     stop = None if until is None else Until(until)
     resolved = loading.resolved()
@@ -88,7 +88,7 @@ def measure_documents(
 def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:
     """Add rules to a run, and show its table."""
 
-    from forward_influence.additions import add, request_of
+    from forward_influence.execution.extend import add, request_of
     from forward_influence.storage.run import open_run
 
     run = open_run(where)
@@ -135,7 +135,7 @@ def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
     Raises:
         UsageError: with the formula's figure.
     """
-    from forward_influence.memory import peak_of_request
+    from forward_influence.measurement.memory import peak_of_request
     from forward_influence.utils.memory import in_words, parse_bytes
 
     allowed, chunk = parse_bytes(limit), run.manifest["execution"]["chunk"]

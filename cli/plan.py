@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from forward_influence.measurement.costs import Plan
     from forward_influence.models.loading import Resolved
     from forward_influence.models.sizes import Sizes
-    from forward_influence.plan import Plan
 
 
 #: Shapes of models that people plan for, as their own config.json gives them (hub: meta-llama).
@@ -61,10 +61,10 @@ def plan_command(
     from forward_influence.cli.measure import DEFAULT_RULES
     from forward_influence.errors import UsageError
     from forward_influence.instrument.architecture import refuse_unfit_caches
+    from forward_influence.measurement.costs import counted, plan
+    from forward_influence.measurement.request import Request
     from forward_influence.models.loading import choose_dtype
     from forward_influence.models.sizes import Sizes
-    from forward_influence.plan import counted, plan
-    from forward_influence.request import Request
     from forward_influence.utils.ranges import whole_numbers
 
     if tflops is not None and not 0 < tflops < float("inf"):

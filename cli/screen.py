@@ -13,7 +13,7 @@ from forward_influence.cli.tables import Format
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.screening import Screened, Way
+    from forward_influence.measurement.screening import Screened, Way
 
 
 def screen_command(
@@ -47,9 +47,9 @@ def screen_command(
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.errors import ForwardInfluenceError, UsageError
+    from forward_influence.measurement.request import Request
+    from forward_influence.measurement.screening import Way, screen_document
     from forward_influence.models.loading import load_model, resolve_spec
-    from forward_influence.request import Request
-    from forward_influence.screening import Way, screen_document
 
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"cannot write {out}; --out must end in .parquet")

@@ -30,10 +30,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from forward_influence.compression import compress
     from forward_influence.errors import ForwardInfluenceError, UsageError
+    from forward_influence.execution.run import measure
     from forward_influence.influence.ablation import Influence, forward_influence
-    from forward_influence.measurement import measure
+    from forward_influence.measurement.request import Request
     from forward_influence.models.loading import Model, load_model, wrap_model
-    from forward_influence.request import Request
     from forward_influence.selectors import Selector, parse_selector, select, selector
     from forward_influence.selectors.selection import Budget, Candidates, Selection
     from forward_influence.storage.run import Run, open_run

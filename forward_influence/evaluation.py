@@ -32,11 +32,11 @@ from forward_influence.compression.contenders import (
 )
 from forward_influence.compression.outcome import Outcome
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
-from forward_influence.measurement import model_configuration
+from forward_influence.execution.run import model_configuration
+from forward_influence.measurement.rows import outcome_columns
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
 from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt
-from forward_influence.rows import outcome_columns
 from forward_influence.selectors.protection import PROTECT_FIRST, parse_protected
 from forward_influence.storage.evaluation import Evaluation, create_or_continue, part_stem
 from forward_influence.storage.run import configuration_hash

@@ -17,8 +17,8 @@ from pathlib import Path
 import tiny_data
 import torch
 
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 
 
 def request() -> Request:

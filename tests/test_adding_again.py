@@ -11,12 +11,12 @@ import tiny_data
 import torch
 from tiny_files import save_tiny
 
-from forward_influence.additions import add
 from forward_influence.cli.app import main
 from forward_influence.errors import UsageError
-from forward_influence.executors import LocalExecutor
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.executors import LocalExecutor
+from forward_influence.execution.extend import add
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.storage.run import Run
 
 SIZES = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
@@ -128,7 +128,7 @@ def test_memory_limit_holds_beside_add(capsys, place, tmp_path):
 
 
 def test_memory_limit_holds_for_the_chunk_that_a_continued_run_keeps(capsys, place, tmp_path):
-    from forward_influence.memory import peak_of_request
+    from forward_influence.measurement.memory import peak_of_request
     from forward_influence.models.info import Card
     from forward_influence.models.loading import load_model
 

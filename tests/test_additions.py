@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_files import save_tiny
 
-from forward_influence import additions
-from forward_influence.additions import add
 from forward_influence.cli.app import main
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.execution import extend as additions
+from forward_influence.execution.extend import add
+from forward_influence.execution.run import measure
 from forward_influence.instrument.forward import continuation_hidden
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.measurement.request import Request
 from forward_influence.storage.run import open_run
 
 SIZES = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2", "0.4")}
@@ -96,7 +96,7 @@ def test_traces_come_back_as_they_were(tmp_path, family):
 
 def counted(call) -> dict[str, int]:
     """How often contexts were recorded and full caches run while `call` ran."""
-    from forward_influence import document
+    from forward_influence.measurement import document
 
     calls = {"record": 0, "full": 0}
     record, full = document.record, document.run_in_full

@@ -9,9 +9,9 @@ import pytest
 import tiny_data
 import torch
 
+from forward_influence.execution.run import measure
 from forward_influence.influence.divergence import Reference, compiling
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.measurement.request import Request
 
 # The compiler imports it, which fails where another test has imported Python 3.11's own distutils before.
 pytest.importorskip("setuptools")

@@ -15,9 +15,9 @@ from tiny_files import VOCABULARY, save_tiny
 
 from forward_influence.cli.app import main
 from forward_influence.errors import UsageError
-from forward_influence.measurement import measure
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.models.loading import load_model
-from forward_influence.request import Request
 
 RULES = ("attention:window=8", "h2o", "infokv:window=8", "knorm", "expected-attention", "surprisal")
 

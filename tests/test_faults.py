@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file
 from test_cli import call
 
-from forward_influence import executors
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
-from forward_influence.measurement import measure
+from forward_influence.execution import executors
+from forward_influence.execution.run import measure
 from forward_influence.models.loading import wrap_model
 from forward_influence.storage import run as runs
 from forward_influence.storage.run import SCHEMA_VERSION, open_run

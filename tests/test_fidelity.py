@@ -15,11 +15,11 @@ from visible_sets import full_pass, watching
 from forward_influence.compression import compress
 from forward_influence.compression.contenders import Contender
 from forward_influence.compression.fidelity import CompressedRun
-from forward_influence.conditions import document_tokens
-from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.run import measure
+from forward_influence.measurement.conditions import document_tokens
+from forward_influence.measurement.document import measure_document
+from forward_influence.measurement.request import Request
 
 N, M = 64, 40
 

@@ -15,12 +15,12 @@ from forward_influence.analysis.controls import floor_text
 from forward_influence.analysis.curves import load, load_zones
 from forward_influence.analysis.matrix import by_rule, matrix
 from forward_influence.analysis.stopping import far_means
-from forward_influence.conditions import document_tokens, floor_runs
-from forward_influence.document import measure_document
 from forward_influence.influence.noise_floor import FLAG_FACTOR, floor_of, taken_off
+from forward_influence.measurement.conditions import document_tokens, floor_runs
+from forward_influence.measurement.costs import document_operations, plan
+from forward_influence.measurement.document import measure_document
+from forward_influence.measurement.request import Request
 from forward_influence.models.sizes import Sizes
-from forward_influence.plan import document_operations, plan
-from forward_influence.request import Request
 
 RNG = np.random.default_rng
 

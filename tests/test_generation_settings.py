@@ -28,13 +28,13 @@ from forward_influence.compression.generation import generate
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
 from forward_influence.evaluation import Plan, evaluate
-from forward_influence.generated import generate_continuation
+from forward_influence.execution.run import measure
 from forward_influence.instrument.instrument import NAME
-from forward_influence.measurement import measure
+from forward_influence.measurement.continuation import generate_continuation
+from forward_influence.measurement.request import Request
 from forward_influence.models import generation_settings
 from forward_influence.models.generation_settings import HONOURED, REFUSED, REPLACED, WITHOUT_EFFECT
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.request import Request
 from forward_influence.storage.evaluation import open_evaluation
 
 #: A value for each setting that is refused.

@@ -14,13 +14,13 @@ import torch
 from tiny import tiny_model
 from visible_sets import generated, prompt
 
-from forward_influence.additions import add
 from forward_influence.compression import NAMED, Outcome, compress, compressor_names, make_compressor
 from forward_influence.compression.contenders import Contender, contenders
-from forward_influence.document import measure_document
 from forward_influence.errors import UsageError
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.extend import add
+from forward_influence.execution.run import measure
+from forward_influence.measurement.document import measure_document
+from forward_influence.measurement.request import Request
 from forward_influence.tracing.recorder import record
 
 PROMPT, NEW = 70, 46

@@ -28,8 +28,8 @@ from forward_influence.cli.app import build
 from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.cli.summary import readable as means_of
 from forward_influence.evaluation import evaluate
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.storage.run import Run
 
 N, M = 64, 40

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forward_influence.data.documents import load_documents
-from forward_influence.measurement import measure
+from forward_influence.execution.run import measure
 from forward_influence.storage.run import SCHEMA_VERSION, part_stem
 
 MANY = settings(max_examples=400, deadline=2000, suppress_health_check=list(HealthCheck))

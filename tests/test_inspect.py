@@ -12,8 +12,8 @@ import torch
 
 from forward_influence.cli import inspect as command
 from forward_influence.errors import UsageError
-from forward_influence.inspection import html_page, inspect_document, scores_table
-from forward_influence.request import Request
+from forward_influence.measurement.inspection import html_page, inspect_document, scores_table
+from forward_influence.measurement.request import Request
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import tiny_data
 import torch
 from safetensors import safe_open
 
-from forward_influence.document import derived_seed, expand, measure_document
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.generated import generate_continuation
+from forward_influence.execution.run import Source, measure, refuse_other_run, request_configuration
 from forward_influence.influence.ablation import Influence, masked_influence
-from forward_influence.measurement import Source, measure, refuse_other_run, request_configuration
-from forward_influence.request import Request
+from forward_influence.measurement.continuation import generate_continuation
+from forward_influence.measurement.document import derived_seed, expand, measure_document
+from forward_influence.measurement.request import Request
 from forward_influence.selectors import parse_selector, select
 from forward_influence.selectors.selection import Candidates
 from forward_influence.storage.run import SCHEMA, open_run
@@ -128,7 +128,7 @@ def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
     [document] = tiny_data.documents(1, 100)
     measured = measure_document(model, document, small(verify=True))
     assert measured.timings["verified"][0]["of_what_rounding_explains"] < 0.1
-    from forward_influence import verification as module
+    from forward_influence.measurement import verification as module
 
     honest = module.masked_influence
 
@@ -147,7 +147,7 @@ def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_verify_can_fail_in_16_bits(dtype, monkeypatch):
-    from forward_influence import verification as module
+    from forward_influence.measurement import verification as module
 
     model = tiny_data.model(dtype=dtype)
     [document] = tiny_data.documents(1, 100)
@@ -247,7 +247,7 @@ def test_another_configuration_is_refused_with_the_fields(model, tmp_path):
 
 
 def test_a_document_that_fails_is_named_and_the_rest_measured(model, tmp_path, monkeypatch):
-    from forward_influence import executors
+    from forward_influence.execution import executors
 
     documents = tiny_data.documents(3, 100)
     honest = executors.measure_document
@@ -308,7 +308,7 @@ KILLED = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import tiny_data
-from forward_influence.measurement import measure
+from forward_influence.execution.run import measure
 from test_measurement import small
 print("measuring", flush=True)
 measure(tiny_data.model(), tiny_data.documents(12, 100), small(), sys.argv[1], chunk=16)

@@ -9,10 +9,10 @@ import tiny_data
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache
-from forward_influence.memory import choose_chunk, fitting_chunk, peak, peak_of_request
+from forward_influence.measurement.memory import choose_chunk, fitting_chunk, peak, peak_of_request
+from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.sizes import Sizes
-from forward_influence.request import Request
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.memory import parse_bytes
 

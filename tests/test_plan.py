@@ -8,10 +8,9 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from forward_influence.conditions import document_tokens
 from forward_influence.errors import UsageError
-from forward_influence.models.sizes import Sizes
-from forward_influence.plan import (
+from forward_influence.measurement.conditions import document_tokens
+from forward_influence.measurement.costs import (
     compared_operations,
     counted,
     document_operations,
@@ -19,7 +18,8 @@ from forward_influence.plan import (
     head_operations,
     plan,
 )
-from forward_influence.request import Request
+from forward_influence.measurement.request import Request
+from forward_influence.models.sizes import Sizes
 
 SIZES = Sizes(layers=2, query_heads=4, kv_heads=2, head_size=8, hidden=32, intermediate=48, vocabulary=97)
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8}

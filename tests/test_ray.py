@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from tiny_files import VOCABULARY, save_tiny
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.measurement import measure
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.models.loading import load_model
-from forward_influence.request import Request
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-from forward_influence.ray_executor import RayExecutor, Recipe  # noqa: E402
+from forward_influence.execution.ray_executor import RayExecutor, Recipe  # noqa: E402
 
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
 #: A rule that says where it runs and takes its time, so that it can be killed in the middle.
@@ -209,9 +209,9 @@ def test_what_no_cluster_can_give_is_one_line_at_once(folder, tmp_path, options,
     script = (
         "import sys, tiny_data\n"
         "from forward_influence.errors import UsageError\n"
-        "from forward_influence.measurement import measure\n"
-        "from forward_influence.ray_executor import RayExecutor, Recipe\n"
-        "from forward_influence.request import Request\n"
+        "from forward_influence.execution.run import measure\n"
+        "from forward_influence.execution.ray_executor import RayExecutor, Recipe\n"
+        "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=('recent',), **{SMALL!r})\n"
         f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), **{options!r})\n"
         "try:\n"
@@ -236,9 +236,9 @@ def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
     script = (
         "import ray, sys, tiny_data, torch\n"
         "torch.set_num_threads(1)\n"
-        "from forward_influence.measurement import measure\n"
-        "from forward_influence.ray_executor import RayExecutor, Recipe\n"
-        "from forward_influence.request import Request\n"
+        "from forward_influence.execution.run import measure\n"
+        "from forward_influence.execution.ray_executor import RayExecutor, Recipe\n"
+        "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=({rule!r},), **{SMALL!r})\n"
         f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), address={cluster.address!r}, workers=2)\n"
         f"measure(None, tiny_data.documents(6, 100), request, {str(tmp_path / 'run')!r}, executor=executor)\n"
@@ -322,7 +322,7 @@ def test_threads_of_workers_sleep_unless_the_user_has_decided(given, cluster, fo
 
 
 def test_workers_get_no_more_threads_than_processors_may_be_used(monkeypatch):
-    from forward_influence import ray_executor
+    from forward_influence.execution import ray_executor
 
     monkeypatch.setattr(ray_executor, "processors", lambda: 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)

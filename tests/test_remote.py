@@ -9,8 +9,8 @@ import pytest
 import tiny_data
 
 from forward_influence.errors import StorageError, UsageError
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.storage.remote import Mirror, is_address, mirror_of
 from forward_influence.storage.run import open_run
 
@@ -88,7 +88,7 @@ def test_what_changes_there_changes_here(tmp_path, elsewhere):
 
 
 def test_rules_can_be_added_there(tmp_path, elsewhere):
-    from forward_influence.additions import add
+    from forward_influence.execution.extend import add
 
     model, documents = tiny_data.model(), tiny_data.documents(2, 100)
     run = measure(model, documents, asked("recent"), "memory://bucket/run")
@@ -171,7 +171,7 @@ def test_what_could_not_be_written_there_is_written_by_the_next_start(tmp_path, 
 @pytest.mark.parametrize("kind", ["manifest.json", ".parquet", "selections"])
 @pytest.mark.parametrize("way", ["add", "measure"])
 def test_what_was_added_and_could_not_be_written_there_is_too(tmp_path, elsewhere, monkeypatch, kind, way):
-    from forward_influence.additions import add
+    from forward_influence.execution.extend import add
 
     model, documents = tiny_data.model(), tiny_data.documents(2, 100)
     run = measure(model, documents, asked("recent"), "memory://bucket/run")

@@ -184,7 +184,7 @@ def test_counts_of_ones_own_rule_are_checked():
 
 
 def test_a_request_says_what_its_rules_remark():
-    from forward_influence.request import Request
+    from forward_influence.measurement.request import Request
 
     request = Request(selectors=("pyramid", "entropy"), budgets=("0.2", "0.6"), context=1024, continuation=16)
     assert len(request.remarks) == 1

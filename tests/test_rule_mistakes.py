@@ -9,11 +9,11 @@ import pytest
 import torch
 from plain_rules import seen
 
-from forward_influence.choosing import choose_all
-from forward_influence.conditions import expand
 from forward_influence.errors import UsageError
+from forward_influence.measurement.conditions import expand
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.selection_step import choose_all
 from forward_influence.models.loading import wrap_model
-from forward_influence.request import Request
 from forward_influence.selectors import Selector, explained, final_scores, parse_selector, registry, select, selector
 from forward_influence.selectors.selection import Candidates
 from forward_influence.tracing.recorder import record
@@ -353,7 +353,7 @@ def test_a_rule_slower_than_the_context_is_named(tmp_path, trace):
 def test_messages_reach_whoever_watches_a_measurement(tmp_path):
     import tiny_data
 
-    from forward_influence.document import measure_document
+    from forward_influence.measurement.document import measure_document
     from forward_influence.utils.progress import Silent
 
     said = []

@@ -229,9 +229,9 @@ def test_position_matched_keeps_counts_positions_and_overlap(of):
 
 @pytest.mark.parametrize("mode", ["drop", "keep"])
 def test_position_matched_says_what_it_matches_and_how_much_is_the_same(mode, tmp_path):
-    from forward_influence.choosing import choose_all
-    from forward_influence.conditions import expand
-    from forward_influence.request import Request
+    from forward_influence.measurement.conditions import expand
+    from forward_influence.measurement.request import Request
+    from forward_influence.measurement.selection_step import choose_all
     from forward_influence.selectors import registry
 
     (tmp_path / "late.py").write_text(

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.measurement import measure
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.models.loading import wrap_model
-from forward_influence.request import Request
 from forward_influence.storage import run as runs
 from forward_influence.storage.run import open_run
 from forward_influence.storage.shards import encode_part, load_part

@@ -15,8 +15,8 @@ from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.cli.screen import as_frame
 from forward_influence.errors import UsageError
 from forward_influence.influence.ablation import measure_ablations, removal
-from forward_influence.request import Request
-from forward_influence.screening import Way, leave_one_out_masks, screen_document
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.selectors.selection import Selection
 
 WHOLE = {"all": (0, M)}

@@ -10,8 +10,8 @@ from simulated import effects_of_documents
 
 from forward_influence.analysis.stopping import FEWEST, LEVEL, Until, far_means, half_width, widths_of
 from forward_influence.errors import UsageError
-from forward_influence.measurement import measure
-from forward_influence.request import Request
+from forward_influence.execution.run import measure
+from forward_influence.measurement.request import Request
 from forward_influence.storage.run import open_run
 
 MEANS = (0.01, 0.02, 0.01, 0.03, 0.02, 0.01, 0.02, 0.02, 0.01, 0.03)
@@ -146,7 +146,7 @@ def test_a_run_ends_where_it_is_enough_and_says_so(tmp_path):
 
 
 def test_documents_are_looked_at_in_order_whatever_order_they_are_done_in(tmp_path):
-    from forward_influence.executors import LocalExecutor
+    from forward_influence.execution.executors import LocalExecutor
 
     model, documents = tiny_data.model(), tiny_data.documents(6, 100)
 

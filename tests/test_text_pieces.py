@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from vocabularies import KINDS, vocabulary
 
 from forward_influence.analysis import token_classes
-from forward_influence.influence_map import MapRequest, influence_map
-from forward_influence.inspection import html_page, inspect_document
-from forward_influence.measurement import measure
+from forward_influence.execution.run import measure
+from forward_influence.measurement.inspection import html_page, inspect_document
+from forward_influence.measurement.leave_one_out import MapRequest, influence_map
+from forward_influence.measurement.request import Request
 from forward_influence.models.loading import wrap_model
-from forward_influence.request import Request
 from forward_influence.utils.tokenization import encode, text_pieces
 
 HARD = "The keeper of the house doesn't  know:\n\nnaïve “women” 日本語 🎉🎉 e\u0301 12 men "

@@ -78,7 +78,7 @@ def test_what_the_user_has_decided_is_left_alone(monkeypatch):
 
 def test_importing_the_library_changes_no_environment():
     code = (
-        "import os; before = dict(os.environ); import forward_influence, forward_influence.measurement, "
+        "import os; before = dict(os.environ); import forward_influence, forward_influence.execution.run, "
         "forward_influence.cli.app; assert dict(os.environ) == before"
     )
     process(code)

@@ -20,13 +20,13 @@ from forward_influence.cli.app import main
 from forward_influence.compression import make_compressor
 from forward_influence.compression.generation import generate
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.execution.run import measure
 from forward_influence.influence.ablation import forward_influence
-from forward_influence.influence_map import MapRequest, influence_map
-from forward_influence.inspection import inspect_document
-from forward_influence.measurement import measure
+from forward_influence.measurement.inspection import inspect_document
+from forward_influence.measurement.leave_one_out import MapRequest, influence_map
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.screening import screen_document
 from forward_influence.models.loading import load_model, wrap_model
-from forward_influence.request import Request
-from forward_influence.screening import screen_document
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.token_ids import require_known

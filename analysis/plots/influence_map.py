@@ -14,7 +14,7 @@ def draw_map(frame: pd.DataFrame, title: str = "") -> Figure:
     """A heat map, tokens across and distance upwards, over each token's mean along the whole continuation.
 
     Args:
-        frame: as `forward_influence.influence_map.influence_map` gives it.
+        frame: as `forward_influence.measurement.leave_one_out.influence_map` gives it.
     """
     with style.house_style():
         wide = frame.pivot(index="low", columns="first", values="kl")

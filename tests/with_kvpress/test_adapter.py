@@ -11,13 +11,13 @@ import torch
 from tiny import tiny_model
 from transformers import DynamicCache
 
-from forward_influence.document import measure_document
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.execution.run import measure
 from forward_influence.influence.ablation import forward_influence
 from forward_influence.kvpress_press import InfoKVPress
-from forward_influence.measurement import measure
+from forward_influence.measurement.document import measure_document
+from forward_influence.measurement.request import Request
 from forward_influence.models.loading import load_model, wrap_model
-from forward_influence.request import Request
 from forward_influence.selectors import explained, final_scores, parse_selector, select
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs

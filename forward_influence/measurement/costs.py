@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from forward_influence.conditions import (
+from forward_influence.measurement.conditions import (
     POSITIVE_POSITIONS,
     document_tokens,
     expand,
@@ -17,9 +17,9 @@ from forward_influence.conditions import (
     gradient_tokens,
     measured_positions,
 )
-from forward_influence.memory import Peak, peak_of_request
+from forward_influence.measurement.memory import Peak, peak_of_request
+from forward_influence.measurement.request import Request
 from forward_influence.models.sizes import Sizes
-from forward_influence.request import Request
 from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.executors import Task, is_expected, reason_of, write_measured
+from forward_influence.execution.executors import Task, is_expected, reason_of, write_measured
+from forward_influence.measurement.document import CutDocument
+from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
-from forward_influence.request import Request
 from forward_influence.storage.run import Run
 from forward_influence.utils.progress import Progress
 from forward_influence.utils.threads import SLEEPING, processors

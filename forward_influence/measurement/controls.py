@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
 from forward_influence.influence.ablation import Ablation, removal, shuffled
+from forward_influence.measurement.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
 from forward_influence.selectors.selection import Candidates, Selection
 from forward_influence.tracing.trace import Trace
 

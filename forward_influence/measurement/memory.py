@@ -37,7 +37,7 @@ from forward_influence.models.sizes import Sizes
 from forward_influence.utils.memory import in_words, parse_bytes
 
 if TYPE_CHECKING:
-    from forward_influence.request import Request
+    from forward_influence.measurement.request import Request
     from forward_influence.tracing.signals import Needs
 
 #: Of what is free, so much is taken when nothing else is asked for.
@@ -175,7 +175,7 @@ def _verification(sizes: Sizes, span: int) -> int:
 
 def peak_of_request(sizes: Sizes, request: Request, chunk: int) -> Peak:
     """The same for a request."""
-    from forward_influence.conditions import expand, expand_compressors
+    from forward_influence.measurement.conditions import expand, expand_compressors
 
     conditions = len(expand(request, "", 0, tuple(range(sizes.layers)))) + len(expand_compressors(request, "", 0))
     direct = "direct" in request.effects

@@ -21,13 +21,13 @@ from torch import Tensor
 from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.attribution.integrated_gradients import closing_gradients
 from forward_influence.attribution.lookahead import look_ahead
-from forward_influence.choosing import choose_all
-from forward_influence.conditions import Condition, derived_seed, expand
-from forward_influence.document import CutDocument
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.influence.ablation import Influence, measure_ablations, removal
+from forward_influence.measurement.conditions import Condition, derived_seed, expand
+from forward_influence.measurement.document import CutDocument
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.selection_step import choose_all
 from forward_influence.models.loading import Model
-from forward_influence.request import Request
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace

@@ -12,7 +12,7 @@ from torch import Tensor
 from forward_influence.compression.contenders import Contender
 from forward_influence.errors import UsageError
 from forward_influence.influence.direct import sampled_positions
-from forward_influence.request import Request
+from forward_influence.measurement.request import Request
 from forward_influence.selectors import Selector
 from forward_influence.selectors.selection import Budget, Selection
 from forward_influence.utils.distances import zones

@@ -20,13 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from forward_influence.document import CutDocument
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.executors import Executor
-from forward_influence.measurement import Source, build_configuration, measure, model_configuration
+from forward_influence.execution.executors import Executor
+from forward_influence.execution.run import Source, build_configuration, measure, model_configuration
+from forward_influence.measurement.document import CutDocument
+from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
-from forward_influence.request import Request
 from forward_influence.storage.manifest import differences
 from forward_influence.storage.run import (
     ADDING,

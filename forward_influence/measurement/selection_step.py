@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from forward_influence.conditions import Condition, Slice, sliced
-from forward_influence.request import Request
+from forward_influence.measurement.conditions import Condition, Slice, sliced
+from forward_influence.measurement.request import Request
 from forward_influence.selectors import Selector, chosen, final_scores
 from forward_influence.selectors.base import tied_share
 from forward_influence.selectors.places import home

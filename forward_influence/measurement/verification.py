@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.conditions import Condition
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.influence.ablation import Influence, masked_direct_influence, masked_influence
+from forward_influence.measurement.conditions import Condition
 from forward_influence.models.loading import Model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.trace import Trace

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from safetensors.torch import save
 
-from forward_influence.document import CutDocument, Measured, measure_document
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.influence.divergence import compiling
+from forward_influence.measurement.document import CutDocument, Measured, measure_document
+from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
-from forward_influence.request import Request
 from forward_influence.storage.run import Run
 from forward_influence.tracing.store import TraceStore
 from forward_influence.utils.paths import cache_folder

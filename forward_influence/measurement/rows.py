@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from forward_influence.choosing import Choice
 from forward_influence.compression import Outcome
 from forward_influence.compression.fidelity import CompressedRun
-from forward_influence.conditions import CompressorCondition, Condition
 from forward_influence.influence.ablation import Influence
-from forward_influence.request import Request
+from forward_influence.measurement.conditions import CompressorCondition, Condition
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.selection_step import Choice
 from forward_influence.storage.shards import SCHEMA
 from forward_influence.tracing.trace import Trace
 

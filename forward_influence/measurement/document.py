@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from forward_influence.attribution.lookahead import look_ahead
-from forward_influence.choosing import Choices, choose_all
 from forward_influence.compression.fidelity import CompressedRun
-from forward_influence.conditions import (
+from forward_influence.errors import ForwardInfluenceError
+from forward_influence.influence.ablation import Ablation, Baseline, measure_ablations, removal, run_in_full
+from forward_influence.influence.nonfinite import first_not_finite
+from forward_influence.measurement.conditions import (
     CompressorCondition,
     Condition,
     derived_seed,
@@ -22,14 +24,13 @@ from forward_influence.conditions import (
     expand_compressors,
     measured_positions,
 )
-from forward_influence.document_controls import controls_of
-from forward_influence.errors import ForwardInfluenceError
-from forward_influence.generated import generate_continuation
-from forward_influence.influence.ablation import Ablation, Baseline, measure_ablations, removal, run_in_full
-from forward_influence.influence.nonfinite import first_not_finite
+from forward_influence.measurement.continuation import generate_continuation
+from forward_influence.measurement.controls import controls_of
+from forward_influence.measurement.request import Request
+from forward_influence.measurement.rows import arrays, described, described_compressor, row_of
+from forward_influence.measurement.selection_step import Choices, choose_all
+from forward_influence.measurement.verification import verify
 from forward_influence.models.loading import Model
-from forward_influence.request import Request
-from forward_influence.rows import arrays, described, described_compressor, row_of
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.store import (
     Tensors,
@@ -45,7 +46,6 @@ from forward_influence.utils.heap import give_back
 from forward_influence.utils.progress import Labelled, Progress, Silent
 from forward_influence.utils.token_ids import checked_segments
 from forward_influence.utils.tokenization import text_pieces
-from forward_influence.verification import verify
 
 
 class Named(Protocol):

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from forward_influence.document import CutDocument
 from forward_influence.errors import UsageError
+from forward_influence.measurement.document import CutDocument
+from forward_influence.measurement.request import Request
 from forward_influence.models.loading import Model
-from forward_influence.request import Request
 from forward_influence.selectors import chosen, final_scores
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.ranges import ranges
