@@ -17,7 +17,7 @@ from forward_influence.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.evaluation import Plan
+    from forward_influence.evaluation.run import Plan
     from forward_influence.storage.evaluation import Evaluation
 
 DEFAULT_COMPRESSORS = ["attention", "infokv", "pyramid", "expected-attention", "h2o", "streaming", "random"]
@@ -134,7 +134,7 @@ def _plan(
     seed: int,
 ) -> Plan:
     from forward_influence.data.tasks import parse_task
-    from forward_influence.evaluation import Plan
+    from forward_influence.evaluation.run import Plan
 
     return Plan(
         tasks=tuple(parse_task(text) for text in task or DEFAULT_TASKS),
@@ -161,7 +161,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _evaluated(model: str, plan: Plan, out: Path | None, shard: tuple[int, int], device: str, dtype: str) -> Evaluation:
     from forward_influence.cli.progress import TerminalProgress
-    from forward_influence.evaluation import default_folder, evaluate
+    from forward_influence.evaluation.run import default_folder, evaluate
     from forward_influence.models.loading import load_model
 
     loaded = load_model(model, device=device, dtype=dtype)

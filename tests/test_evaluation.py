@@ -17,17 +17,17 @@ from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from typer.testing import CliRunner
 
 from forward_influence.analysis.accuracy import accuracy_interval, accuracy_table, paired_difference, paper_layout
-from forward_influence.answering import answer_side_by_side, answer_while_compressing
 from forward_influence.compression import compress
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.evaluation import Plan, evaluate
+from forward_influence.evaluation.answering import answer_side_by_side, answer_while_compressing
+from forward_influence.evaluation.batched import can_stack, greedy, grouped, stack
+from forward_influence.evaluation.run import Plan, evaluate
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import pinned
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.storage.evaluation import SCHEMA, create_or_continue, open_evaluation, part_stem
-from forward_influence.streams import can_stack, greedy, grouped, stack
 from forward_influence.tracing.recorder import record
 
 RULES = ("attention", "infokv", "h2o", "pyramid", "expected-attention", "streaming", "tova", "random")
@@ -259,7 +259,7 @@ def test_both_protocols_read_the_same_tokens_and_the_question_is_compressed_in_o
 
 
 def test_running_again_continues_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import forward_influence.evaluation as module
+    import forward_influence.evaluation.run as module
 
     folder, calls = tmp_path / "e", []
     whole = evaluate(loaded(), plan(), folder).frame()

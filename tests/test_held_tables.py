@@ -27,7 +27,7 @@ from forward_influence.analysis.summary import notes, summarise
 from forward_influence.cli.app import build
 from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.cli.summary import readable as means_of
-from forward_influence.evaluation import evaluate
+from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request
 from forward_influence.storage.run import Run

@@ -263,7 +263,7 @@ def test_the_harness_asks_what_evaluate_asks(chat: bool) -> None:
     from lm_eval.tasks import TaskManager
 
     from forward_influence.data.tasks import TASKS
-    from forward_influence.prompts import make_prompt
+    from forward_influence.evaluation.prompts import make_prompt
 
     tokenizer = byte_tokenizer(chat=True)
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
-from forward_influence.evaluation import Plan, evaluate
+from forward_influence.evaluation.prompts import cut, make_prompt
+from forward_influence.evaluation.run import Plan, evaluate
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.prompts import cut, make_prompt
 from forward_influence.utils.tokenization import encode_around
 
 BYTES = frozenset(pre_tokenizers.ByteLevel.alphabet())

@@ -11,7 +11,7 @@ from forward_influence.data.tasks import TASKS, parse_task, words
 from forward_influence.data.tasks.filler import sentences, woven
 from forward_influence.data.tasks.scoring import found, number_matches, share_found
 from forward_influence.errors import UsageError
-from forward_influence.prompts import counter, make_prompt
+from forward_influence.evaluation.prompts import counter, make_prompt
 from forward_influence.utils.tokenization import encode, wants_chat
 
 TOKENS = counter(byte_tokenizer())

@@ -16,11 +16,12 @@ from lm_eval.models.utils import has_bos_prefix
 from torch import Tensor
 from tqdm import tqdm
 
-from forward_influence.answering import answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.compression import Outcome
 from forward_influence.compression.compressor import FULL
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
+from forward_influence.evaluation.answering import answer_side_by_side, answer_while_compressing, end_tokens
+from forward_influence.evaluation.prompts import PROTOCOLS
 from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
@@ -28,7 +29,6 @@ from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.lm_eval.asking import Asked
 from forward_influence.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models.loading import load_model
-from forward_influence.prompts import PROTOCOLS
 from forward_influence.selectors.protection import parse_protected
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace

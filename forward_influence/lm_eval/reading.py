@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from forward_influence.errors import UsageError
-from forward_influence.prompts import cut, cut_at
+from forward_influence.evaluation.prompts import cut, cut_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from forward_influence.prompts import Prompt
+    from forward_influence.evaluation.prompts import Prompt
 
 QUESTION = "question"
 #: A document with this field beside its question has what leads to the answer told apart (ours have).

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from forward_influence.answering import Answer, Clock, answer_side_by_side, answer_while_compressing, end_tokens
 from forward_influence.compression.compressor import FULL
 from forward_influence.compression.contenders import (
     CONTROL,
@@ -32,15 +31,22 @@ from forward_influence.compression.contenders import (
 )
 from forward_influence.compression.outcome import Outcome
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
+from forward_influence.evaluation.answering import (
+    Answer,
+    Clock,
+    answer_side_by_side,
+    answer_while_compressing,
+    end_tokens,
+)
+from forward_influence.evaluation.batched import can_stack
+from forward_influence.evaluation.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.execution.run import model_configuration
 from forward_influence.measurement.rows import outcome_columns
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
-from forward_influence.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.selectors.protection import PROTECT_FIRST, parse_protected
 from forward_influence.storage.evaluation import Evaluation, create_or_continue, part_stem
 from forward_influence.storage.run import configuration_hash
-from forward_influence.streams import can_stack
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.token_ids import require_known
