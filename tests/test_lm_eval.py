@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model(folder: Path, **arguments):
-    from forward_influence.lm_eval.model import CompressedModel
+    from forward_influence.integrations.lm_eval.model import CompressedModel
 
     return CompressedModel(pretrained=str(folder), dtype="float64", device="cpu", **arguments)
 
@@ -101,7 +101,7 @@ def test_windows_in_which_nothing_can_be_compressed_are_refused(folder: Path) ->
 
 
 def test_windows_score_every_token_once() -> None:
-    from forward_influence.lm_eval.reading import rolling_windows
+    from forward_influence.integrations.lm_eval.reading import rolling_windows
 
     for length in (0, 1, 6, 7, 13, 40):
         tokens = list(range(100, 100 + length))

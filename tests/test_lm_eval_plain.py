@@ -23,7 +23,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.models.huggingface import HFLM
 
-from forward_influence.lm_eval.model import CompressedModel
+from forward_influence.integrations.lm_eval.model import CompressedModel
 
 #: name -> (family, the tokenizer puts <s> before a text). The vocabulary merges line breaks, blanks and "the".
 KINDS = {"plain": ("llama", False), "begins": ("llama", True), "windows": ("gemma3_text", True)}

@@ -196,7 +196,7 @@ def test_evaluate_and_the_harness_compress_the_same(tmp_path: Path, spec: str, p
     pytest.importorskip("lm_eval")
     if spec.startswith("reasoning"):
         pytest.importorskip("reasoning_gym")
-    from forward_influence.lm_eval.model import CompressedModel
+    from forward_influence.integrations.lm_eval.model import CompressedModel
 
     model, task = loaded(), parse_task(spec)
     model.model.save_pretrained(tmp_path / "model")
@@ -231,7 +231,7 @@ def test_evaluate_and_the_harness_compress_the_same(tmp_path: Path, spec: str, p
 def test_what_the_harness_compresses(tmp_path: Path):
     """The question's end is told by our own documents, by a field that is named, or not at all."""
     pytest.importorskip("lm_eval")
-    from forward_influence.lm_eval.reading import request_prompt
+    from forward_influence.integrations.lm_eval.reading import request_prompt
 
     tokenizer = tiny_tokenizer()
     text = "Context. What is it?\nAnswer:"

@@ -27,7 +27,7 @@ def register() -> None:
     except ImportError as error:
         raise UsageError('lm-eval is missing; install the extra: pip install "forward-influence[evaluate]"') from error
     if MODEL not in model_registry:
-        model_registry.register(MODEL, target="forward_influence.lm_eval.model:CompressedModel")
+        model_registry.register(MODEL, target="forward_influence.integrations.lm_eval.model:CompressedModel")
 
 
 def task_folder() -> Path:

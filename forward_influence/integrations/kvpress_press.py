@@ -1,6 +1,6 @@
 """InfoKV as a press: runs inside kvpress's own pipeline and presses (needs the extra `kvpress`).
 
-    from forward_influence.kvpress_press import InfoKVPress
+    from forward_influence.integrations.kvpress_press import InfoKVPress
     pipe = transformers.pipeline("kv-press-text-generation", model=...)
     pipe(context, question=question, press=InfoKVPress(compression_ratio=0.6))
 

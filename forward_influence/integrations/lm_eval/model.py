@@ -26,8 +26,8 @@ from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import depends_on_length
-from forward_influence.lm_eval.asking import Asked
-from forward_influence.lm_eval.reading import request_prompt, rolling_windows
+from forward_influence.integrations.lm_eval.asking import Asked
+from forward_influence.integrations.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models.loading import load_model
 from forward_influence.selectors.protection import parse_protected
 from forward_influence.tracing.recorder import record
