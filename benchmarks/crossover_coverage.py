@@ -15,9 +15,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from simulated import RISES, crossing_documents
 
-from forward_influence.analysis.crossover import Crossing, cross, crossing
-from forward_influence.analysis.curves import fine_bins
-from forward_influence.analysis.wording import tokens
+from forward_influence.analysis.formatting.wording import tokens
+from forward_influence.analysis.measures.crossover import Crossing, cross, crossing
+from forward_influence.analysis.reading.curves import fine_bins
 
 SIZES = (8, 12, 24)
 CONTINUATION = 2048

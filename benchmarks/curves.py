@@ -80,7 +80,7 @@ def draw() -> None:
     """The results as a picture."""
     import seaborn as sns
 
-    from forward_influence.analysis.style import house_style, new_figure, save
+    from forward_influence.analysis.formatting.style import house_style, new_figure, save
 
     frame = pd.DataFrame(json.loads((RESULTS / "curves.json").read_text()))
     frame["MB above the model"] = frame["bytes"] / 1e6

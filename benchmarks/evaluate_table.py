@@ -92,8 +92,8 @@ def run_processes(options: argparse.Namespace) -> int:
 
 def show(folder: Path) -> None:
     """The tables as Markdown: the paper's layout per protocol, then InfoKV against attention, paired."""
-    from forward_influence.analysis.accuracy import accuracy_notes, accuracy_table, paper_layout
-    from forward_influence.analysis.held_words import held_pair
+    from forward_influence.analysis.formatting.held_words import held_pair
+    from forward_influence.analysis.measures.accuracy import accuracy_notes, accuracy_table, paper_layout
     from forward_influence.cli.tables import interval, markdown, p_value
     from forward_influence.storage.evaluation import open_evaluation
 

@@ -16,7 +16,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from simulated import effects_of_documents
 
-from forward_influence.analysis.means import arithmetic, ratio_of_means
+from forward_influence.analysis.statistics.means import arithmetic, ratio_of_means
 
 SIZES = (6, 8, 12, 24)
 #: How documents differ in what both rules share, and how each rule differs beyond that: (Gaussian, shared, own).

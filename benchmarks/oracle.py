@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from forward_influence.analysis.agreement import agreement
-from forward_influence.analysis.statistics import paired
+from forward_influence.analysis.statistics.agreement import agreement
+from forward_influence.analysis.statistics.inference import paired
 from forward_influence.cli.screen import as_frame
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.curves import RULE, load_zones
-from forward_influence.analysis.matrix import by_rule, matrix
+from forward_influence.analysis.reading.curves import RULE, load_zones
+from forward_influence.analysis.reading.matrix import by_rule, matrix
 from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
 from forward_influence.storage.run import open_run
 

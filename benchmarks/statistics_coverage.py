@@ -14,10 +14,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from simulated import effects_of_documents
 
-from forward_influence.analysis.curves import bins
-from forward_influence.analysis.decay import bin_law, fit
-from forward_influence.analysis.fading import surely_below
-from forward_influence.analysis.statistics import (
+from forward_influence.analysis.measures.decay import bin_law, fit
+from forward_influence.analysis.measures.fading import surely_below
+from forward_influence.analysis.reading.curves import bins
+from forward_influence.analysis.statistics.inference import (
     bootstrap_interval,
     holm,
     paired,

@@ -16,8 +16,8 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from simulated import effects_of_documents
 
-from forward_influence.analysis.statistics import wilcoxon
-from forward_influence.analysis.stopping import FEWEST, LEVEL
+from forward_influence.analysis.statistics.inference import wilcoxon
+from forward_influence.analysis.statistics.stopping import FEWEST, LEVEL
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 

@@ -14,7 +14,7 @@ from forward_influence.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.analysis.compare import Comparison
+    from forward_influence.analysis.measures.compare import Comparison
 
 DEFAULT_PARTS = (Part.comparison, Part.means, Part.decay, Part.crossovers)
 #: Digits of numbers in a terminal that is wide enough, and in one that is not.
@@ -44,9 +44,9 @@ def compare_command(
     ] = None,
 ) -> None:
     """Compare rules with a baseline on the same documents: means, ratios, decay laws, crossovers, with intervals."""
-    from forward_influence.analysis.compare import compare, measured_budget
-    from forward_influence.analysis.curves import named
-    from forward_influence.analysis.selected import selection_tables
+    from forward_influence.analysis.measures.compare import compare, measured_budget
+    from forward_influence.analysis.measures.selected import selection_tables
+    from forward_influence.analysis.reading.curves import named
     from forward_influence.storage.run import open_run
 
     chosen = list(dict.fromkeys(show or ([Part.comparison] if form is Format.csv else DEFAULT_PARTS)))
@@ -108,8 +108,8 @@ def _shown(found: Comparison, frames: dict[Part, pd.DataFrame]) -> None:
 
 def _notes(found: Comparison, frames: dict[Part, pd.DataFrame]) -> list[str]:
     """What to say under these tables."""
-    from forward_influence.analysis.notes import flag_remarks
-    from forward_influence.analysis.selected import NOTES
+    from forward_influence.analysis.measures.notes import flag_remarks
+    from forward_influence.analysis.measures.selected import NOTES
 
     lines = found.notes_about([part.about for part in frames])
     lines += [NOTES[part.attribute] for part in frames if part.of_selections]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from forward_influence.analysis.held_words import HEADING, held_cell, held_pair
-from forward_influence.analysis.wording import correlation
+from forward_influence.analysis.formatting.held_words import HEADING, held_cell, held_pair
+from forward_influence.analysis.formatting.wording import correlation
 from forward_influence.cli import tables
 from forward_influence.cli.tables import interval, number, p_value
 

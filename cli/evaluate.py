@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.analysis.held_words import HEADING, held_cell
+from forward_influence.analysis.formatting.held_words import HEADING, held_cell
 from forward_influence.cli import tables
 from forward_influence.cli.tables import Format, interval, p_value
 from forward_influence.errors import UsageError
@@ -169,7 +169,7 @@ def _evaluated(model: str, plan: Plan, out: Path | None, shard: tuple[int, int],
 
 
 def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | None) -> None:
-    from forward_influence.analysis.accuracy import accuracy_table
+    from forward_influence.analysis.measures.accuracy import accuracy_table
 
     table = accuracy_table(evaluation.frame(), baseline)
     if missing := evaluation.unfinished():
@@ -191,7 +191,7 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
 
 def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> list[tuple[str, pd.DataFrame, list[str]]]:
     """Titles, frames of strings, and lines for under them; the protocol is named in every title."""
-    from forward_influence.analysis.accuracy import accuracy_notes, paper_layout
+    from forward_influence.analysis.measures.accuracy import accuracy_notes, paper_layout
 
     found = []
     for length in table["length"].unique():

@@ -128,7 +128,7 @@ def report(found: Generated) -> list[str]:
 
 def _chosen(found: Generated) -> list[str]:
     """How much of what the last compression left was the rule's choice; nothing where nothing was removed."""
-    from forward_influence.analysis.held_words import held_cell
+    from forward_influence.analysis.formatting.held_words import held_cell
     from forward_influence.compression import Outcome
 
     outcome = Outcome.after(found.stats)

@@ -52,7 +52,7 @@ def influence_map_command(
     loaded = load_model(resolved, device=device, dtype=dtype)
     name = document.document.name
     frame = influence_map(loaded, document.segments[0], wanted, out, name=name, progress=TerminalProgress())
-    from forward_influence.analysis import style
+    from forward_influence.analysis.formatting import style
     from forward_influence.analysis.plots.influence_map import draw_map
 
     picture = out.with_suffix(".png")

@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from rich.cells import cell_len
 
-from forward_influence.analysis.wording import ABSENT
+from forward_influence.analysis.formatting.wording import ABSENT
 from forward_influence.cli.output import shown
 
 #: Characters between columns.

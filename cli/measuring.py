@@ -37,7 +37,7 @@ def measure_documents(
         out: the run folder or address; None for the default one.
         until: stop when every far interval is this narrow.
     """
-    from forward_influence.analysis.stopping import Until
+    from forward_influence.analysis.statistics.stopping import Until
     from forward_influence.execution.run import (
         Source,
         build_configuration,
@@ -158,7 +158,7 @@ def _show(run: Run) -> None:
 
 def _not_enough(run: Run, until: float) -> str:
     """Why `--until` did not end a run."""
-    from forward_influence.analysis.stopping import FEWEST
+    from forward_influence.analysis.statistics.stopping import FEWEST
 
     if len(run.measured()) < FEWEST:
         return f"a run is ended from its {FEWEST}th document on, this one has {len(run.measured())}"
@@ -171,7 +171,7 @@ def _enough(run: Run, stopped: Mapping[str, Any]) -> str:
     Args:
         stopped: what the run notes about it.
     """
-    from forward_influence.analysis.stopping import widths_of
+    from forward_influence.analysis.statistics.stopping import widths_of
 
     parts = (run.part(document["part"]) for document in run.documents)
     widths = widths_of((part.rows for part in parts if part is not None), stopped["level"])

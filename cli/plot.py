@@ -38,7 +38,8 @@ def plot_command(
     ] = None,
 ) -> None:
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
-    from forward_influence.analysis import plots, style
+    from forward_influence.analysis import plots
+    from forward_influence.analysis.formatting import style
     from forward_influence.storage.evaluation import open_evaluation
     from forward_influence.storage.remote import is_address
     from forward_influence.storage.run import open_run

@@ -27,7 +27,7 @@ def report_command(
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
-    from forward_influence.analysis.report import report
+    from forward_influence.analysis.report.page import report
     from forward_influence.storage.run import open_run, write_whole
 
     made = report(

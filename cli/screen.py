@@ -143,7 +143,7 @@ def _show(frame: pd.DataFrame, form: Format, exact: bool, way: Way) -> None:
         rows.append(row)
     _write(rows, form, f"estimated mean KL in nats ({way.words})")
     if exact and frame["selector"].nunique() > 2:
-        from forward_influence.analysis.agreement import agreement
+        from forward_influence.analysis.statistics.agreement import agreement
 
         # label samples can be fewer; gates, each half way in a step of its own, are all or none
         counts = [c for c in (1, 2, 4, 8, 16, 32, 64) if c < way.count and way.by == "fisher"]

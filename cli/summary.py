@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from forward_influence.analysis.held_words import HEADING, held_cell
+from forward_influence.analysis.formatting.held_words import HEADING, held_cell
 from forward_influence.cli import tables
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def _rows(
 
 def show_summary(run: Run) -> None:
     """Print the summary of a run: the table, for kept tokens a second one on fidelity, the notes and the flags."""
-    from forward_influence.analysis.notes import flag_remarks
-    from forward_influence.analysis.summary import summarise
+    from forward_influence.analysis.measures.notes import flag_remarks
+    from forward_influence.analysis.measures.summary import summarise
 
     table = summarise(run)
     out = tables.console()

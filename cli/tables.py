@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from forward_influence.analysis.wording import ABSENT, interval, number, p_value
+from forward_influence.analysis.formatting.wording import ABSENT, interval, number, p_value
 from forward_influence.cli import layout
 from forward_influence.cli.output import fits_encoding, shown
 from forward_influence.errors import printable

@@ -15,11 +15,11 @@ from rich.console import Console
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
 
-from forward_influence.analysis.compare import Comparison, compare
-from forward_influence.analysis.overlap import overlap, overlap_summary
-from forward_influence.analysis.summary import summarise
-from forward_influence.analysis.tokens import token_profile, token_shares
-from forward_influence.analysis.wording import interval, join, many, number, p_value, tokens
+from forward_influence.analysis.formatting.wording import interval, join, many, number, p_value, tokens
+from forward_influence.analysis.measures.compare import Comparison, compare
+from forward_influence.analysis.measures.overlap import overlap, overlap_summary
+from forward_influence.analysis.measures.summary import summarise
+from forward_influence.analysis.measures.tokens import token_profile, token_shares
 from forward_influence.cli import summary, tables
 from forward_influence.cli.compare import _pair, compare_command
 from forward_influence.cli.compare_tables import Part, readable

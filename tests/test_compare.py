@@ -14,13 +14,13 @@ from scipy import stats
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
 
-from forward_influence.analysis import comparable
-from forward_influence.analysis.compare import Comparison, _table, compare
-from forward_influence.analysis.controls import controls, effects
-from forward_influence.analysis.curves import load, load_zones, read_curves
-from forward_influence.analysis.pairing import grain_remark, position_control_for
-from forward_influence.analysis.statistics import STUDENT, estimate, paired
-from forward_influence.analysis.summary import notes, summarise
+from forward_influence.analysis.measures.compare import Comparison, _table, compare
+from forward_influence.analysis.measures.controls import controls, effects
+from forward_influence.analysis.measures.summary import notes, summarise
+from forward_influence.analysis.reading import comparable
+from forward_influence.analysis.reading.curves import load, load_zones, read_curves
+from forward_influence.analysis.reading.pairing import grain_remark, position_control_for
+from forward_influence.analysis.statistics.inference import STUDENT, estimate, paired
 from forward_influence.cli.compare import compare_command
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.selectors.selection import Selection

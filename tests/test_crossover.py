@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 from simulated import RISES, Decay, crossing_documents, simulate
 
-from forward_influence.analysis import crossover
-from forward_influence.analysis.crossover import NONE, bounds_text, cross, crossing, crossovers, not_refused
-from forward_influence.analysis.curves import bins, fine_bins, load
+from forward_influence.analysis.measures import crossover
+from forward_influence.analysis.measures.crossover import NONE, bounds_text, cross, crossing, crossovers, not_refused
+from forward_influence.analysis.reading.curves import bins, fine_bins, load
 
 RNG = np.random.default_rng
 M = 2048

@@ -10,8 +10,17 @@ import pandas as pd
 import pytest
 from simulated import Decay, simulate
 
-from forward_influence.analysis.curves import ZONES, bin_means, bins, labels, load, load_zones, named, zone_edges
-from forward_influence.analysis.layer_profile import layer_influence
+from forward_influence.analysis.measures.layer_profile import layer_influence
+from forward_influence.analysis.reading.curves import (
+    ZONES,
+    bin_means,
+    bins,
+    labels,
+    load,
+    load_zones,
+    named,
+    zone_edges,
+)
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from simulated import Decay, simulate
 
-from forward_influence.analysis.curves import bins, load, load_zones
-from forward_influence.analysis.decay import HALF_FROM, bin_law, fit, fit_decay, half_distance, predict, shares
-from forward_influence.analysis.fading import told_apart
-from forward_influence.analysis.statistics import t_interval
+from forward_influence.analysis.measures.decay import HALF_FROM, bin_law, fit, fit_decay, half_distance, predict, shares
+from forward_influence.analysis.measures.fading import told_apart
+from forward_influence.analysis.reading.curves import bins, load, load_zones
+from forward_influence.analysis.statistics.inference import t_interval
 
 QUIET = {"document_spread": 0.0, "rule_spread": 0.0, "noise": 0.0}
 RNG = np.random.default_rng

@@ -16,7 +16,12 @@ from tiny import tiny_model
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from typer.testing import CliRunner
 
-from forward_influence.analysis.accuracy import accuracy_interval, accuracy_table, paired_difference, paper_layout
+from forward_influence.analysis.measures.accuracy import (
+    accuracy_interval,
+    accuracy_table,
+    paired_difference,
+    paper_layout,
+)
 from forward_influence.compression import compress
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.data.tasks import parse_task

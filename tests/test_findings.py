@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import t
 from simulated import Decay, simulate
 
-from forward_influence.analysis import findings
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.curves import named
-from forward_influence.analysis.findings import Evidence, crossing_sentence
-from forward_influence.analysis.overlap import overlap, overlap_summary
-from forward_influence.analysis.selections import of_several
-from forward_influence.analysis.tokens import token_profile, token_shares
+from forward_influence.analysis.measures.compare import compare
+from forward_influence.analysis.measures.overlap import overlap, overlap_summary
+from forward_influence.analysis.measures.tokens import token_profile, token_shares
+from forward_influence.analysis.reading.curves import named
+from forward_influence.analysis.reading.selections import of_several
+from forward_influence.analysis.report import findings
+from forward_influence.analysis.report.findings import Evidence, crossing_sentence
 from forward_influence.storage.run import Run
 
 RULES = {

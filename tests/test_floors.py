@@ -11,10 +11,10 @@ import tiny_data
 import torch
 from simulated import Decay, simulate
 
-from forward_influence.analysis.controls import floor_text
-from forward_influence.analysis.curves import load, load_zones
-from forward_influence.analysis.matrix import by_rule, matrix
-from forward_influence.analysis.stopping import far_means
+from forward_influence.analysis.measures.controls import floor_text
+from forward_influence.analysis.reading.curves import load, load_zones
+from forward_influence.analysis.reading.matrix import by_rule, matrix
+from forward_influence.analysis.statistics.stopping import far_means
 from forward_influence.influence.noise_floor import FLAG_FACTOR, floor_of, taken_off
 from forward_influence.measurement.conditions import document_tokens, floor_runs
 from forward_influence.measurement.costs import document_operations, plan

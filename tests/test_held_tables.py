@@ -15,15 +15,15 @@ from test_evaluation import loaded, plan
 from typer.testing import CliRunner
 
 from forward_influence.analysis import plots
-from forward_influence.analysis.accuracy import accuracy_notes, accuracy_table, paper_layout
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.curves import load_zones
-from forward_influence.analysis.findings import Evidence, findings
-from forward_influence.analysis.held import against, held_by, held_notes, held_sentences, held_table
-from forward_influence.analysis.held_words import entries, held_cell, is_equal
-from forward_influence.analysis.pairing import grains
-from forward_influence.analysis.report import report
-from forward_influence.analysis.summary import notes, summarise
+from forward_influence.analysis.formatting.held_words import entries, held_cell, is_equal
+from forward_influence.analysis.measures.accuracy import accuracy_notes, accuracy_table, paper_layout
+from forward_influence.analysis.measures.compare import compare
+from forward_influence.analysis.measures.summary import notes, summarise
+from forward_influence.analysis.reading.curves import load_zones
+from forward_influence.analysis.reading.held import against, held_by, held_notes, held_sentences, held_table
+from forward_influence.analysis.reading.pairing import grains
+from forward_influence.analysis.report.findings import Evidence, findings
+from forward_influence.analysis.report.page import report
 from forward_influence.cli.app import build
 from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.cli.summary import readable as means_of
@@ -103,7 +103,7 @@ def test_grains_of_compressors_came_out_and_are_flagged_as_those_of_rules(run):
     assert per["rpc:window=4"] == "layer"
     alone = [n for n in NAMES if n != "random:per=token"]
     frame = load_zones(run)
-    from forward_influence.analysis.pairing import pair_remarks
+    from forward_influence.analysis.reading.pairing import pair_remarks
 
     some = frame[frame["selector"].isin(alone) & (frame["budget"] == "0.4")]
     [remark] = pair_remarks(some, "streamingllm", "random")

@@ -15,7 +15,7 @@ from tiny_files import save_tiny, tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from forward_influence.analysis.comparable import differences
+from forward_influence.analysis.reading.comparable import differences
 from forward_influence.compression.session import anatomy_of
 from forward_influence.errors import UsageError
 from forward_influence.models.fingerprint import configuration_of, fingerprint, mark

@@ -13,12 +13,12 @@ from scipy import stats
 from simulated import Decay, effects_of_documents, simulate
 from typer.testing import CliRunner
 
-from forward_influence.analysis import means
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.findings import Evidence, findings
-from forward_influence.analysis.means import arithmetic, disagreement, ratio_of_means
-from forward_influence.analysis.report import report
-from forward_influence.analysis.statistics import bootstrap_quantiles
+from forward_influence.analysis.measures.compare import compare
+from forward_influence.analysis.report.findings import Evidence, findings
+from forward_influence.analysis.report.page import report
+from forward_influence.analysis.statistics import means
+from forward_influence.analysis.statistics.inference import bootstrap_quantiles
+from forward_influence.analysis.statistics.means import arithmetic, disagreement, ratio_of_means
 from forward_influence.cli.compare import compare_command
 from forward_influence.storage.run import Run
 

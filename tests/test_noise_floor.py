@@ -6,12 +6,12 @@ from pathlib import Path
 
 from simulated import Decay, simulate
 
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.controls import controls, effects, flags
-from forward_influence.analysis.curves import load
-from forward_influence.analysis.matrix import UNDER_FLOOR
-from forward_influence.analysis.notes import flag_remarks
-from forward_influence.analysis.summary import summarise
+from forward_influence.analysis.measures.compare import compare
+from forward_influence.analysis.measures.controls import controls, effects, flags
+from forward_influence.analysis.measures.notes import flag_remarks
+from forward_influence.analysis.measures.summary import summarise
+from forward_influence.analysis.reading.curves import load
+from forward_influence.analysis.reading.matrix import UNDER_FLOOR
 
 
 def test_flags_mark_bins_under_four_floors(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from scipy import stats
 from scipy.stats import rankdata, spearmanr
 from simulated import Decay, simulate
 
-from forward_influence.analysis import overlap, parts
-from forward_influence.analysis.curves import named
-from forward_influence.analysis.ranks import ranks
-from forward_influence.analysis.selections import has_selections, model_layers, of_several, read_selections
+from forward_influence.analysis.measures import overlap
+from forward_influence.analysis.reading import parts
+from forward_influence.analysis.reading.curves import named
+from forward_influence.analysis.reading.selections import has_selections, model_layers, of_several, read_selections
+from forward_influence.analysis.statistics.ranks import ranks
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 RULES = {name: Decay() for name in ("attention", "entropy", "random")}

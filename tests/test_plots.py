@@ -14,11 +14,13 @@ from matplotlib.text import Text
 from scipy import stats
 from simulated import Decay, simulate
 
-from forward_influence.analysis import overlap, plots, style
-from forward_influence.analysis.crossover import crossovers
-from forward_influence.analysis.layer_profile import layer_positions, position_lift
+from forward_influence.analysis import plots
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures import overlap
+from forward_influence.analysis.measures.crossover import crossovers
+from forward_influence.analysis.measures.layer_profile import layer_positions, position_lift
 from forward_influence.analysis.plots import PlotData, common, crossover
-from forward_influence.analysis.selections import read_selections
+from forward_influence.analysis.reading.selections import read_selections
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run, read_part
 

@@ -8,7 +8,7 @@ import brute_force
 import pytest
 import torch
 
-from forward_influence.analysis.token_classes import classes
+from forward_influence.analysis.measures.token_classes import classes
 from forward_influence.compression import compress
 from forward_influence.data import load_documents, prepare, sample_documents
 from forward_influence.influence.ablation import forward_influence

@@ -17,11 +17,11 @@ import pytest
 from scipy.stats import rankdata
 from simulated import Decay, simulate
 
-from forward_influence.analysis import token_view
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.curves import named
-from forward_influence.analysis.report import Report, report
-from forward_influence.analysis.selections import Context, read_selections
+from forward_influence.analysis.measures.compare import compare
+from forward_influence.analysis.reading.curves import named
+from forward_influence.analysis.reading.selections import Context, read_selections
+from forward_influence.analysis.report import token_view
+from forward_influence.analysis.report.page import Report, report
 from forward_influence.storage import run as runs
 from forward_influence.storage.run import Run
 

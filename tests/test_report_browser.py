@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 from simulated import Decay, simulate
 
-from forward_influence.analysis.report import report
-from forward_influence.analysis.selections import Choice, DocumentSelections, read_selections
+from forward_influence.analysis.reading.selections import Choice, DocumentSelections, read_selections
+from forward_influence.analysis.report.page import report
 from forward_influence.storage.run import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")

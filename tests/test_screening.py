@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from test_influence import M, N, setup_case
 
-from forward_influence.analysis.agreement import agreement
+from forward_influence.analysis.statistics.agreement import agreement
 from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.cli.screen import as_frame
 from forward_influence.errors import UsageError

@@ -8,8 +8,8 @@ import pytest
 from simulated import Decay, simulate
 from test_report import Page
 
-from forward_influence.analysis.compare import compare
-from forward_influence.analysis.report import report
+from forward_influence.analysis.measures.compare import compare
+from forward_influence.analysis.report.page import report
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 RULES = {

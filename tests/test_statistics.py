@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from simulated import effects_of_documents
 
-from forward_influence.analysis.statistics import (
+from forward_influence.analysis.statistics.inference import (
     bootstrap_interval,
     estimate,
     holm,

@@ -8,7 +8,7 @@ import tiny_data
 from scipy import stats
 from simulated import effects_of_documents
 
-from forward_influence.analysis.stopping import FEWEST, LEVEL, Until, far_means, half_width, widths_of
+from forward_influence.analysis.statistics.stopping import FEWEST, LEVEL, Until, far_means, half_width, widths_of
 from forward_influence.errors import UsageError
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request

@@ -120,7 +120,7 @@ def test_a_sampled_sweep_reads_back_from_its_run(model, document, tmp_path):
     assert len(rows) == 6 and set(rows["effect"]) == {"total", "direct"}
     assert all(len(row["kl"]) == len(row["distance"]) == 8 for _, row in rows.iterrows())
     assert run.configuration["positions_per_bin"] == 4 and run.configuration["per_layer"] is True
-    from forward_influence.analysis.selections import read_selections
+    from forward_influence.analysis.reading.selections import read_selections
 
     [read] = read_selections(run)
     [choice] = read.choices

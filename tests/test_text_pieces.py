@@ -15,7 +15,7 @@ from tiny_data import Cut, Named
 from transformers import PreTrainedTokenizerFast
 from vocabularies import KINDS, vocabulary
 
-from forward_influence.analysis import token_classes
+from forward_influence.analysis.measures import token_classes
 from forward_influence.execution.run import measure
 from forward_influence.measurement.inspection import html_page, inspect_document
 from forward_influence.measurement.leave_one_out import MapRequest, influence_map

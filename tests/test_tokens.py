@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 from simulated import WORDS, Decay, simulate
 
-from forward_influence.analysis import token_classes, tokens
-from forward_influence.analysis.curves import named
-from forward_influence.analysis.selections import Context, of_several, read_selections
+from forward_influence.analysis.measures import token_classes, tokens
+from forward_influence.analysis.reading.curves import named
+from forward_influence.analysis.reading.selections import Context, of_several, read_selections
 
 RULES = {name: Decay() for name in ("attention", "entropy", "random")}
 

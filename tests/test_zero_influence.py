@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from simulated import Decay, simulate
 
-from forward_influence.analysis import plots, style
-from forward_influence.analysis.crossover import crossovers
+from forward_influence.analysis import plots
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.crossover import crossovers
 from forward_influence.analysis.plots import PlotData
 from forward_influence.storage.run import Run, read_part
 

@@ -12,9 +12,9 @@ from importlib import import_module
 
 from matplotlib.figure import Figure
 
+from forward_influence.analysis.formatting.style import house_style
 from forward_influence.analysis.plots.common import TooManyPanels
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.style import house_style
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.storage.evaluation import Evaluation
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from forward_influence.analysis import style
-from forward_influence.analysis.matrix import matrix
-from forward_influence.analysis.statistics import STUDENT, Method, estimate
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.reading.matrix import matrix
+from forward_influence.analysis.statistics.inference import STUDENT, Method, estimate
 from forward_influence.errors import UsageError
 from forward_influence.influence.noise_floor import FLAG_FACTOR
 

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from forward_influence.analysis import style
-from forward_influence.analysis.controls import controls
-from forward_influence.analysis.crossover import bounds_text, crossovers
-from forward_influence.analysis.pairing import is_control
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.formatting.wording import tokens
+from forward_influence.analysis.measures.controls import controls
+from forward_influence.analysis.measures.crossover import bounds_text, crossovers
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.wording import tokens
+from forward_influence.analysis.reading.pairing import is_control
 from forward_influence.errors import UsageError
 
 #: What other rules are held against where it was measured: the paper's claim is about it.

@@ -9,15 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis import curves, overlap, tokens
-from forward_influence.analysis.compare import measured_budget
-from forward_influence.analysis.held_words import entries
-from forward_influence.analysis.pairing import measured_rule
-from forward_influence.analysis.selections import has_selections, of_several, require_selections
-from forward_influence.analysis.statistics import Kind
-from forward_influence.analysis.stopping import method_for
-from forward_influence.analysis.style import RuleStyle, rule_styles
-from forward_influence.analysis.summary import unfinished
+from forward_influence.analysis.formatting.held_words import entries
+from forward_influence.analysis.formatting.style import RuleStyle, rule_styles
+from forward_influence.analysis.measures import overlap, tokens
+from forward_influence.analysis.measures.compare import measured_budget
+from forward_influence.analysis.measures.summary import unfinished
+from forward_influence.analysis.reading import curves
+from forward_influence.analysis.reading.pairing import measured_rule
+from forward_influence.analysis.reading.selections import has_selections, of_several, require_selections
+from forward_influence.analysis.statistics.inference import Kind
+from forward_influence.analysis.statistics.stopping import method_for
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run
 

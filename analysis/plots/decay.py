@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from forward_influence.analysis import decay, style
-from forward_influence.analysis.matrix import matrix
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures import decay
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.reading.matrix import matrix
 from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 #: What tells the curves of a picture apart.

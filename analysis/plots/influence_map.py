@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import style
+from forward_influence.analysis.formatting import style
 
 
 def draw_map(frame: pd.DataFrame, title: str = "") -> Figure:

@@ -13,11 +13,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from forward_influence.analysis import style
-from forward_influence.analysis.layer_profile import POSITION_BINS, layer_influence, layer_positions
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.layer_profile import POSITION_BINS, layer_influence, layer_positions
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.selections import model_layers
+from forward_influence.analysis.reading.selections import model_layers
 from forward_influence.errors import UsageError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import style
+from forward_influence.analysis.formatting import style
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
 

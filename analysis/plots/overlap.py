@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from seaborn.utils import relative_luminance
 
-from forward_influence.analysis import style
-from forward_influence.analysis.overlap import overlap_matrix, overlap_summary
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.overlap import overlap_matrix, overlap_summary
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.crossover import reference
 from forward_influence.analysis.plots.data import PlotData

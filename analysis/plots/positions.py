@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import style
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.tokens import DIVISIONS
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.tokens import DIVISIONS
 
 
 def draw(data: PlotData) -> Figure:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import style
-from forward_influence.analysis.controls import controls
-from forward_influence.analysis.pairing import variants
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.controls import controls
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.reading.pairing import variants
 from forward_influence.errors import UsageError, did_you_mean
 
 

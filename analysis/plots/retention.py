@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from forward_influence.analysis import style
-from forward_influence.analysis.accuracy import FULL, accuracy_table
-from forward_influence.analysis.curves import labels
-from forward_influence.analysis.held_words import entries as entries_in_words
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.formatting.held_words import entries as entries_in_words
+from forward_influence.analysis.measures.accuracy import FULL, accuracy_table
 from forward_influence.analysis.plots import common
+from forward_influence.analysis.reading.curves import labels
 from forward_influence.errors import UsageError
 from forward_influence.storage.evaluation import Evaluation
 

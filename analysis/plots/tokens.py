@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import style
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.tokens import DIVISIONS
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
-from forward_influence.analysis.tokens import DIVISIONS
 
 _GAP = 0.35
 #: Inches of a panel at most: what a column of a page holds beside a caption.

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from forward_influence.analysis.controls import floor_text
-from forward_influence.analysis.curves import FINE_SHARE, ZONES
-from forward_influence.analysis.decay import HALF_FROM
-from forward_influence.analysis.held import held_notes, held_table
-from forward_influence.analysis.means import WHICH, disagreements
-from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS, Method
-from forward_influence.analysis.summary import candidate_lines, control_lines, documents_text
-from forward_influence.analysis.wording import many
+from forward_influence.analysis.formatting.wording import many
+from forward_influence.analysis.measures.controls import floor_text
+from forward_influence.analysis.measures.decay import HALF_FROM
+from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text
+from forward_influence.analysis.reading.curves import FINE_SHARE, ZONES
+from forward_influence.analysis.reading.held import held_notes, held_table
+from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, Method
+from forward_influence.analysis.statistics.means import WHICH, disagreements
 from forward_influence.storage.run import Run
 
 #: The coverage is measured by benchmarks/statistics_coverage.py.

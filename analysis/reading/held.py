@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis.curves import HELD, RULE
-from forward_influence.analysis.held_words import entries, is_equal
-from forward_influence.analysis.wording import join
+from forward_influence.analysis.formatting.held_words import entries, is_equal
+from forward_influence.analysis.formatting.wording import join
+from forward_influence.analysis.reading.curves import HELD, RULE
 
 DEFINITION = (
     "held: entries per layer and head right after the last compression; pinned ones are kept whatever they score, the "

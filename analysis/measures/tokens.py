@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forward_influence.analysis import token_classes
-from forward_influence.analysis.curves import group_of
-from forward_influence.analysis.selections import (
+from forward_influence.analysis.measures import token_classes
+from forward_influence.analysis.reading.curves import group_of
+from forward_influence.analysis.reading.selections import (
     Choice,
     Context,
     DocumentSelections,
@@ -19,7 +19,7 @@ from forward_influence.analysis.selections import (
     read_selections,
     require_selections,
 )
-from forward_influence.analysis.statistics import STUDENT, Method, estimate
+from forward_influence.analysis.statistics.inference import STUDENT, Method, estimate
 from forward_influence.storage.run import Run
 
 #: The ways in which tokens are divided, and the groups of each in order.

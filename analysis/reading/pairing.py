@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.curves import RULE
-from forward_influence.analysis.held import held_remark
-from forward_influence.analysis.matrix import Matrix, matrix
+from forward_influence.analysis.reading.curves import RULE
+from forward_influence.analysis.reading.held import held_remark
+from forward_influence.analysis.reading.matrix import Matrix, matrix
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 
 #: Everything but the selector: rules are compared within one run, budget, mode, effect and set of layers.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.pairing import align
-from forward_influence.analysis.statistics import STUDENT, Method, paired
+from forward_influence.analysis.reading.pairing import align
+from forward_influence.analysis.statistics.inference import STUDENT, Method, paired
 
 
 def told_apart(

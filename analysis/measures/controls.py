@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis.curves import RULE
-from forward_influence.analysis.matrix import by_rule, matrix
-from forward_influence.analysis.pairing import (
+from forward_influence.analysis.reading.curves import RULE
+from forward_influence.analysis.reading.matrix import by_rule, matrix
+from forward_influence.analysis.reading.pairing import (
     CONDITIONS,
     POSITION_MATCHED,
     RANDOM,
@@ -16,7 +16,7 @@ from forward_influence.analysis.pairing import (
     baseline_for,
     position_control_for,
 )
-from forward_influence.analysis.statistics import STUDENT, Estimate, Method, estimate, paired
+from forward_influence.analysis.statistics.inference import STUDENT, Estimate, Method, estimate, paired
 from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 _RATIO = ["ratio", "ratio_low", "ratio_high", "n", "flagged", "reason"]

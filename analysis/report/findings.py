@@ -9,18 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis.compare import Comparison
-from forward_influence.analysis.controls import ratios
-from forward_influence.analysis.crossover import crossovers
-from forward_influence.analysis.curves import ZONES
-from forward_influence.analysis.decay import HALF_FROM
-from forward_influence.analysis.fading import told_apart
-from forward_influence.analysis.findings_crossing import REFERENCE, crossing_clause, crossing_sentence, ratio_text
-from forward_influence.analysis.findings_selected import of_overlap, of_tokens
-from forward_influence.analysis.held import against, held_by, held_sentences, held_table
-from forward_influence.analysis.matrix import UNDER_FLOOR
-from forward_influence.analysis.means import columns, disagreements, ratio_of_means
-from forward_influence.analysis.pairing import (
+from forward_influence.analysis.formatting.wording import interval, join, many
+from forward_influence.analysis.measures.compare import Comparison
+from forward_influence.analysis.measures.controls import ratios
+from forward_influence.analysis.measures.crossover import crossovers
+from forward_influence.analysis.measures.decay import HALF_FROM
+from forward_influence.analysis.measures.fading import told_apart
+from forward_influence.analysis.reading.curves import ZONES
+from forward_influence.analysis.reading.held import against, held_by, held_sentences, held_table
+from forward_influence.analysis.reading.matrix import UNDER_FLOOR
+from forward_influence.analysis.reading.pairing import (
     CONDITIONS,
     align,
     grain_remark,
@@ -30,8 +28,15 @@ from forward_influence.analysis.pairing import (
     position_control_for,
     without_controls,
 )
-from forward_influence.analysis.statistics import MINIMUM_DOCUMENTS
-from forward_influence.analysis.wording import interval, join, many
+from forward_influence.analysis.report.findings_crossing import (
+    REFERENCE,
+    crossing_clause,
+    crossing_sentence,
+    ratio_text,
+)
+from forward_influence.analysis.report.findings_selected import of_overlap, of_tokens
+from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS
+from forward_influence.analysis.statistics.means import columns, disagreements, ratio_of_means
 
 #: The rule that the paper's claim is about.
 CLAIMED = "entropy"

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forward_influence.analysis.parts import measured
-from forward_influence.analysis.ranks import ranks
-from forward_influence.analysis.selections import (
+from forward_influence.analysis.reading.parts import measured
+from forward_influence.analysis.reading.selections import (
     Choice,
     Context,
     DocumentSelections,
@@ -22,6 +21,7 @@ from forward_influence.analysis.selections import (
     model_layers,
     read_selections,
 )
+from forward_influence.analysis.statistics.ranks import ranks
 from forward_influence.storage.run import Run
 
 #: How finely score ranks are kept, from the finest: per layer and head, per layer (mean over heads), or one per token.

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis.overlap import overlap, overlap_summary
-from forward_influence.analysis.selections import of_several
-from forward_influence.analysis.statistics import Kind
-from forward_influence.analysis.stopping import method_for
-from forward_influence.analysis.tokens import token_profile, token_shares
+from forward_influence.analysis.measures.overlap import overlap, overlap_summary
+from forward_influence.analysis.measures.tokens import token_profile, token_shares
+from forward_influence.analysis.reading.selections import of_several
+from forward_influence.analysis.statistics.inference import Kind
+from forward_influence.analysis.statistics.stopping import method_for
 from forward_influence.storage.run import Run
 
 #: Tables made of saved selections, and what to say under each.

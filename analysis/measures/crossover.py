@@ -33,10 +33,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from forward_influence.analysis.matrix import UNDER_FLOOR, matrix
-from forward_influence.analysis.pairing import CONDITIONS, align
-from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, too_few, units
-from forward_influence.analysis.wording import many, tokens
+from forward_influence.analysis.formatting.wording import many, tokens
+from forward_influence.analysis.reading.matrix import UNDER_FLOOR, matrix
+from forward_influence.analysis.reading.pairing import CONDITIONS, align
+from forward_influence.analysis.statistics.inference import CONFIDENCE, MINIMUM_DOCUMENTS, too_few, units
 
 NONE = "none within the range"
 #: A window before or behind a cut spans so many positions, or this share of the distance where that is more.

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from forward_influence.analysis.compare import Comparison
-from forward_influence.analysis.held_words import HEADING, held_cell, held_pair
-from forward_influence.analysis.means import disagreement
-from forward_influence.analysis.selected import NOTES
-from forward_influence.analysis.wording import ABSENT, correlation, interval, p_value
-from forward_influence.analysis.wording import number as written
+from forward_influence.analysis.formatting.held_words import HEADING, held_cell, held_pair
+from forward_influence.analysis.formatting.wording import ABSENT, correlation, interval, p_value
+from forward_influence.analysis.formatting.wording import number as written
+from forward_influence.analysis.measures.compare import Comparison
+from forward_influence.analysis.measures.selected import NOTES
+from forward_influence.analysis.statistics.means import disagreement
 
 MOST_ROWS = 600
 

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, bootstrap_quantiles, units
-from forward_influence.analysis.wording import interval
+from forward_influence.analysis.formatting.wording import interval
+from forward_influence.analysis.statistics.inference import CONFIDENCE, MINIMUM_DOCUMENTS, bootstrap_quantiles, units
 
 RESAMPLES = 9_999
 #: Which mean answers what.

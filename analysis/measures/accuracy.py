@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from forward_influence.analysis.curves import HELD
-from forward_influence.analysis.held import against, held_notes
-from forward_influence.analysis.held_words import entries
-from forward_influence.analysis.pairing import CHOSEN
-from forward_influence.analysis.statistics import bootstrap_interval, t_interval, wilcoxon
+from forward_influence.analysis.formatting.held_words import entries
+from forward_influence.analysis.reading.curves import HELD
+from forward_influence.analysis.reading.held import against, held_notes
+from forward_influence.analysis.reading.pairing import CHOSEN
+from forward_influence.analysis.statistics.inference import bootstrap_interval, t_interval, wilcoxon
 from forward_influence.errors import UsageError, did_you_mean
 
 FULL = "full"

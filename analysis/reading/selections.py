@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from forward_influence.analysis.parts import digest, outline
+from forward_influence.analysis.reading.parts import digest, outline
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.storage.run import Run
 

@@ -14,15 +14,19 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import comparable, plots, report_about, report_tables, style
-from forward_influence.analysis.compare import Comparison, compare
-from forward_influence.analysis.curves import named
-from forward_influence.analysis.findings import Evidence, Findings, findings
-from forward_influence.analysis.overlap import overlap_summary
-from forward_influence.analysis.pairing import RANDOM, variants
-from forward_influence.analysis.statistics import Kind
-from forward_influence.analysis.summary import unfinished
-from forward_influence.analysis.token_view import TokenView, token_view
+from forward_influence.analysis import plots
+from forward_influence.analysis.formatting import style
+from forward_influence.analysis.measures.compare import Comparison, compare
+from forward_influence.analysis.measures.overlap import overlap_summary
+from forward_influence.analysis.measures.summary import unfinished
+from forward_influence.analysis.reading import comparable
+from forward_influence.analysis.reading.curves import named
+from forward_influence.analysis.reading.pairing import RANDOM, variants
+from forward_influence.analysis.report import about as report_about
+from forward_influence.analysis.report import tables as report_tables
+from forward_influence.analysis.report.findings import Evidence, Findings, findings
+from forward_influence.analysis.report.token_view import TokenView, token_view
+from forward_influence.analysis.statistics.inference import Kind
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.curves import RULE
+from forward_influence.analysis.reading.curves import RULE
 from forward_influence.influence.noise_floor import FLAG_FACTOR
 
 #: What is said of a mean below the noise-floor flag.

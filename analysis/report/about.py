@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from forward_influence.analysis.parts import measured
-from forward_influence.analysis.report_tables import Cell, Table, number, table, whole, words
-from forward_influence.analysis.wording import many
+from forward_influence.analysis.formatting.wording import many
+from forward_influence.analysis.reading.parts import measured
+from forward_influence.analysis.report.tables import Cell, Table, number, table, whole, words
 from forward_influence.storage.run import Run
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from forward_influence.analysis.statistics import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
+from forward_influence.analysis.statistics.inference import CONFIDENCE, MINIMUM_DOCUMENTS, Kind, Method
 from forward_influence.errors import UsageError
 from forward_influence.influence.noise_floor import floor_of, taken_off
 from forward_influence.storage.run import Run

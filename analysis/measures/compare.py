@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.comparable import check_comparable
-from forward_influence.analysis.controls import controls, effects, spread
-from forward_influence.analysis.crossover import crossovers
-from forward_influence.analysis.curves import HELD, MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
-from forward_influence.analysis.decay import fit_decay, shares
-from forward_influence.analysis.held import held_by, with_held
-from forward_influence.analysis.matrix import UNDER_FLOOR, matrix
-from forward_influence.analysis.means import arithmetic, columns, ratio_of_means
-from forward_influence.analysis.notes import Note, comparison_notes
-from forward_influence.analysis.pairing import (
+from forward_influence.analysis.measures.controls import controls, effects, spread
+from forward_influence.analysis.measures.crossover import crossovers
+from forward_influence.analysis.measures.decay import fit_decay, shares
+from forward_influence.analysis.measures.notes import Note, comparison_notes
+from forward_influence.analysis.reading.comparable import check_comparable
+from forward_influence.analysis.reading.curves import HELD, MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
+from forward_influence.analysis.reading.held import held_by, with_held
+from forward_influence.analysis.reading.matrix import UNDER_FLOOR, matrix
+from forward_influence.analysis.reading.pairing import (
     CONDITIONS,
     RANDOM,
     align,
@@ -29,8 +28,9 @@ from forward_influence.analysis.pairing import (
     variants,
     without_controls,
 )
-from forward_influence.analysis.statistics import STUDENT, Kind, Method, estimate, holm, paired
-from forward_influence.analysis.stopping import method_for
+from forward_influence.analysis.statistics.inference import STUDENT, Kind, Method, estimate, holm, paired
+from forward_influence.analysis.statistics.means import arithmetic, columns, ratio_of_means
+from forward_influence.analysis.statistics.stopping import method_for
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.storage.run import Run
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forward_influence.analysis.selections import read_selections, require_selections
-from forward_influence.analysis.statistics import estimate
+from forward_influence.analysis.reading.selections import read_selections, require_selections
+from forward_influence.analysis.statistics.inference import estimate
 from forward_influence.storage.run import Run
 
 POSITION_BINS = 20

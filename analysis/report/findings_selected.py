@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from forward_influence.analysis.pairing import without_controls
-from forward_influence.analysis.wording import interval, number
+from forward_influence.analysis.formatting.wording import interval, number
+from forward_influence.analysis.reading.pairing import without_controls
 
 #: More rules than these make a sentence unreadable; the table has them all.
 MOST_RULES = 6
