@@ -18,7 +18,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 
 pytest.importorskip("lm_eval")
 
-from forward_influence.lm_eval import MODEL, register, task_folder
+from forward_influence.integrations.lm_eval import MODEL, register, task_folder
 from forward_influence.lm_eval.__main__ import with_own_tasks
 
 
@@ -214,7 +214,7 @@ def test_registered_once_and_more(folder: Path) -> None:
 
 def test_the_harnesses_own_models_are_there_too() -> None:
     """To compare with; in a process of its own, for other tests have them loaded."""
-    code = "from forward_influence.lm_eval import register; register()\n"
+    code = "from forward_influence.integrations.lm_eval import register; register()\n"
     code += "from lm_eval.api.registry import get_model; print(get_model('hf').__name__)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert ended.stdout.strip().endswith("HFLM"), ended.stderr[-500:]

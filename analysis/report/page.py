@@ -250,7 +250,7 @@ def _whole_options(text: str) -> Markup:
 
 
 def _render(page: dict[str, Any]) -> str:
-    loader = jinja2.PackageLoader("forward_influence.analysis", "templates")
+    loader = jinja2.PackageLoader("forward_influence.analysis.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["whole_options"] = _whole_options
     raw = {name: loader.get_source(environment, f"report.{name}")[0] for name in ("css", "js")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from forward_influence.cli.output import make_writable
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.lm_eval import register, task_folder
+from forward_influence.integrations.lm_eval import register, task_folder
 from forward_influence.utils import threads
 
 

@@ -62,7 +62,8 @@ class Resolved:
 class Model:
     """A causal language model in eval mode, without gradients, with its tokenizer and what is known about it.
 
-    `digests` are of its weights and of everything that decides what it computes, see `forward_influence.models.fingerprint`.
+    `digests` are of its weights and of everything that decides what it computes; see
+    `forward_influence.models.fingerprint`.
     """
 
     model: PreTrainedModel
