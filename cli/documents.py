@@ -11,7 +11,7 @@ from forward_influence.cli.tables import Format
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
-    from forward_influence.data.documents import Document
+    from forward_influence.data.document import Document
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 KINDS = (
@@ -78,7 +78,7 @@ def _row(document: Document, length: int, unit: str) -> dict[str, Any]:
 def _summary(what: str, lengths: list[int], unit: str, hidden: int) -> None:
     from statistics import median
 
-    from forward_influence.data.documents import safe
+    from forward_influence.data.document import safe
 
     if hidden > 0:
         typer.echo(f"... and {hidden} more (--limit 0 shows all)")

@@ -1,7 +1,8 @@
 """Documents to measure on, and the catalogue of models."""
 
 from forward_influence.data.cutting import Cut, Prepared, Skipped, cut, prepare
-from forward_influence.data.documents import Document, load_documents, make_document, sample_documents
+from forward_influence.data.document import Document, make_document
+from forward_influence.data.documents import load_documents, sample_documents
 
 __all__ = [
     "Cut",

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forward_influence.data.documents import Document
+from forward_influence.data.document import Document
 from forward_influence.errors import UsageError
 from forward_influence.utils.tokenization import encode, leading_tokens
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from forward_influence.data.documents import Document, make_document, safe
+from forward_influence.data.document import Document, make_document, safe
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.utils.paths import is_there, path_text, typed_path
 

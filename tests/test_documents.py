@@ -18,14 +18,8 @@ from hypothesis import strategies as st
 from tiny_files import tiny_tokenizer
 
 from forward_influence.data.cutting import Cut, Skipped, cut, prepare
-from forward_influence.data.documents import (
-    Document,
-    load_documents,
-    make_document,
-    parse_sample,
-    safe,
-    sample_documents,
-)
+from forward_influence.data.document import Document, make_document, safe
+from forward_influence.data.documents import load_documents, parse_sample, sample_documents
 from forward_influence.errors import UsageError
 from forward_influence.utils.tokenization import encode, leading_tokens
 

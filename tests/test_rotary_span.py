@@ -16,9 +16,9 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence.ablation import forward_influence, masked_influence, run_in_full
 from forward_influence.instrument.architecture import examine
 from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.positions import positions_of
 from forward_influence.instrument.rotary_span import changes_with_length, depends_on_length, reset, same_until
 from forward_influence.models.loading import Model, wrap_model
-from forward_influence.models.positions import positions_of
 from forward_influence.selectors import final_scores, parse_selector
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import ready_rotation, record

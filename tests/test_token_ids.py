@@ -27,9 +27,9 @@ from forward_influence.measurement.leave_one_out import MapRequest, influence_ma
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.screening import screen_document
 from forward_influence.models.loading import load_model, wrap_model
+from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
-from forward_influence.utils.token_ids import require_known
 
 WANTED = {
     "selectors": ("recent",), "budgets": ("0.2",), "context": 40, "continuation": 24, "protect_first": 2,

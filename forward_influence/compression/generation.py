@@ -17,7 +17,7 @@ from forward_influence.errors import UsageError
 from forward_influence.instrument.forward import named_cache
 from forward_influence.models.generation_settings import for_people, run_generate
 from forward_influence.models.loading import Model
-from forward_influence.utils.token_ids import require_known
+from forward_influence.models.token_ids import require_known
 from forward_influence.utils.tokenization import encode, leading_tokens, wants_chat
 
 

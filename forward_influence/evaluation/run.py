@@ -44,12 +44,12 @@ from forward_influence.execution.run import model_configuration
 from forward_influence.measurement.rows import outcome_columns
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
+from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.protection import PROTECT_FIRST, parse_protected
 from forward_influence.storage.evaluation import Evaluation, create_or_continue, part_stem
 from forward_influence.storage.run import configuration_hash
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.progress import Progress, Silent
-from forward_influence.utils.token_ids import require_known
 from forward_influence.utils.tokenization import wants_chat
 from forward_influence.utils.versions import versions
 

@@ -21,12 +21,12 @@ from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
 from forward_influence.instrument.replay import Entries, continuation_entries, noting
 from forward_influence.instrument.rotary_span import changes_with_length
 from forward_influence.models.loading import Model
+from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.selectors.selection import MODES, Selection
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.heap import give_back
 from forward_influence.utils.numerics import at_least_float32
 from forward_influence.utils.progress import Progress, Silent
-from forward_influence.utils.token_ids import checked_tokens, require_known
 
 EFFECTS = ("total", "direct")
 #: Bytes of last hidden states held for conditions that wait for the head; more conditions go in several groups.

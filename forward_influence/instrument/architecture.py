@@ -20,8 +20,8 @@ from forward_influence.instrument.forward import run
 from forward_influence.instrument.given import uncompiled
 from forward_influence.instrument.instrument import Instrument, implementations
 from forward_influence.instrument.lm_head import Head, find_head
+from forward_influence.instrument.positions import positions_of
 from forward_influence.instrument.rotary_span import pinned, telling_lengths
-from forward_influence.models.positions import positions_of
 from forward_influence.utils.closeness import close, largest_difference
 
 _PROBE = (29, 14)  # tokens in the probe's two chunks

@@ -31,6 +31,7 @@ from forward_influence.measurement.rows import arrays, described, described_comp
 from forward_influence.measurement.selection_step import Choices, choose_all
 from forward_influence.measurement.verification import verify
 from forward_influence.models.loading import Model
+from forward_influence.models.token_ids import checked_segments
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.store import (
     Tensors,
@@ -44,7 +45,6 @@ from forward_influence.tracing.store import (
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.heap import give_back
 from forward_influence.utils.progress import Labelled, Progress, Silent
-from forward_influence.utils.token_ids import checked_segments
 from forward_influence.utils.tokenization import text_pieces
 
 

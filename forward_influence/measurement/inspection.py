@@ -13,10 +13,10 @@ from forward_influence.errors import UsageError
 from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.models.loading import Model
+from forward_influence.models.token_ids import checked_segments
 from forward_influence.selectors import chosen, final_scores
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.ranges import ranges
-from forward_influence.utils.token_ids import checked_segments
 from forward_influence.utils.tokenization import text_pieces
 
 

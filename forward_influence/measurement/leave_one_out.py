@@ -23,13 +23,13 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence.ablation import Ablation, measure_ablations, removal, shuffled
 from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
 from forward_influence.models.loading import Model
+from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.selectors.selection import Selection
 from forward_influence.storage.manifest import differing_fields
 from forward_influence.storage.run import write_whole
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
-from forward_influence.utils.token_ids import checked_tokens, require_known
 from forward_influence.utils.tokenization import text_pieces
 from forward_influence.utils.versions import library_versions
 

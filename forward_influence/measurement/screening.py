@@ -28,12 +28,12 @@ from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.selection_step import choose_all
 from forward_influence.models.loading import Model
+from forward_influence.models.token_ids import checked_segments
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.distances import zones
 from forward_influence.utils.progress import Progress, Silent
-from forward_influence.utils.token_ids import checked_segments
 
 WAYS = ("closing", "fisher")
 MOST_PASSES = 10_000

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.instrument.positions import positions_of
 from forward_influence.models import hub
 from forward_influence.models.catalog import catalogue, default_model
 from forward_influence.models.fingerprint import Fingerprint, configuration_of, fingerprint, mark
 from forward_influence.models.gguf import files as gguf_models
-from forward_influence.models.positions import positions_of
 from forward_influence.models.store import checked_folder, problem
 from forward_influence.utils.paths import is_there, typed_path
 from forward_influence.utils.quiet import quiet

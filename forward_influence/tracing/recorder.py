@@ -17,11 +17,11 @@ from forward_influence.instrument.forward import forward_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
 from forward_influence.instrument.rotary import Rotation
+from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Moments, Trace
 from forward_influence.utils.numerics import at_least_float32, entropy
 from forward_influence.utils.progress import Progress, Silent
-from forward_influence.utils.token_ids import checked_tokens, require_known
 
 _FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
 

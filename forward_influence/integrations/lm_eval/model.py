@@ -29,10 +29,10 @@ from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.integrations.lm_eval.asking import Asked
 from forward_influence.integrations.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models.loading import load_model
+from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.protection import parse_protected
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
-from forward_influence.utils.token_ids import require_known
 
 _log = logging.getLogger(__name__)
 _CHUNK = 512

@@ -1,0 +1,42 @@
+"""A text with a name and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from forward_influence.errors import UsageError
+
+_LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with a name for people; the name is data and never a path. `fingerprint` is the SHA-256 of the text."""
+
+    name: str
+    text: str
+    fingerprint: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_document(name: str, text: str, metadata: Mapping[str, Any] | None = None) -> Document:
+    """A document; Windows line ends become plain ones, control characters in the name become '?'.
+
+    Raises:
+        UsageError: the text holds lone surrogates, which no encoding can write.
+    """
+    text = text.replace("\r\n", "\n")
+    try:
+        fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{safe(name)}: character {error.start} is half of a surrogate pair, not text") from error
+    return Document(safe(name), text, fingerprint, dict(metadata or {}))
+
+
+def safe(name: str) -> str:
+    """A name that a terminal, a table and a page can show: printable, at most 120 characters, never empty."""
+    shown = "".join(character if character.isprintable() else "?" for character in name).strip()
+    return (shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}…") or "document"
