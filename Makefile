@@ -14,7 +14,7 @@ DEMO := runs/demo
 help:
 	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 5 minutes)"
 	@echo "make test    install what the tests need and run them"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy, and which room may import which"
 	@echo "make test-full   also the extras (lm-eval, Ray), the report in Chromium, kvpress, and the slow tests"
 	@echo "make bench   time and memory against the bare forward passes"
 
@@ -70,6 +70,7 @@ lint: $(VENV)/.dev-installed
 	ln -s $(CURDIR)/forward_influence/* .typed/forward_influence/
 	for part in cli analysis data; do ln -s $(CURDIR)/$$part .typed/forward_influence/$$part; done
 	cd .typed && ../$(BIN)/mypy --config-file ../pyproject.toml -p forward_influence
+	cd .typed && PYTHONPATH=. ../$(BIN)/lint-imports --no-logo --no-cache ../pyproject.toml
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
