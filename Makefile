@@ -49,7 +49,7 @@ $(VENV)/.extras-installed: $(VENV)/.test-installed
 	touch $@
 
 # What needs an optional package; without it these tests are skipped by `make test`.
-EXTRAS := tests/test_lm_eval.py tests/test_lm_eval_plain.py tests/test_prompts.py tests/test_tasks.py tests/test_evaluation.py tests/test_ray.py
+EXTRAS := tests/integrations/test_lm_eval.py tests/integrations/test_lm_eval_plain.py tests/evaluation/test_prompts.py tests/evaluation/test_tasks.py tests/evaluation/test_evaluation.py tests/execution/test_ray.py
 
 test-extras: $(VENV)/.extras-installed model
 	$(PYTEST) -m "not slow" $(EXTRAS)

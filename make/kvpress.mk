@@ -4,7 +4,7 @@ KVPRESS_PYTHON ?= python3
 
 .PHONY: test-kvpress
 test-kvpress: $(KVPRESS_VENV)/.stamp-ready ## our rules beside kvpress's presses, on transformers 5.2
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(KVPRESS_VENV)/bin/python -m pytest tests/with_kvpress tests/test_influence.py tests/test_rules.py
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(KVPRESS_VENV)/bin/python -m pytest tests/with_kvpress tests/influence/test_influence.py tests/selectors/test_rules.py
 
 # torch comes from where the rest of the environment has it: the CPU wheel is enough.
 $(KVPRESS_VENV)/.stamp-ready: pyproject.toml make/kvpress.mk

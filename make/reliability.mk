@@ -3,7 +3,7 @@ FUZZ_SECONDS ?= 120
 # The lowest that pyproject.toml allows, some between, and the newest but one; the newest is what everything runs on.
 MATRIX ?= 5.0.0 5.2.0 5.12.1 5.23.0
 # What a version of transformers reaches; the rest of the suite never calls it.
-MATRIX_TESTS ?= $(addprefix tests/test_,attention.py families.py influence.py direct.py cache.py core_details.py guards.py measurement.py models.py compression.py compression_generate.py real_model.py)
+MATRIX_TESTS ?= $(addprefix tests/,instrument/test_attention.py instrument/test_families.py influence/test_influence.py influence/test_direct.py instrument/test_cache.py influence/test_core_details.py instrument/test_guards.py measurement/test_measurement.py models/test_models.py compression/test_compression.py compression/test_compression_generate.py models/test_real_model.py)
 MUTANTS ?= 240
 SEED ?= 7
 COVERAGE := $(BIN)/python -m coverage

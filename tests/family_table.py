@@ -106,7 +106,7 @@ Every causal language model family that transformers {version} names (`AutoModel
 {proven} of {all} are **proven** (in float64, the engine's KL equals a brute-force masked full pass within 1e-10, for
 random selections per layer and head, dropping and keeping); {refused} are **refused**, with the reason that
 `forward-influence measure` gives; {unbuilt} were **not tried**, because no tiny model of them could be built.
-`make models-table` writes this table anew, and `tests/test_families.py` fails where it is not current.
+`make models-table` writes this table anew, and `tests/instrument/test_families.py` fails where it is not current.
 
 | model type | class | result | remark |
 | --- | --- | --- | --- |

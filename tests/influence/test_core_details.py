@@ -100,7 +100,7 @@ def test_infinite_logits_of_q_do_not_come_out_as_a_number():
 
 
 def test_what_is_compiled_sums_as_what_is_not():
-    """The arithmetic itself, which `--compile` hands to the compiler; tests/test_compile.py compiles it."""
+    """The arithmetic itself, which `--compile` hands to the compiler; tests/instrument/test_compile.py compiles it."""
     p, q = pairs(6, 25, 0.5)
     reference = Reference(p.clone(), torch.arange(6))
     reference._negative_entropy += 0.01  # so that something is left over for r

@@ -306,7 +306,7 @@ def test_beyond_the_models_positions_is_refused(model, tmp_path):
 
 KILLED = """
 import sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 import tiny_data
 from forward_influence.execution.run import measure
 from test_measurement import small
@@ -316,8 +316,10 @@ measure(tiny_data.model(), tiny_data.documents(12, 100), small(), sys.argv[1], c
 
 
 def test_killed_in_the_middle_and_started_again_equals_an_uninterrupted_run(tmp_path):
-    here = str(Path(__file__).parent)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed"), here], stdout=subprocess.PIPE)
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), *places], stdout=subprocess.PIPE
+    )
     parts = tmp_path / "killed" / "parts"
     deadline = time.monotonic() + 120
     while len(list(parts.glob("*.parquet"))) < 3 and time.monotonic() < deadline:

@@ -13,7 +13,7 @@ from forward_influence.selectors import discover, explained, parse_selector, reg
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.signals import Needs
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 SHARED = ("per", "heads")
 
 

@@ -142,7 +142,7 @@ def test_every_setting_of_transformers_has_one_place():
 
 
 def test_the_page_goes_through_all_of_them():
-    page = (Path(__file__).parents[1] / "docs" / "generation.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text("utf-8")
     for name in (*HONOURED, *WITHOUT_EFFECT, *REPLACED, *REFUSED):
         assert f"`{name}`" in page, name
 

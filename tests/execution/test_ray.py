@@ -220,7 +220,7 @@ def test_what_no_cluster_can_give_is_one_line_at_once(folder, tmp_path, options,
         "    print('said:', error)\n"
     )
     begun = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -243,7 +243,7 @@ def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
         f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), address={cluster.address!r}, workers=2)\n"
         f"measure(None, tiny_data.documents(6, 100), request, {str(tmp_path / 'run')!r}, executor=executor)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "run" / "parts"
     deadline = time.monotonic() + 120

@@ -30,7 +30,7 @@ from forward_influence.models.loading import wrap_model
 from forward_influence.storage import run as runs
 from forward_influence.storage.run import SCHEMA_VERSION, open_run
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def result_columns(folder: Path) -> list[dict]:

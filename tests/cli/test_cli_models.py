@@ -9,7 +9,7 @@ import pytest
 from tiny_files import save_tiny
 
 from forward_influence.cli.app import main
-from forward_influence.models.store import CACHE_VARIABLE
+from forward_influence.utils.paths import CACHE_VARIABLE
 
 
 @pytest.fixture(autouse=True)

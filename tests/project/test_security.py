@@ -19,7 +19,7 @@ from test_faults import arguments, place  # noqa: F401
 
 from forward_influence.models.loading import load_model, resolve_spec
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_no_pickle_in_the_code():

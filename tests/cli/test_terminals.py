@@ -15,7 +15,7 @@ import tiny_files
 from forward_influence.cli.output import make_writable, shown, standard_input
 from forward_influence.errors import UsageError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 #: Names that no narrow encoding has, letters that some have, marks that a few have.
 NAME = "Überfluß 中文 – “ж…”"
 ENCODINGS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 INVENTORY = (ROOT / "docs" / "testing.md").read_text("utf-8")
 #: What leaves a test out, as it is written in the code.
@@ -59,5 +59,6 @@ def test_what_pages_tell_to_make_exists(page):
 def test_the_tests_that_the_table_of_faults_names_exist():
     text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
     for file, names in re.findall(r"`(test_\w+\.py)(?:::([\w.]+))?`", text):
-        code = (ROOT / "tests" / file).read_text("utf-8")
+        (path,) = (ROOT / "tests").rglob(file)
+        code = path.read_text("utf-8")
         assert not names or names.removesuffix("...") in code, f"{file} has no {names}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "analysis_scale.py"
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "analysis_scale.py"
 
 
 @pytest.mark.slow
