@@ -34,7 +34,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     save_tiny(folder / "model")
     (folder / "texts").mkdir()
-    for i in range(7):
+    for i in range(11):
         (folder / "texts" / f"long {i}.txt").write_text(" ".join(f"word{(i + 7) * j % 97}" for j in range(400)))
     return folder
 
@@ -153,7 +153,7 @@ def test_a_rule_added_to_a_run_that_ended_is_not_said_to_be_narrow(capsys, place
     run = tmp_path / "run"
     code, out, err = call(capsys, *given(place, "--selector", "random", "--until", 50, "--out", run))
     assert code == 0, err
-    assert "until: 6 documents are enough; the widest far interval is +-" in out
+    assert "until: 10 documents are enough; the widest far interval is +-" in out
     stopped = json.loads((run / "stopped.json").read_text())
     # as if it had ended at a width that only its own rule is within
     (run / "stopped.json").write_text(json.dumps({**stopped, "until": max(stopped["half_widths"].values())}))
@@ -163,7 +163,7 @@ def test_a_rule_added_to_a_run_that_ended_is_not_said_to_be_narrow(capsys, place
     assert code == 0, err
     assert "documents are enough" not in out
     [line] = [line for line in out.splitlines() if line.startswith("until: ")]
-    assert "6 documents were enough for the rules that the run was ended with; not within +-" in line
+    assert "10 documents were enough for the rules that the run was ended with; not within +-" in line
     assert "entropy 0.2 drop total" in line and "random 0.2" not in line
 
 

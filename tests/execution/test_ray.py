@@ -246,7 +246,7 @@ def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "run" / "parts"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (not parts.is_dir() or len(list(parts.glob("*.parquet"))) < 2) and time.monotonic() < deadline:
         assert driver.poll() is None, driver.stderr.read()[-2000:]
         time.sleep(0.02)
