@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, QuantizedCache
 
 from forward_influence.errors import UsageError
-from forward_influence.selectors.attention import POOLINGS, REDUCTIONS, pooled, reduced
 from forward_influence.selectors.kvpress_rule import load_kvpress, rotary_embeddings_restored
+from forward_influence.selectors.window import POOLINGS, REDUCTIONS, pooled, reduced
 from forward_influence.tracing.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW
 from forward_influence.utils.numerics import at_least_float32, entropy
 

@@ -1,4 +1,4 @@
-"""Token-importance rules: the registry, and one small file per family."""
+"""Token-importance rules: the registry, and one small file per rule, under the name of its paper."""
 
 from forward_influence.selectors.base import GRAINS, HEADS, Selector, chosen, final_scores, select
 from forward_influence.selectors.explain import explained

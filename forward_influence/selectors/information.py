@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.selectors.attention import check_window, window_attention
 from forward_influence.selectors.base import Selector, at_grain
 from forward_influence.selectors.budgets import apportion
 from forward_influence.selectors.registry import selector
+from forward_influence.selectors.window import check_window, window_attention
 from forward_influence.tracing.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW, entropy_need
 from forward_influence.tracing.trace import Trace
 

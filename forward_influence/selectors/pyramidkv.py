@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.selectors.attention import Attention
 from forward_influence.selectors.budgets import apportion
 from forward_influence.selectors.registry import selector
 from forward_influence.selectors.selection import Candidates
+from forward_influence.selectors.snapkv import Attention
 from forward_influence.tracing.trace import Trace
 
 

@@ -106,8 +106,8 @@ def trace():
         ("rules.py", "names no rule; write rules.py:RuleName"),
         ("no/such/rules.py:Rare", "rule file no/such/rules.py does not exist"),
         ("no.such.module:Rare", "module 'no.such.module' cannot be imported"),
-        ("forward_influence.selectors.attention:Atention", "has no rule 'Atention' \\(did you mean 'Attention'\\?\\)"),
-        ("forward_influence.selectors.attention:POOLINGS", "is not a rule"),
+        ("forward_influence.selectors.snapkv:Atention", "has no rule 'Atention' \\(did you mean 'Attention'\\?\\)"),
+        ("forward_influence.selectors.window:POOLINGS", "is not a rule"),
     ],
 )
 def test_bad_specifications(spec, complaint):
@@ -191,7 +191,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
         "from forward_influence.selectors import selector\n\n@selector('attention')\ndef mine(trace):\n    return 1\n"
     )
     with pytest.raises(
-        UsageError, match=r"a rule named 'attention' exists already \(forward_influence.selectors.attention"
+        UsageError, match=r"a rule named 'attention' exists already \(forward_influence.selectors.snapkv"
     ):
         parse_selector(f"{taken}:mine")
     assert parse_selector("attention").needs == {"window:64"}

@@ -177,7 +177,7 @@ def test_rkv(family, monkeypatch):
     scaling = trace.geometry[0].scaling
     wanted = stacked(trace, lambda la, kv: plain.rkv(seen(family), la, kv, 8, 7, 0.3, 0.5, scaling))
     same(found, wanted)
-    monkeypatch.setattr("forward_influence.selectors.decoding._SIMILARITIES", 7 * N * trace.kv_heads)
+    monkeypatch.setattr("forward_influence.selectors.rkv._SIMILARITIES", 7 * N * trace.kv_heads)
     same(final_scores(parse_selector("rkv:window=8,weight=0.3"), trace), wanted)
 
 

@@ -1,4 +1,4 @@
-"""Rules that rank tokens by attention, other than SnapKV's and H2O's."""
+"""TOVA (arXiv:2401.06104): attention of the last query."""
 
 from __future__ import annotations
 
@@ -31,19 +31,3 @@ class LastQuery(Selector):
         """(layers, 1, tokens)."""
         rows = [trace.attention(layer, 1).mean((0, 1)) for layer in range(len(trace.layers))]
         return torch.stack(rows)
-
-
-@selector("observed-attention", source="kvpress; after H2O, arXiv:2306.14048")
-@dataclass(frozen=True, kw_only=True)
-class ObservedAttention(Selector):
-    """Attention received, divided by the number of queries that could see the token: no bonus for being early."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Accumulated attention."""
-        return frozenset({"accumulated_attention"})
-
-    def scores(self, trace: Trace) -> Tensor:
-        """(layers, kv_heads, tokens)."""
-        total = trace.accumulated_attention
-        return total / (trace.seen - trace.positions).to(total.dtype)

@@ -1,4 +1,4 @@
-"""Rules that rank tokens by the attention they received."""
+"""What rules that observe from a window of the last tokens share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forward_influence.errors import UsageError
+from forward_influence.instrument.attention import attention_logits
 from forward_influence.selectors.base import Selector
-from forward_influence.selectors.registry import selector
-from forward_influence.tracing.signals import DEFAULT_WINDOW
 from forward_influence.tracing.trace import Trace
 
 POOLINGS = ("average", "max", "none")
@@ -63,26 +62,37 @@ def check_window(rule: Selector, window: int, kernel: int, pooling: str, group: 
         raise UsageError(f"{rule.name}: group={group} is unknown; it is one of {', '.join(REDUCTIONS)}")
 
 
-@selector("attention", source="SnapKV, arXiv:2404.14469")
+def logits_before_window(trace: Trace, layer: int, window: int) -> Tensor:
+    """Logits of the last `window` queries to the tokens before them, (kv_heads, group, window, n - window)."""
+    return attention_logits(
+        trace.queries(layer, window), trace.keys(layer)[:, : -window or None], trace.geometry[layer]
+    )
+
+
+def padded(scores: list[Tensor], n: int) -> Tensor:
+    """Layers' scores of the tokens before the window, stacked; 0 inside it, where they are not defined."""
+    stacked = torch.stack(scores)
+    return F.pad(stacked, (0, n - stacked.shape[-1]))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Attention(Selector):
-    """Attention of the last tokens: mean over the observation window, pooled over neighbours, reduced over a group.
+class Windowed(Selector):
+    """A rule with an observation window and a pooling kernel.
 
     Attributes:
-        window: queries of the observation window, W.
+        window: queries of the observation window.
         kernel: width of the pooling, odd.
-        pooling: average (zero padding counted), max or none.
-        group: how the query heads of a kv head are joined: mean, max or sum; after pooling.
     """
 
-    window: int = DEFAULT_WINDOW
-    kernel: int = 5
-    pooling: str = "average"
-    group: str = "mean"
+    window: int = 32
+    kernel: int = 7
 
     def validate(self) -> None:
-        """Window at least 1, kernel odd, known poolings and reductions."""
-        check_window(self, self.window, self.kernel, self.pooling, self.group)
+        """A window that observes something, an odd kernel."""
+        if self.window < 1:
+            raise UsageError(f"{self.name}: window={self.window} observes nothing; give at least 1")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UsageError(f"{self.name}: kernel={self.kernel} must be an odd number from 1")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -91,27 +101,5 @@ class Attention(Selector):
 
     @property
     def observation_window(self) -> int:
-        """W."""
+        """The window, which is always kept."""
         return self.window
-
-    def scores(self, trace: Trace) -> Tensor:
-        """(layers, kv_heads, tokens)."""
-        return window_attention(trace, self.window, self.kernel, self.pooling, self.group)
-
-
-@selector("h2o", source="H2O, arXiv:2306.14048")
-@dataclass(frozen=True, kw_only=True)
-class HeavyHitters(Selector):
-    """Attention accumulated over all queries that could see a token, mean over a kv head's query heads.
-
-    Early tokens are seen by more queries and so collect more: that is the rule as published.
-    """
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Accumulated attention."""
-        return frozenset({"accumulated_attention"})
-
-    def scores(self, trace: Trace) -> Tensor:
-        """(layers, kv_heads, tokens)."""
-        return trace.accumulated_attention
