@@ -1,6 +1,6 @@
 """Measure how often crossover intervals hold the true distance, early and late; prints a table of docs/statistics.md.
 
-python benchmarks/crossover_coverage.py [--runs 1000] [--seed 0]
+python benchmarks/crossover_coverage.py [--runs 300] [--seed 0]
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def planted() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=1000, help="simulated runs per cell")
+    parser.add_argument("--runs", type=int, default=300, help="simulated runs per cell")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     coverage(options.runs, options.seed)
