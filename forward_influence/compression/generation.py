@@ -135,7 +135,8 @@ def generate(
     settings, remarks = for_people(model.model, max_new_tokens, temperature, top_p)
     streamer = _Streamer(model.tokenizer, show)
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), compress(model, compressor, seed=seed) as cache:
+    span = len(tokens) + max_new_tokens
+    with torch.random.fork_rng(devices=devices), compress(model, compressor, seed=seed, span=span) as cache:
         torch.manual_seed(seed)
         begun = time.perf_counter()
         output = run_generate(

@@ -7,11 +7,13 @@ import pytest
 import torch
 from float64 import Float64
 from tiny import COMMON, tiny_model
+from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from forward_influence.compression import compress, make_compressor
 from forward_influence.compression.fidelity import CompressedRun
+from forward_influence.compression.generation import generate
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence.ablation import forward_influence, masked_influence, run_in_full
 from forward_influence.instrument.architecture import examine
@@ -23,6 +25,7 @@ from forward_influence.selectors import final_scores, parse_selector
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import ready_rotation, record
 from forward_influence.tracing.signals import Needs
+from forward_influence.utils.tokenization import encode
 
 #: Context and span lie on either side of the border; 43 tokens, as many as a model is examined with, lie before it.
 BORDER, N, SPAN = 50, 46, 70
@@ -49,13 +52,15 @@ MODELS: dict[str, tuple[str, dict]] = {
 _made: dict[str, PreTrainedModel] = {}
 
 
-def changing(name: str) -> PreTrainedModel:
-    if name not in _made:
+def changing(name: str, **more: int) -> PreTrainedModel:
+    key = f"{name}{more or ''}"
+    if key not in _made:
         family, changes = MODELS[name]
+        changes = changes | more
         with pytest.MonkeyPatch.context() as patch:  # dictionaries cannot be keys of its cache
             patch.setattr("tiny._cached", __import__("tiny")._cached.__wrapped__)
-            _made[name] = tiny_model(family, **changes)
-    return _made[name]
+            _made[key] = tiny_model(family, **changes)
+    return _made[key]
 
 
 def tokens_of(length: int = SPAN) -> Tensor:
@@ -206,6 +211,24 @@ def test_without_a_span_it_is_refused_in_words(model):
     with pytest.raises(UsageError, match=rf"has other factors; record with span={SPAN}"):
         forward_influence(wrapped, trace, tokens[N:], selection_of(wrapped))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama longrope", "llama dynamic", "qwen3 dynamic"])
+def test_generate_uses_the_factors_of_prompt_and_answer_together(name):
+    """Greedy tokens over the border are those of unchunked passes as long as all of them, one pass a token."""
+    model, tokenizer, new = changing(name, vocab_size=VOCABULARY), byte_tokenizer(), 24
+    prompt = "the tide turns twice a day, and ships wait"
+    wrapped = wrap_model(model, tokenizer, "tiny")
+    tokens = encode(tokenizer, prompt)
+    assert len(tokens) < BORDER < len(tokens) + new
+    shown: list[int] = list(tokens)
+    for _ in range(new):
+        filled = torch.tensor(shown + [3] * (len(tokens) + new - len(shown)))  # what comes later is not seen
+        shown.append(int(one_pass(model, filled)[len(shown) - 1].argmax()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.generation_config, "eos_token_id", None)
+        generated = generate(wrapped, prompt, make_compressor("full"), max_new_tokens=new, chat=False)
+    assert generated.text == tokenizer.decode(shown[len(tokens) :], skip_special_tokens=True)
 
 
 def test_dynamic_scaling_reaches_beyond_the_positions_of_training():
