@@ -22,6 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError
+from forward_influence.instrument.compat import SAYS_NOT_WHAT, is_bookkeeping
 from forward_influence.utils.threads import processors
 
 if TYPE_CHECKING:
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-#: Entries of a configuration that say where it came from, how it is run or what is put out, not what is computed.
-_ASIDE = frozenset(
-    {
-        "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache",
-        "architectures", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "id2label",
-        "label2id", "problem_type", "auto_map", "chunk_size_feed_forward", "_attn_implementation",
-        "attn_implementation",
-        "_attn_implementation_autoset", "_experts_implementation", "experts_implementation",
-    }
-)  # fmt: skip
 #: Attributes of modules that change while a model runs or say how it was made.
 _PASSING = frozenset({"training", "gradient_checkpointing", "max_seq_len_cached", "model_tags", "hf_device_map"})
 #: Whose classes are known by the versions that manifests and keys of caches name beside the fingerprint.
@@ -54,7 +45,7 @@ def configuration_of(model: PreTrainedModel) -> dict[str, Any]:
 
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _without(v) for k, v in value.items() if str(k) not in _ASIDE}
+        return {str(k): _without(v) for k, v in value.items() if str(k) not in SAYS_NOT_WHAT}
     return [_without(v) for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -140,9 +131,7 @@ def _plain(module: nn.Module) -> str:
 
     found = {}
     for name, value in vars(module).items():
-        if name in _PASSING or name in _base_attributes() or name.startswith("_is_hf"):
-            continue
-        if isinstance(module, PreTrainedModel) and (name.startswith("_") or name in _ASIDE):
+        if name in _PASSING or name in _base_attributes() or is_bookkeeping(name, isinstance(module, PreTrainedModel)):
             continue
         if _is_plain(value):
             found[name] = sorted(map(str, value)) if isinstance(value, set | frozenset) else value
