@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.compat import SAYS_NOT_WHAT, is_bookkeeping
+from forward_influence.utils.files import sha256
 from forward_influence.utils.threads import processors
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     weights = _digest_of({name: _real(model, name, tensor) for name, tensor in kept.items()})
     passing = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name not in kept}
     rest = _digest_of({name: _real(model, name, buffer) for name, buffer in passing.items()})
-    whole = hashlib.sha256("\n".join([weights, rest, _settings(model)]).encode())
-    return Fingerprint(weights, whole.hexdigest())
+    return Fingerprint(weights, sha256("\n".join([weights, rest, _settings(model)])))
 
 
 def _digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -154,7 +154,7 @@ def _source_digest(kind: type) -> str:
         source = inspect.getsource(sys.modules[kind.__module__])
     except (OSError, TypeError, KeyError):  # typed into a session
         source = ""
-    return hashlib.sha256(source.encode()).hexdigest()
+    return sha256(source)
 
 
 def _real(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,6 @@ def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    import torch
+    from forward_influence.utils.numerics import raw_bytes
 
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(raw_bytes(tensor)).hexdigest()
