@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from forward_influence.errors import UsageError
+from forward_influence.utils.files import sha256
 
 _LONGEST_NAME = 120
 
@@ -30,7 +30,7 @@ def make_document(name: str, text: str, metadata: Mapping[str, Any] | None = Non
     """
     text = text.replace("\r\n", "\n")
     try:
-        fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()
+        fingerprint = sha256(text)
     except UnicodeEncodeError as error:
         raise UsageError(f"{safe(name)}: character {error.start} is half of a surrogate pair, not text") from error
     return Document(safe(name), text, fingerprint, dict(metadata or {}))

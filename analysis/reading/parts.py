@@ -5,7 +5,6 @@ Checking a part means reading all of it, so it is done once per part and process
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.storage.run import Run
 from forward_influence.storage.shards import load_part
+from forward_influence.utils.files import file_sha256
 
 #: The columns that say what a row is about.
 COLUMNS = ("segment", "kind", "selector", "budget", "mode", "effect", "seed", "layers", "heads")
@@ -71,10 +71,9 @@ def digest(path: Path) -> str:
         OSError: it cannot be read.
     """
     state = path.stat()
-    return _digest(path, state.st_mtime_ns, state.st_size)
+    return _file_sha256(path, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=10_000)
-def _digest(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _file_sha256(path: Path, changed: int, size: int) -> str:
+    return file_sha256(path)

@@ -14,7 +14,7 @@ from forward_influence.compression.compressor import Compressor
 from forward_influence.compression.session import compress
 from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
-from forward_influence.instrument.forward import named_cache
+from forward_influence.instrument.compat import named_cache
 from forward_influence.models.generation_settings import for_people, run_generate
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import require_known

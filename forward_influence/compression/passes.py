@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from forward_influence.errors import UsageError
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
-from forward_influence.instrument.forward import given_cache
+from forward_influence.instrument.compat import given_cache
 from forward_influence.instrument.instrument import Instrument
 
 #: Tokens of a prompt that are read at a time.

@@ -16,7 +16,8 @@ from forward_influence.compression.contenders import Contender
 from forward_influence.evaluation.batched import BATCH_BYTES, greedy, grouped
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache
-from forward_influence.instrument.forward import named_cache, next_logits, run
+from forward_influence.instrument.compat import named_cache
+from forward_influence.instrument.forward import next_logits, run
 from forward_influence.models import generation_settings
 from forward_influence.models.loading import Model
 

@@ -7,11 +7,8 @@ each compressor generates by itself.
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +44,10 @@ from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.protection import PROTECT_FIRST, parse_protected
 from forward_influence.storage.evaluation import Evaluation, create_or_continue, part_stem
-from forward_influence.storage.run import configuration_hash
+from forward_influence.storage.manifest import circumstances, configuration_hash
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.tokenization import wants_chat
-from forward_influence.utils.versions import versions
 
 MOST_ITEMS = 1_000_000
 MOST_TOKENS = 1 << 30
@@ -301,7 +297,7 @@ def _check_prompts(model: Model, plan: Plan, work: Sequence[Work], chat: bool) -
 
 def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[str, Any]:
     """What an evaluation's folder says about it beside results."""
-    found, card = versions(), Card.of(model)
+    card = Card.of(model)
     return {
         "configuration": {
             "model": model.spec,
@@ -312,10 +308,7 @@ def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[s
             "end_tokens": sorted(end_tokens(model)),
         },
         "model": card.described(max(plan.lengths)),
-        "versions": found,
-        "execution": {"device": str(model.device), "threads": torch.get_num_threads()},
-        "command": command or shlex.join(["forward-influence", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **circumstances({"device": str(model.device), "threads": torch.get_num_threads()}, command),
     }
 
 

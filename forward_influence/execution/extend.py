@@ -27,13 +27,11 @@ from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
-from forward_influence.storage.manifest import differences
+from forward_influence.storage.manifest import MANIFEST, configuration_hash, differences, encode_manifest
 from forward_influence.storage.run import (
     ADDING,
-    MANIFEST,
     READY,
     Run,
-    configuration_hash,
     finish_adding,
     held_for_writing,
     open_run,
@@ -264,7 +262,7 @@ def _assemble(run: Run, staged: Run) -> None:
         selections = _merged_selections(run.selections_path(stem), staged.selections_path(stem), places)
         Run(whole, manifest).write_part(stem, rows, {}, selections)
         (whole / "timings" / f"{stem}.json").unlink()  # the run keeps its own
-    write_whole(whole / MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
+    write_whole(whole / MANIFEST, encode_manifest(manifest))
     write_whole(run.folder / ADDING / READY, b"")
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +19,11 @@ from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
+from forward_influence.storage.manifest import MANIFEST, circumstances, configuration_hash, differing_fields
 from forward_influence.storage.remote import mirror_of
 from forward_influence.storage.run import (
-    MANIFEST,
     Run,
-    configuration_hash,
     create_or_continue,
-    differing_fields,
     held_for_writing,
     open_run,
     part_stem,
@@ -85,10 +80,7 @@ def build_manifest(
         "documents": entries,
         "remarks": list(request.remarks),
         "skipped": [{"name": name, "reason": reason} for name, reason in source.skipped],
-        "versions": versions(),
-        "execution": {"chunk": chunk, "threads": threads, "device": card.device},
-        "command": source.command or shlex.join(["forward-influence", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **circumstances({"chunk": chunk, "threads": threads, "device": card.device}, source.command),
     }
 
 

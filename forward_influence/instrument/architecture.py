@@ -16,9 +16,10 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.instrument.attention import Geometry
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache, layer_windows, masked, text_config
+from forward_influence.instrument.compat import CACHE_TOO_SHORT, attention_implementations, lacks_layers
 from forward_influence.instrument.forward import run
 from forward_influence.instrument.given import uncompiled
-from forward_influence.instrument.instrument import Instrument, implementations
+from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head, find_head
 from forward_influence.instrument.positions import positions_of
 from forward_influence.instrument.rotary_span import pinned, telling_lengths
@@ -117,7 +118,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
                 logits, hidden = _instrumented_logits(model, tokens, instrument, cache)
         except ForwardInfluenceError as error:
             raise UsageError(f"{name}: {error}") from error
-        except IndexError as error:  # gemma4 in transformers 5.12.1
+        except CACHE_TOO_SHORT as error:
             raise UsageError(f"{name} has more attending layers than its cache has, which is not supported") from error
         layers = _check_probe(name, probe, cache)
         difference = largest_difference(native, logits)
@@ -163,8 +164,7 @@ def refuse_unfit_caches(name: str, config: object) -> None:
         layers = DynamicCache(config=config).layers  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise UsageError(f"{name}: transformers makes no cache for it ({_line(error)})") from error
-    count = getattr(config, "num_hidden_layers", None)
-    fewer = isinstance(count, int) and 0 < len(layers) < count  # how versions before 5.23 say DummyLayer
+    fewer = lacks_layers(config, layers)
     for layer in layers:
         kind = type(layer).__name__
         if "Linear" in kind:
@@ -182,7 +182,7 @@ def _close(one: Tensor, two: Tensor) -> bool:
 
 def _native_logits(model: PreTrainedModel, tokens: Tensor, lengths: int | tuple[int, ...]) -> Tensor:
     """Logits of the model's own plainest attention, in chunks (eager knows sinks and soft-capping)."""
-    before = implementations(model)
+    before = attention_implementations(model)
     failure: Exception | None = None
     try:
         for implementation in ("eager", before):  # some cannot run eagerly in float64

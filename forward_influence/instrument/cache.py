@@ -19,12 +19,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from forward_influence.errors import UsageError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.attention import causal_tail
+from forward_influence.instrument.compat import Unbounded, query_count
 
 #: Tokens that a growing store makes room for at once: what is spare counts as held memory.
 _SPARE = 64
 
 
-class SelectiveLayer(CacheLayerMixin):
+class SelectiveLayer(Unbounded, CacheLayerMixin):
     """One layer's keys and values: some of the tokens seen, per head.
 
     Attributes:
@@ -178,21 +179,12 @@ class SelectiveLayer(CacheLayerMixin):
             self._expose()
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """(held + query_length, seen - held); transformers before 5.3 passes positions instead of a length."""
-        length = query_length if isinstance(query_length, int) else int(query_length.shape[0])
-        return self.held + length, self.seen - self.held
+        """(held + query_length, seen - held)."""
+        return self.held + query_count(query_length), self.seen - self.held
 
     def get_seq_length(self) -> int:
         """Tokens *seen*, from which the model numbers the next ones."""
         return self.seen
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """No limit (the name in transformers before 5.23)."""
-        return -1
 
     def reset(self) -> None:
         """Forget everything."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,20 +13,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.compat import named_cache
 from forward_influence.instrument.instrument import Instrument
-
-
-@lru_cache
-def _cache_name(forward: Callable[..., Any]) -> str:
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
-
-
-def named_cache(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
-    """The argument that gives a model or its decoder a cache: transformers 5.24 renamed `past_key_values` to `cache`.
-
-    `generate` takes it under the same name.
-    """
-    return {_cache_name(type(module).forward): cache}
 
 
 def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -> Any:
@@ -47,12 +35,6 @@ def next_logits(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> Tensor:
     last = {"logits_to_keep": 1} if _keeps_logits(type(model).forward) else {}
     logits: Tensor = run(model, tokens, cache, return_dict=True, **last).logits[:, -1]
     return logits
-
-
-def given_cache(named: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a call, under either name; None where there is none."""
-    found = named.get("cache")
-    return named.get("past_key_values") if found is None else found
 
 
 def forward_hidden(

@@ -19,6 +19,7 @@ from forward_influence.errors import ForwardInfluenceError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.attention import Geometry, attend, causal_tail
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.compat import attention_implementations
 from forward_influence.instrument.given import uncompiled
 from forward_influence.instrument.rotary_span import depends_on_length, pinned
 
@@ -92,7 +93,7 @@ class Instrument:
             raise ForwardInfluenceError("another instrument is on; leave its `with` block first")
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
-        self._before = implementations(self.model)
+        self._before = attention_implementations(self.model)
         # asked first: it takes a pass of its own, which no recorder must see
         if depends_on_length(self.model) and self._span is None:
             raise ForwardInfluenceError(
@@ -156,18 +157,6 @@ def set_aside() -> Iterator[None]:
         yield
     finally:
         instrument.recorder, instrument.cache = kept
-
-
-def implementations(model: PreTrainedModel) -> str | dict[str, Any]:
-    """The attention implementations in force, in the form that `set_attn_implementation` takes back."""
-    config = model.config
-    own = config._attn_implementation or "eager"
-    subs = {
-        key: sub._attn_implementation or "eager"
-        for key in config.sub_configs
-        if (sub := getattr(config, key, None)) is not None
-    }
-    return {"": own, **subs} if subs else own
 
 
 def _attention(

@@ -18,6 +18,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.instrument.compat import query_count
 
 #: Per model layer, keys and values (1, kv_heads, m, d) of a continuation.
 Entries = Sequence[tuple[Tensor, Tensor]]
@@ -124,8 +125,7 @@ class ReplayLayer(SelectiveLayer):
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Of the running tokens alone: the model's mask is not used, so it is kept small."""
-        length = query_length if isinstance(query_length, int) else int(query_length.shape[0])
-        return length, self.get_seq_length()
+        return query_count(query_length), self.get_seq_length()
 
     def get_seq_length(self) -> int:
         """The first running token's position."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from forward_influence.instrument.compat import counted_twice
 from forward_influence.measurement.conditions import (
     POSITIVE_POSITIONS,
     document_tokens,
@@ -79,8 +80,8 @@ def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
         if id(weight) not in aside:
             active += weight.numel() * (share if routed else 1.0)
     parameters = sum(weight.numel() for weight in model.parameters())
-    if sizes.tied and head is not None and head.weight is not model.get_input_embeddings().weight:
-        parameters -= head.weight.numel()  # transformers 5.0 ties weights only once they are loaded
+    if sizes.tied:
+        parameters -= counted_twice(model)
     return replace(sizes, parameters=parameters, active=round(active))
 
 

@@ -6,9 +6,9 @@ The ground truth for estimates, and a picture: influence by token and by distanc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -26,9 +27,10 @@ from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.selectors.selection import Selection
 from forward_influence.storage.manifest import differing_fields
-from forward_influence.storage.run import write_whole
+from forward_influence.storage.tables import encode_table, read_table, values_sha256
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.files import sha256, write_whole
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.tokenization import text_pieces
 from forward_influence.utils.versions import library_versions
@@ -182,24 +184,19 @@ def _controls(
 
 def _identity(model: Model, tokens: Tensor, request: MapRequest) -> dict[str, Any]:
     """What a map is a map of; another in the same file is refused."""
-    digest = hashlib.sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes()).hexdigest()
+    digest = sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes())
     shared = {"format": _FORMAT, "model": model.fingerprint, "configuration": model.configuration}
     return {**shared, "versions": library_versions(), "tokens": digest, **vars(request)}
 
 
 def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not path.exists():
         return pd.DataFrame(columns=_COLUMNS)
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ForwardInfluenceError(
-            f"{path} does not read back ({type(error).__name__}); choose another --out"
-        ) from error
-    known = _metadata(table, b"influence_map")
+        table, metadata = read_table(path)
+    except ForwardInfluenceError as error:
+        raise ForwardInfluenceError(f"{error}; choose another --out") from error
+    known = _held(metadata, "influence_map")
     if known is None:
         raise UsageError(f"{path} exists and is no influence map; choose another --out")
     if known != identity:
@@ -207,28 +204,24 @@ def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
         there, here = ({k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity))
         shown = "; ".join([*digests, *differing_fields(there, here)])
         raise UsageError(f"{path} holds another map (different: {shown}); choose another --out")
+    if metadata.get("digest") not in (None, values_sha256(table)):  # maps of earlier versions have none
+        raise ForwardInfluenceError(f"{path.name} does not read back (its content differs); choose another --out")
     return table.to_pandas()
 
 
-def _metadata(table: Any, key: bytes) -> dict[str, Any] | None:
-    """A dictionary that a table carries; None where it does not."""
+def _held(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
+    """A dictionary that a table's metadata hold; None where they do not."""
     try:
-        found = json.loads((table.schema.metadata or {}).get(key, b""))
+        found = json.loads(metadata.get(key, ""))
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
 
 def _write(path: Path, frame: pd.DataFrame, identity: dict[str, Any], controls: MapControls) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    table = pa.Table.from_pandas(frame, preserve_index=False)
     metadata = {"influence_map": json.dumps(identity), "controls": json.dumps(vars(controls))}
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(metadata)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, sink.getvalue().to_pybytes())
+    write_whole(path, encode_table(table, {**metadata, "digest": values_sha256(table)}))
 
 
 def read_map(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -237,7 +230,7 @@ def read_map(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         UsageError: the file is no map.
     """
-    return _table(path).to_pandas()
+    return _table(path)[0].to_pandas()
 
 
 def read_controls(path: str | os.PathLike[str]) -> MapControls:
@@ -246,17 +239,14 @@ def read_controls(path: str | os.PathLike[str]) -> MapControls:
     Raises:
         UsageError: the file is no map.
     """
-    return MapControls(**(_metadata(_table(path), b"controls") or {}))
+    return MapControls(**(_held(_table(path)[1], "controls") or {}))
 
 
-def _table(path: str | os.PathLike[str]) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _table(path: str | os.PathLike[str]) -> tuple[pa.Table, dict[str, str]]:
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{path} is no influence map ({type(error).__name__})") from error
-    if _metadata(table, b"influence_map") is None:
+        table, metadata = read_table(Path(path))
+    except ForwardInfluenceError as error:
+        raise UsageError(f"{path} is no influence map: {error}") from error
+    if _held(metadata, "influence_map") is None:
         raise UsageError(f"{path} is no influence map; `forward-influence influence-map` writes one")
-    return table
+    return table, metadata

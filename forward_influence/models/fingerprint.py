@@ -22,6 +22,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError
+from forward_influence.instrument.compat import SAYS_NOT_WHAT, is_bookkeeping
+from forward_influence.utils.files import sha256
 from forward_influence.utils.threads import processors
 
 if TYPE_CHECKING:
@@ -29,16 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-#: Entries of a configuration that say where it came from, how it is run or what is put out, not what is computed.
-_ASIDE = frozenset(
-    {
-        "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache",
-        "architectures", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "id2label",
-        "label2id", "problem_type", "auto_map", "chunk_size_feed_forward", "_attn_implementation",
-        "attn_implementation",
-        "_attn_implementation_autoset", "_experts_implementation", "experts_implementation",
-    }
-)  # fmt: skip
 #: Attributes of modules that change while a model runs or say how it was made.
 _PASSING = frozenset({"training", "gradient_checkpointing", "max_seq_len_cached", "model_tags", "hf_device_map"})
 #: Whose classes are known by the versions that manifests and keys of caches name beside the fingerprint.
@@ -54,7 +46,7 @@ def configuration_of(model: PreTrainedModel) -> dict[str, Any]:
 
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _without(v) for k, v in value.items() if str(k) not in _ASIDE}
+        return {str(k): _without(v) for k, v in value.items() if str(k) not in SAYS_NOT_WHAT}
     return [_without(v) for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -82,8 +74,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     weights = _digest_of({name: _real(model, name, tensor) for name, tensor in kept.items()})
     passing = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name not in kept}
     rest = _digest_of({name: _real(model, name, buffer) for name, buffer in passing.items()})
-    whole = hashlib.sha256("\n".join([weights, rest, _settings(model)]).encode())
-    return Fingerprint(weights, whole.hexdigest())
+    return Fingerprint(weights, sha256("\n".join([weights, rest, _settings(model)])))
 
 
 def _digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -140,9 +131,7 @@ def _plain(module: nn.Module) -> str:
 
     found = {}
     for name, value in vars(module).items():
-        if name in _PASSING or name in _base_attributes() or name.startswith("_is_hf"):
-            continue
-        if isinstance(module, PreTrainedModel) and (name.startswith("_") or name in _ASIDE):
+        if name in _PASSING or name in _base_attributes() or is_bookkeeping(name, isinstance(module, PreTrainedModel)):
             continue
         if _is_plain(value):
             found[name] = sorted(map(str, value)) if isinstance(value, set | frozenset) else value
@@ -165,7 +154,7 @@ def _source_digest(kind: type) -> str:
         source = inspect.getsource(sys.modules[kind.__module__])
     except (OSError, TypeError, KeyError):  # typed into a session
         source = ""
-    return hashlib.sha256(source.encode()).hexdigest()
+    return sha256(source)
 
 
 def _real(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -186,7 +175,6 @@ def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    import torch
+    from forward_influence.utils.numerics import raw_bytes
 
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(raw_bytes(tensor)).hexdigest()

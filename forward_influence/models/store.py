@@ -9,7 +9,6 @@ load (0.35 s for 540 MB): modification times do not change when a bit on a disk 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,23 +16,17 @@ from typing import Any
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.models.catalog import NamedModel
-from forward_influence.storage.run import write_whole
+from forward_influence.storage.manifest import MANIFEST
+from forward_influence.utils.files import file_sha256, write_whole
 from forward_influence.utils.paths import cache_folder
 
 #: Raised when the conversion changes its outcome, so that older conversions are redone.
 CONVERSION = 2
-MANIFEST = "manifest.json"
 
 
 def model_folder(name: str) -> Path:
     """Where the converted named model `name` lies, pulled or not."""
     return cache_folder() / "models" / name
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, model: NamedModel, record: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.instrument.compat import KVPRESS_BELOW, attention_implementations
 from forward_influence.selectors.base import Selector
 from forward_influence.tracing.trace import Trace
 
@@ -35,7 +36,7 @@ def load_kvpress() -> Any:
         UsageError: it is not installed, or does not fit the installed transformers.
     """
     absent = UsageError(
-        "kvpress is not installed: pip install 'forward-influence[kvpress]' (needs transformers below 5.3)"
+        f"kvpress is not installed: pip install 'forward-influence[kvpress]' (needs transformers below {KVPRESS_BELOW})"
     )
     try:
         kvpress = importlib.import_module("kvpress")
@@ -43,7 +44,7 @@ def load_kvpress() -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == "kvpress":
             raise absent from error
         text = next(iter(str(error).splitlines()), "")
-        raise UsageError(f"kvpress cannot be imported ({text}); it needs transformers below 5.3") from error
+        raise UsageError(f"kvpress cannot be imported ({text}); it needs transformers below {KVPRESS_BELOW}") from error
     if not hasattr(kvpress, "ScorerPress"):  # some folder of that name
         raise absent
     return kvpress
@@ -156,7 +157,7 @@ def press_scores(press: Any, model: PreTrainedModel, tokens: Tensor, *, eager: b
         eager: with transformers' eager attention, which returns attention weights.
     """
     keeper = _keeper()(press)
-    before = model.config._attn_implementation
+    before = attention_implementations(model)
     if eager:
         model.set_attn_implementation("eager")
     try:

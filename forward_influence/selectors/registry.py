@@ -11,7 +11,6 @@ Parameters follow a second colon there. Values may nest in parentheses: position
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from forward_influence.selectors.base import FunctionSelector, Selector, check_d
 from forward_influence.selectors.places import home
 from forward_influence.selectors.rule_files import load_file, source_of
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.files import sha256
 
 ENTRY_POINTS = "forward_influence.selectors"
 _rules: dict[str, type[Selector]] = {}
@@ -159,7 +159,7 @@ def own_sources(rules: Iterable[Selector]) -> dict[str, str]:
     for rule in rules:
         made = getattr(rule, "function", type(rule))
         if not made.__module__.startswith("forward_influence."):
-            found[rule.name] = hashlib.sha256(source_of(made)).hexdigest()
+            found[rule.name] = sha256(source_of(made))
         found |= own_sources(rule.inner)
     return found
 

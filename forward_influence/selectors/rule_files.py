@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.utils.files import sha256
 
 #: Modules that lie beside a rule file and were imported by it, by name. Another file may have others so called.
 _siblings: dict[str, ModuleType] = {}
@@ -27,7 +27,7 @@ def load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"rule file {path} does not exist")
     content = path.resolve()
-    name = f"forward_influence_rules_{hashlib.sha256(str(content).encode()).hexdigest()[:12]}"
+    name = f"forward_influence_rules_{sha256(str(content))[:12]}"
     known = sys.modules.get(name)
     if known is not None and vars(known).get("_read") == _stamps([content, *vars(known).get("_beside", [])]):
         return known

@@ -10,8 +10,6 @@ folder, and a stopped evaluation goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -22,18 +20,19 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.storage.manifest import differences, steering_in
-from forward_influence.storage.run import MANIFEST, configuration_hash, write_whole
+from forward_influence.storage.manifest import MANIFEST, encode_manifest, read_manifest, refuse_foreign, to_continue
+from forward_influence.storage.tables import encode_table, read_table, values_sha256
+from forward_influence.utils.files import sha256, storing, write_whole
 
 KIND = "evaluation"
 #: 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once, what is held after the last
 #: compression, pinned and chosen.
 SCHEMA_VERSION = 3
 RESULTS = "results.parquet"
+_LOCK = ".lock"
 
 #: The columns of results, in order; one row per item, protocol, compressor and budget.
 SCHEMA = pa.schema(
@@ -155,25 +154,16 @@ class Evaluation:
 
 
 def _encoded(table: pa.Table, configuration: str) -> bytes:
-    sink = pa.BufferOutputStream()
-    metadata = {"configuration": configuration, "digest": _digest(table)}
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
-
-
-def _digest(table: pa.Table) -> str:
-    """SHA-256 over the values of a table, independent of the parquet encoding and the library that wrote it."""
-    return hashlib.sha256(json.dumps(table.to_pylist(), sort_keys=True).encode()).hexdigest()
+    return encode_table(table, {"configuration": configuration, "digest": values_sha256(table)})
 
 
 def _read(path: Path, configuration: str) -> pa.Table | None:
     """A table of this configuration, or None where it is not there or does not read back as it was written."""
     try:
-        read = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False).read()
-        metadata = {key.decode(): value.decode() for key, value in (read.schema.metadata or {}).items()}
+        read, metadata = read_table(path)
         table = read.replace_schema_metadata(None).cast(SCHEMA)
-        whole = metadata.get("digest") == _digest(table)
-    except (OSError, pa.ArrowException, ValueError, KeyError):  # UnicodeDecodeError of a flipped bit is a ValueError
+        whole = metadata.get("digest") == values_sha256(table)
+    except (ForwardInfluenceError, pa.ArrowException, ValueError, KeyError):
         return None
     return table if whole and metadata.get("configuration") == configuration else None
 
@@ -182,7 +172,7 @@ def part_stem(task: str, length: int, protocol: str, item: int) -> str:
     """A file name for an item's part; tasks whose names come out alike are told apart by a digest."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", task).strip("-")[:40]
     if readable != task:
-        readable += "-" + hashlib.sha256(task.encode()).hexdigest()[:8]
+        readable += "-" + sha256(task)[:8]
     return f"{readable}-{length}-{protocol}-{item:05d}"
 
 
@@ -195,56 +185,34 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     path = Path(folder)
     if not (path / MANIFEST).is_file():
         raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate --out` named")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path / MANIFEST} cannot be read ({error}); restore it or evaluate anew") from error
-    if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise UsageError(f"{path / MANIFEST} is no manifest; restore it or evaluate anew")
-    if character := steering_in(manifest):
-        raise UsageError(f"{path / MANIFEST} holds the control character {character}; restore it or evaluate anew")
-    if manifest.get("kind") != KIND:
-        raise UsageError(f"{path} is no evaluation but a run of `measure`; give the folder that `evaluate --out` named")
-    if manifest["schema"] != SCHEMA_VERSION:
-        there = manifest["schema"]
-        raise UsageError(f"{path} was made with schema {there}, this version reads {SCHEMA_VERSION}; evaluate anew")
-    configuration = manifest.get("configuration")
-    if not isinstance(configuration, dict) or manifest.get("configuration_hash") != configuration_hash(configuration):
-        raise UsageError(f"{path / MANIFEST}: its configuration is not the one it was written with; restore it")
-    return Evaluation(path, manifest)
+    return Evaluation(path, read_manifest(path, SCHEMA_VERSION, kind=KIND, remedy="restore it or evaluate anew"))
 
 
 def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> Evaluation:
     """Make an evaluation's folder, or open the one that is there if it was made from the same configuration.
 
-    Several processes may do so at once; one makes it.
+    Several processes may do so at once; one makes it. A request that was refused leaves a manifest only, which the
+    corrected one replaces.
 
     Raises:
         UsageError: the folder holds an evaluation of another configuration (differing fields named), or something else.
+        StorageError: it cannot be written.
     """
     path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; choose another --out")
-    _refuse_foreign(path)
-    path.mkdir(parents=True, exist_ok=True)
-    digest = configuration_hash(manifest["configuration"])
-    with FileLock(path / ".lock"):
-        if (path / MANIFEST).exists():
-            there = open_evaluation(path)
-            fields = differences(there.manifest, {"configuration_hash": digest, **manifest})
-            if not fields:
-                return there
-            if there.started():  # a request that was refused leaves a manifest only, which the corrected one replaces
-                shown = "; ".join(fields)
-                raise UsageError(f"{path} holds another configuration's results ({shown}); choose another --out")
-        else:
-            _refuse_foreign(path)
-        content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
-        write_whole(path / MANIFEST, json.dumps(content, indent=1, default=str).encode())
+    refuse_foreign(path, "no evaluation", (_LOCK,))
+    with storing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with FileLock(path / _LOCK):
+        refuse_foreign(path, "no evaluation", (_LOCK,))
+        there = open_evaluation(path) if (path / MANIFEST).exists() else None
+        content = to_continue(
+            path,
+            None if there is None else there.manifest,
+            manifest,
+            schema=SCHEMA_VERSION,
+            kind=KIND,
+            begun=there is not None and there.started(),
+        )
+        if content is not None:
+            write_whole(path / MANIFEST, encode_manifest(content))
         return open_evaluation(path)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Nothing is written into a folder that holds something else, not even a lock."""
-    if path.is_dir() and not (path / MANIFEST).exists() and any(entry.name != ".lock" for entry in path.iterdir()):
-        raise UsageError(f"{path} exists and is no evaluation; choose another --out")

@@ -7,7 +7,6 @@ time: the lock is on this machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from forward_influence.errors import StorageError, UsageError
-from forward_influence.utils.files import write_whole
+from forward_influence.utils.files import file_sha256, sha256, write_whole
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)(://.*[^/].*)")
 #: Of a mirror: what its files were when they were last the same there and here.
@@ -72,7 +71,7 @@ class Mirror:
                 if name not in waiting and (known.get(name, ("", ""))[0] != token or not target.exists()):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self.files.get_file(f"{self.root}/{name}", str(target))
-                    known[name] = token, _digest(target)
+                    known[name] = token, file_sha256(target)
             for name in [name for name in known if name not in there and name not in waiting]:
                 self._inside(name).unlink(missing_ok=True)
                 del known[name]
@@ -88,7 +87,7 @@ class Mirror:
         known, found = self._known(), set()
         for path in paths:
             token, digest = known.get(self._name(path), (_ON_ITS_WAY, ""))
-            if path.exists() and (token == _ON_ITS_WAY or digest != _digest(path)):
+            if path.exists() and (token == _ON_ITS_WAY or digest != file_sha256(path)):
                 found.add(path)
         return found
 
@@ -100,7 +99,7 @@ class Mirror:
         """
         name = self._name(path)
         with self._speaking("write"):
-            digest = _digest(path)
+            digest = file_sha256(path)
             self._remember({**self._known(), name: (_ON_ITS_WAY, digest)})
             self.files.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
             self.files.put_file(str(path), f"{self.root}/{name}")
@@ -177,11 +176,6 @@ def _token(info: dict[str, Any]) -> str:
     return "/".join(str(info.get(name)) for name in ("size", "mtime", "LastModified", "modified", "created", "updated"))
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 #: The mirrors of this process by their folders, so that who names only the folder still writes to its address.
 _MIRRORS: dict[Path, Mirror] = {}
 
@@ -211,6 +205,6 @@ def mirror_of(where: str | os.PathLike[str]) -> tuple[Path, Mirror | None]:
         raise UsageError(f"{text} cannot be used: {next(iter(str(error).splitlines()), '')}") from error
     from forward_influence.utils.paths import cache_folder
 
-    folder = cache_folder() / "mirrors" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = cache_folder() / "mirrors" / sha256(text)[:16]
     _MIRRORS[folder] = Mirror(text, folder, files, root.rstrip("/"))
     return folder, _MIRRORS[folder]

@@ -12,7 +12,6 @@ the folder is a local mirror of it, see `forward_influence.storage.remote`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,16 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.storage.manifest import differences, differing_fields, wrong_in
+from forward_influence.storage.manifest import (
+    MANIFEST,
+    configuration_hash,
+    differing_fields,
+    encode_manifest,
+    read_manifest,
+    refuse_foreign,
+    to_continue,
+    wrong_in_run,
+)
 from forward_influence.storage.remote import TOKENS, Mirror, mirror_of
 from forward_influence.storage.shards import (
     KINDS,
@@ -38,7 +46,7 @@ from forward_influence.storage.shards import (
     part_stem,
     read_part,
 )
-from forward_influence.utils.files import WRITING, storing, write_whole
+from forward_influence.utils.files import file_sha256, remove_unfinished, sha256, storing, write_whole
 
 __all__ = [
     "KINDS",
@@ -57,22 +65,18 @@ __all__ = [
     "write_whole",
 ]
 
-MANIFEST = "manifest.json"
 STOPPED = "stopped.json"
 #: Where rules that are added to a run are measured, and the mark that all of it is ready to take the run's place.
 ADDING, READY = ".adding", "ready"
 _LOCK = ".lock"
 _FOLDERS = ("parts", "timings", "selections")
+#: What to call a folder that holds none, and what may lie in it before its manifest does.
+_OURS = ("not a run folder", (_LOCK, TOKENS))
 #: What is written into, so that none of it may lead elsewhere.
 _WRITTEN = (
     *(_LOCK, *_FOLDERS, ADDING, f"{ADDING}/run", f"{ADDING}/whole"),
     *(f"{ADDING}/whole/{name}" for name in _FOLDERS),
 )
-
-
-def configuration_hash(configuration: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a configuration, independent of key order."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Run:
         if not part.selections:
             return True
         try:
-            return _sha256(self.selections_path(stem).read_bytes()) == part.selections
+            return file_sha256(self.selections_path(stem)) == part.selections
         except OSError:
             return False
 
@@ -188,7 +192,7 @@ class Run:
         that all is there."""
         digest = ""
         if selections is not None:
-            digest = _sha256(selections)
+            digest = sha256(selections)
             self._write(self.selections_path(stem), selections)
         self._write(self.timings_path(stem), json.dumps(timings, indent=1).encode())
         self._write(self.part_path(stem), encode_part(rows, self.manifest["configuration_hash"], digest))
@@ -235,10 +239,6 @@ class Run:
         return held_for_writing(self.folder)
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 @contextmanager
 def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a run folder for writing, made if it is not there; a second process is refused rather than mixed in.
@@ -251,7 +251,7 @@ def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
         StorageError: it cannot be written.
     """
     path, mirror = mirror_of(out)
-    _refuse_foreign(path)
+    refuse_foreign(path, *_OURS)
     _refuse_links(path)
     lock = FileLock(path / _LOCK)
     with storing(path):
@@ -264,8 +264,7 @@ def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
             ) from None
     try:
         for folder in (path, *(path / name for name in _FOLDERS)):
-            for leftover in folder.glob(f"{WRITING}*"):  # of a killed process: nobody else writes now
-                leftover.unlink(missing_ok=True)
+            remove_unfinished(folder)
         finish_adding(path)
         if mirror is not None:
             mirror.pull()
@@ -320,16 +319,6 @@ def _refuse_links(path: Path) -> None:
             raise UsageError(f"{link} is a symbolic link, and runs are not written through one; remove it")
 
 
-def _refuse_foreign(path: Path) -> None:
-    """A folder that is somebody else's is left alone; what a killed start left behind is not somebody else's."""
-    if not path.exists() or (path / MANIFEST).exists():
-        return
-    if not path.is_dir() or any(
-        e.name not in (_LOCK, TOKENS) and not e.name.startswith(WRITING) for e in path.iterdir()
-    ):
-        raise UsageError(f"{path} exists and is not a run folder; choose another --out")
-
-
 def open_run(folder: str | os.PathLike[str]) -> Run:
     """Open a run for reading: a folder, or an address like s3://bucket/run, which is mirrored first.
 
@@ -345,35 +334,7 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def _read_manifest(folder: Path, remedy: str = "restore it or measure anew") -> dict[str, Any]:
-    """The manifest of a run folder, looked through.
-
-    Args:
-        remedy: what to do where it cannot be used.
-
-    Raises:
-        UsageError: it cannot be read, is of an unknown schema, or does not hold what it must.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["schema"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} is not a readable manifest ({error}); {remedy}") from error
-    if manifest.get("kind") == "evaluation":
-        raise UsageError(
-            f"{folder} is no run but an evaluation; `evaluate --results` shows it, `plot --kind retention` draws it"
-        )
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{folder} was made with schema {version}, this version reads {SCHEMA_VERSION}; "
-            f"read it with the version named in its manifest, or {remedy}"
-        )
-    wrong = wrong_in(manifest)
-    if wrong is None and configuration_hash(manifest["configuration"]) != manifest["configuration_hash"]:
-        wrong = "its configuration was changed"
-    if wrong is not None:
-        raise UsageError(f"{path} is not a readable manifest ({wrong}); {remedy}")
-    return manifest
+    return read_manifest(folder, SCHEMA_VERSION, remedy=remedy, wrong=wrong_in_run)
 
 
 def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> Run:
@@ -390,16 +351,20 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     path, mirror = mirror_of(folder)
     if mirror is not None:
         mirror.pull()
-    _refuse_foreign(path)
-    digest = configuration_hash(manifest["configuration"])
-    if (path / MANIFEST).exists():
-        run = open_run(folder)
-        fields = differences(run.manifest, {"configuration_hash": digest, **manifest})
-        if not fields:
-            return run
-        if run._has_parts():
-            raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
-    content = {"schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
-    run = Run(path, json.loads(json.dumps(content, default=str)), mirror)
-    run._write(path / MANIFEST, json.dumps(content, indent=1, sort_keys=False, default=str).encode())
+    refuse_foreign(path, *_OURS)
+    there = open_run(folder) if (path / MANIFEST).exists() else None
+    content = to_continue(
+        path,
+        None if there is None else there.manifest,
+        manifest,
+        schema=SCHEMA_VERSION,
+        kind=None,
+        begun=there is not None and there._has_parts(),
+    )
+    if content is None:
+        assert there is not None  # it stays as it is
+        return there
+    data = encode_manifest(content)
+    run = Run(path, json.loads(data), mirror)
+    run._write(path / MANIFEST, data)
     return run

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.storage.manifest import steering_in
+from forward_influence.storage.tables import does_not_read_back, encode_table, read_table
 
 SCHEMA_VERSION = 2  # 2: what is held, and how much of it was pinned and chosen
 
@@ -52,7 +52,6 @@ SCHEMA = pa.schema(
         ("nll", pa.list_(pa.float32())),
     ]
 )
-_MOST_UNPACKED, _MOST_RATIO = 1 << 28, 200  # bytes of a part, and how far it may be packed
 _ARRAYS = {"kl": np.float32, "nll_delta": np.float32, "nll": np.float32, "top1_changed": np.bool_}
 _INT_ARRAYS = ("selected", "layers", "heads", "distance")
 _COUNTS = ("held", "held_most", "pinned", "chosen")
@@ -64,7 +63,7 @@ def part_stem(name: str, fingerprint: str) -> str:
     return f"{readable}-{fingerprint[:12]}"
 
 
-def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+def _rows_sha256(rows: Sequence[Mapping[str, Any]]) -> str:
     """SHA-256 over the values of rows, independent of the parquet encoding and the library that wrote it."""
     state = hashlib.sha256()
     for row in rows:
@@ -91,12 +90,9 @@ def encode_part(rows: Sequence[Mapping[str, Any]], configuration: str, selection
     """
     columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
     arrays = [pa.array(columns[f.name], type=f.type, from_pandas=False) for f in SCHEMA]
-    metadata = {"schema_version": str(SCHEMA_VERSION), "configuration": configuration, "digest": _digest(rows)}
+    metadata = {"schema_version": str(SCHEMA_VERSION), "configuration": configuration, "digest": _rows_sha256(rows)}
     metadata["selections"] = selections
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
+    return encode_table(pa.Table.from_arrays(arrays, schema=SCHEMA), metadata)
 
 
 @dataclass(frozen=True)
@@ -126,31 +122,20 @@ def load_part(path: Path, configuration: str | None = None) -> Part:
         ForwardInfluenceError: the file does not read back whole, holds what no measurement writes, or belongs to
             another configuration.
     """
+    table, metadata = read_table(path)
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False)
-        _refuse_bomb(path, file)
-        table = file.read()
-        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         columns = {name: _column(table, name) for name in SCHEMA.names}
-    except (OSError, pa.ArrowException, KeyError, ValueError, UnicodeDecodeError) as error:
-        raise ForwardInfluenceError(f"{path.name} does not read back ({type(error).__name__})") from error
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise does_not_read_back(path, type(error).__name__) from error
     rows = [{name: columns[name][i] for name in SCHEMA.names} for i in range(table.num_rows)]
-    if metadata.get("digest") != _digest(rows):
-        raise ForwardInfluenceError(f"{path.name} does not read back (its content differs from its digest)")
+    if metadata.get("digest") != _rows_sha256(rows):
+        raise does_not_read_back(path, "its content differs from its digest")
     if configuration is not None and metadata.get("configuration") != configuration:
         raise ForwardInfluenceError(f"{path.name} belongs to another configuration")
     for row in rows:
         if wrong := _wrong_in(row):
-            raise ForwardInfluenceError(f"{path.name} does not read back ({wrong})")
+            raise does_not_read_back(path, wrong)
     return Part(rows, metadata.get("configuration", ""), metadata.get("selections", ""))
-
-
-def _refuse_bomb(path: Path, file: pq.ParquetFile) -> None:
-    """A few kilobytes can unpack to gigabytes; what is measured hardly compresses."""
-    groups = range(file.metadata.num_row_groups)
-    unpacked = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-    if unpacked > _MOST_UNPACKED and unpacked > _MOST_RATIO * path.stat().st_size:
-        raise ForwardInfluenceError(f"{path.name} does not read back (it would unpack to {unpacked / 1e9:.1f} GB)")
 
 
 def _wrong_in(row: Mapping[str, Any]) -> str | None:

@@ -29,7 +29,8 @@ from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, t
 from forward_influence.tracing.recorder import ready_rotation
 from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Moments, Trace
-from forward_influence.utils.files import WRITING
+from forward_influence.utils.files import remove_unfinished, sha256, writing_whole
+from forward_influence.utils.numerics import raw_bytes
 from forward_influence.utils.versions import library_versions
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TraceStore:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             values = json.loads(header["values"])
-            if header["digest"] != _digest(tensors):
+            if header["digest"] != _tensors_sha256(tensors):
                 raise ValueError("its content differs from its digest")
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
@@ -78,20 +79,18 @@ class TraceStore:
         """Write an entry, unless it alone is beyond the limit; older ones make room. A disk that is full is no error:
         what is kept here can be computed again."""
         tensors = {name: _whole(tensor) for name, tensor in entry.tensors.items()}
-        header = {"values": json.dumps(entry.values), "digest": _digest(tensors)}
+        header = {"values": json.dumps(entry.values), "digest": _tensors_sha256(tensors)}
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self.limit:
             return
-        path, writing = self._path(key), self.folder / f"{WRITING}{key}-{os.getpid()}"
+        path = self._path(key)
         with contextlib.suppress(SafetensorError, OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock"):
+                remove_unfinished(self.folder)
                 self._make_room(size, path)
-                try:
+                with writing_whole(path, lasting=False) as writing:
                     save_file(tensors, writing, metadata=header)
-                    os.replace(writing, path)
-                finally:
-                    writing.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -113,12 +112,12 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     state = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        state.update(raw_bytes(tensor))
     return state.hexdigest()
 
 
@@ -141,7 +140,7 @@ def written_key(trace: str, count: int, temperature: float, seed: int) -> str:
 
 
 def _hashed(*parts: object) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:40]
+    return sha256("\0".join(map(str, parts)))[:40]
 
 
 def packed(trace: Trace) -> Tensors:

@@ -1,4 +1,4 @@
-"""What is computed of logits in several places: precision, blocks that fit a cache, entropy."""
+"""What is computed of tensors in several places: precision, blocks that fit a cache, entropy, bytes to hash."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ _CACHE_BYTES = 1 << 21
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, or as it is where it is float32 or float64 already."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's numbers in row order, wherever it lies; for a digest."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def rows_in_cache(logits: Tensor) -> int:

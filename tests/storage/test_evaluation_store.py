@@ -105,9 +105,9 @@ def test_a_configuration_that_was_changed_is_refused(tmp_path, key):
     manifest = json.loads(path.read_text())
     manifest["configuration"][key] = "changed"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="is not the one it was written with"):
+    with pytest.raises(UsageError, match=r"its configuration(.s budgets)? (was changed|is no list)"):
         open_evaluation(tmp_path / "e")
-    with pytest.raises(UsageError, match="is not the one it was written with"):
+    with pytest.raises(UsageError, match=r"its configuration(.s budgets)? (was changed|is no list)"):
         create_or_continue(tmp_path / "e", {"configuration": manifest["configuration"]})
 
 
@@ -115,7 +115,7 @@ def test_results_of_an_older_schema_are_refused_in_words(tmp_path):
     made(tmp_path / "e")
     path = tmp_path / "e" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
-    with pytest.raises(UsageError, match=f"made with schema 1, this version reads {SCHEMA_VERSION}; evaluate anew"):
+    with pytest.raises(UsageError, match=f"made with schema 1, this version reads {SCHEMA_VERSION}; .*evaluate anew"):
         open_evaluation(tmp_path / "e")
 
 
@@ -169,7 +169,7 @@ def test_a_folder_without_an_answer_takes_another_request(tmp_path):
     assert second.configuration["items"] == open_evaluation(tmp_path / "e").configuration["items"] == 3
     assert not first.started()
     second.write(STEMS[0], rows(0))
-    with pytest.raises(UsageError, match="another configuration's results"):
+    with pytest.raises(UsageError, match="an evaluation of another configuration"):
         create_or_continue(tmp_path / "e", {"configuration": CONFIGURATION})
 
 

@@ -147,8 +147,8 @@ def test_a_part_that_would_unpack_to_gigabytes_is_refused_unread(tmp_path, model
     zeros = {**rows[1], "kl": np.zeros(2_000_000, np.float32), "continuation": 2_000_000}
     zeros |= {"nll_delta": zeros["kl"], "top1_changed": np.zeros(2_000_000, bool), "distance": None}
     path.write_bytes(encode_part([zeros] * 8, "x"))
-    monkeypatch.setattr("forward_influence.storage.shards._MOST_UNPACKED", 1 << 20)
-    monkeypatch.setattr("forward_influence.storage.shards.pq.ParquetFile.read", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr("forward_influence.storage.tables._MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr("forward_influence.storage.tables.pq.ParquetFile.read", lambda self: pytest.fail("it was read"))
     with pytest.raises(ForwardInfluenceError, match="would unpack to"):
         load_part(path)
 

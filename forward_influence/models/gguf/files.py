@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.instrument.compat import causal_class
 from forward_influence.models.gguf.config import configuration
 from forward_influence.models.gguf.header import MAGIC, read_header
 from forward_influence.models.gguf.vocabulary import tokenizer_of
@@ -62,13 +63,11 @@ def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UsageError: a tensor of the file has no place in the model, or a weight of the model is not in the file.
     """
-    from transformers import AutoModelForCausalLM
-
     from forward_influence.models.gguf.weights import checkpoint
 
     header = read_header(path)
     config = configuration(header)
-    made: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    made: Any = causal_class(config)
     model, told = made.from_pretrained(
         None,
         config=config,
