@@ -14,8 +14,8 @@ from forward_influence.errors import UsageError
 from forward_influence.influence.ablation import forward_influence
 from forward_influence.models.loading import resolve_spec, wrap_model
 from forward_influence.selectors.selection import Selection
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 N, M = 40, 17
 TOKENS = torch.randint(3, 97, (N + M,), generator=torch.Generator().manual_seed(5))

@@ -11,7 +11,7 @@ from torch import Tensor
 from forward_influence.errors import UsageError
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
-from forward_influence.tracing.signals import DEFAULT_WINDOW
+from forward_influence.tracing.signals.window import DEFAULT_WINDOW
 from forward_influence.tracing.trace import Trace
 
 POOLINGS = ("average", "max", "none")
