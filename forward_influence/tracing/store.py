@@ -156,11 +156,11 @@ def packed(trace: Trace) -> Tensors:
     tensors |= {f"sinks/{i}": g.sinks for i, g in enumerate(trace.geometry) if g.sinks is not None}
     if trace.last_hidden is not None:
         tensors["last_hidden"] = trace.last_hidden
-    signals: dict[str, int] = {}
+    signals: dict[str, str] = {}
     for signal, number in trace.needs.asked:
         key = signal.key(number)
-        if signal.kept and key in trace.recorded:
-            signals[signal.need(number)] = signal.version
+        if signal.kept and signal.origin is not None and key in trace.recorded:
+            signals[signal.need(number)] = signal.origin
             tensors |= {f"signals/{key}/{name}": t for name, t in signal.packed(trace.recorded[key]).items()}
     values = {
         "layers": layers,
@@ -186,7 +186,7 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
     layers = tuple(values["ablatable"])
     n = int(tensors["tokens"].shape[0])
     wanted = [(signal, number) for signal, number in needs.asked if signal.kept]
-    kept = Needs(frozenset(need for need, version in values["signals"].items() if _is_current(need, version)))
+    kept = Needs(frozenset(need for need, origin in values["signals"].items() if _is_current(need, origin)))
     if not all(signal.serves(number, kept.numbers(signal.name), n) for signal, number in wanted):
         return None
     rotary = None
@@ -216,10 +216,10 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
     )
 
 
-def _is_current(need: str, version: int) -> bool:
-    """Whether a signal that was kept is still known and computed in that way."""
+def _is_current(need: str, origin: str) -> bool:
+    """Whether a signal that was kept is known here, and is what it was."""
     signal = known().get(need.partition(":")[0])
-    return signal is not None and signal.version == version
+    return signal is not None and signal.origin == origin
 
 
 def _under(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -145,7 +148,6 @@ class Signal:
         live: whether it can be recorded while a sequence grows.
         looks_ahead: whether it is about the continuation, which only a measurement knows; `trace.future` holds it.
         kept: whether traces on disk keep it.
-        version: of how it is computed; what another one kept on disk is computed again.
     """
 
     name: str = ""
@@ -159,7 +161,6 @@ class Signal:
     live: bool = True
     looks_ahead: bool = False
     kept: bool = True
-    version: int = 1
 
     @property
     def label(self) -> str:
@@ -177,6 +178,20 @@ class Signal:
     def serves(self, number: int, recorded: Sequence[int], n: int) -> bool:
         """Whether what was recorded with these numbers, none to several, gives it for this one, of n tokens."""
         return any(have >= min(number, n) for have in recorded) if self.largest else number in recorded
+
+    @cached_property
+    def origin(self) -> str | None:
+        """SHA-256 of the file of a signal of one's own: what another text of it recorded is recorded again.
+
+        "" for signals of this package, whose kept traces have a format of their own; None where there is no file, as in
+        a notebook's cell.
+        """
+        if type(self).__module__.startswith("forward_influence."):
+            return ""
+        try:
+            return hashlib.sha256(Path(inspect.getsourcefile(type(self)) or "").read_bytes()).hexdigest()
+        except (OSError, TypeError):
+            return None
 
     def recording(self, number: int, setting: Setting) -> Recording | None:
         """A recording that has seen nothing yet; None where nothing is recorded while a sequence passes."""
