@@ -26,7 +26,7 @@ def measured(given):
     model = wrap_model(given)
     trace = record(model, TOKENS[:N], Needs.merge({"entropy:0"}), span=N + M, chunk=13)
     [found] = forward_influence(model, trace, TOKENS[N:], Selection(mask_of(trace.shape), trace.layers), chunk=9)
-    return found.kl, trace._entropy[0]
+    return found.kl, trace.entropy_of(0)
 
 
 def mask_of(shape):
