@@ -20,8 +20,8 @@ from forward_influence.influence.ablation import measure_ablations, removal
 from forward_influence.influence.direct import sampled_positions
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
 from forward_influence.selectors import parse_selector, select
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 from forward_influence.utils.threads import start_anew
 
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from forward_influence.selectors import Selector, parse_selector, select, selector
     from forward_influence.selectors.selection import Budget, Candidates, Selection
     from forward_influence.storage.run import Run, open_run
+    from forward_influence.tracing.needs import Needs
     from forward_influence.tracing.recorder import record
-    from forward_influence.tracing.signals import Needs
     from forward_influence.tracing.trace import Trace
 
 #: Public name -> the module that defines it; loaded at first use, so that `--help` does not wait for torch.
@@ -48,7 +48,7 @@ _HOMES = {
     "ForwardInfluenceError": "errors",
     "Influence": "influence.ablation",
     "Model": "models.loading",
-    "Needs": "tracing.signals",
+    "Needs": "tracing.needs",
     "Request": "measurement.request",
     "Run": "storage.run",
     "Selection": "selectors.selection",

@@ -7,7 +7,8 @@ from torch import Tensor
 from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.attribution.integrated_gradients import closing_gradients
 from forward_influence.models.loading import Model
-from forward_influence.tracing.signals import CLOSING, Needs
+from forward_influence.tracing.needs import Needs
+from forward_influence.tracing.signals.gradients import CLOSING, closing_zones, fisher_zones, label_samples
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.distances import zones
 from forward_influence.utils.progress import Progress
@@ -27,9 +28,11 @@ def look_ahead(
     """
     ends = zones(len(continuation))
     found: dict[str, Tensor] = {}
-    if wanted := {zone: ends[zone] for zone in ends if zone in needs.zones}:
-        found |= continuation_gradients(model, trace, continuation, wanted, needs.gradients, seed, progress=progress)
-    if wanted := {zone: ends[zone] for zone in ends if zone in needs.closing}:
+    if wanted := {zone: ends[zone] for zone in ends if zone in fisher_zones(needs)}:
+        found |= continuation_gradients(
+            model, trace, continuation, wanted, label_samples(needs), seed, progress=progress
+        )
+    if wanted := {zone: ends[zone] for zone in ends if zone in closing_zones(needs)}:
         closing = closing_gradients(model, trace, continuation, wanted, progress=progress)
         found |= {f"{CLOSING}{zone}": gates.mean(0) for zone, gates in closing.items()}
     return found

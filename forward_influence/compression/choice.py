@@ -13,7 +13,7 @@ from forward_influence.compression.compressor import Compressor
 from forward_influence.compression.schemes import SCHEMES, fitted, pyramid_of
 from forward_influence.selectors import Selector, final_scores
 from forward_influence.selectors.selection import Candidates, top
-from forward_influence.tracing.evicted_trace import Group, groups
+from forward_influence.tracing.part import Group, groups
 from forward_influence.tracing.trace import Trace
 
 #: (group, how many entries in front to leave out) -> trace of what that group holds.

@@ -13,7 +13,7 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.selectors import Selector, discover, parse_selector
 from forward_influence.selectors.protection import PROTECT_FIRST, PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selectors.selection import Budget
-from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.needs import Needs
 
 FULL = "full"
 
@@ -92,7 +92,7 @@ class Compressor:
             raise UsageError(
                 f"the window of {self.name} comes on top of its budget: a count, {self.rule.name}:window=32 say"
             )
-        if self.needs.model or self.needs.looks_ahead:
+        if not self.needs.live:
             raise UsageError(
                 f"rule {self.rule.name!r} looks at more than a running cache shows; it cannot compress one"
             )

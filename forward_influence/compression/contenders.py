@@ -16,7 +16,7 @@ from forward_influence.compression.compressor import FULL
 from forward_influence.errors import UsageError
 from forward_influence.selectors.protection import PROTECT_FIRST, PROTECT_LAST
 from forward_influence.selectors.selection import Budget
-from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.trace import Trace
 
 #: Chance belongs in every table; while decoding it spares the prompt (arXiv:2609.03430).

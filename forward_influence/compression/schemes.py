@@ -14,7 +14,7 @@ from forward_influence.selectors.budgets import adaptive_head_counts
 from forward_influence.selectors.information import information_needs, layer_shares
 from forward_influence.selectors.pyramidkv import Pyramid
 from forward_influence.selectors.selection import Candidates
-from forward_influence.tracing.signals import DEFAULT_TOP_K
+from forward_influence.tracing.signals.entropy import DEFAULT_TOP_K
 from forward_influence.tracing.trace import Trace
 
 #: (rule, trace, scores (layers, kv_heads, n), candidates per layer and head on average) -> counts that broadcast.

@@ -37,8 +37,9 @@ from forward_influence.models.fingerprint import mark
 from forward_influence.models.loading import Model
 from forward_influence.selectors import Selector
 from forward_influence.selectors.protection import PROTECT_FIRST
-from forward_influence.tracing.evicted_trace import Group, HeldTrace
-from forward_influence.tracing.live_recorder import LiveRecorder
+from forward_influence.tracing.evicted_trace import HeldTrace
+from forward_influence.tracing.part import Group
+from forward_influence.tracing.recorder import Recorder
 
 #: Model -> its mark when it was examined, and what was found.
 _anatomies: WeakKeyDictionary[PreTrainedModel, tuple[str, Anatomy]] = WeakKeyDictionary()
@@ -102,8 +103,8 @@ class _Session:
         self.model, self.compressor, self.cache = model, compressor, cache
         self.layers, self.heads = cache.full_layers(), anatomy.kv_heads
         needs = compressor.needs
-        self.rotation = Rotation(model, span or 1) if needs.query_moments else None
-        self.recorder = LiveRecorder(anatomy, cache, needs, self.rotation)
+        self.rotation = Rotation(model, span or 1) if needs.rotation else None
+        self.recorder = Recorder(anatomy, cache, needs, model.device, self.rotation)
         self.prompt = 0
         self._events: list[Event] = []
         self._remarks: dict[str, None] = {}
@@ -294,7 +295,7 @@ def compress(
             session.rotation.attach()
             stack.callback(session.rotation.detach)
             session.rotation.verify(plain, torch.zeros(1, dtype=torch.int64, device=plain.device), session.layers)
-        watched = anatomy.decoder_layers if compressor.needs.representation_change else {}
+        watched = anatomy.decoder_layers if compressor.needs.hidden else {}
         instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache, span=span))
         stack.enter_context(guarded(plain))
         Passes(plain, cache, session, span).attach(instrument, stack)

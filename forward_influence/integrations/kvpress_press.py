@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, QuantizedCache
 
 from forward_influence.errors import UsageError
+from forward_influence.selectors.information import infokv, information_of
 from forward_influence.selectors.kvpress_rule import load_kvpress, rotary_embeddings_restored
 from forward_influence.selectors.window import POOLINGS, REDUCTIONS, pooled, reduced
-from forward_influence.tracing.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW
+from forward_influence.tracing.signals.entropy import ALIGNMENTS, DEFAULT_TOP_K, of_own_token
+from forward_influence.tracing.signals.representation_change import change_of
+from forward_influence.tracing.signals.window import DEFAULT_WINDOW
 from forward_influence.utils.numerics import at_least_float32, entropy
 
 _kvpress = load_kvpress()
@@ -123,21 +126,19 @@ class _Reading:
         if not self._attention:
             return
         press, window = self.press, self.press.window_size
-        last = at_least_float32(self._outputs[max(self._outputs)])
+        last = self._outputs[max(self._outputs)]
         head: Any = self.model.get_output_embeddings()
         states = output.last_hidden_state[0]
         entropies = torch.cat(
             [entropy(_logits(self.model, head, rows), press.top_k) for rows in states.split(_HEAD_ROWS)]
         )
-        if press.alignment == "own":  # of the distribution that predicted each token; none predicts the first
-            entropies = torch.cat([entropies.new_zeros(1), entropies[:-1]])
-        for layer, attended in self._attention.items():
-            change = 1 - F.cosine_similarity(at_least_float32(self._outputs[layer]), last, dim=-1)
-            if layer == max(self._outputs):
-                change = torch.zeros_like(change)
-            information = ((change + press.tau) * entropies)[:-window].softmax(-1)
-            share = attended.double() / attended.double().sum(-1, keepdim=True)
-            scores = press.alpha * share + (1 - press.alpha) * information
+        if press.alignment == "own":
+            entropies = of_own_token(entropies)
+        layers = tuple(self._attention)
+        changes = change_of([self._outputs[layer] for layer in layers], last, layers, max(self._outputs))
+        for (layer, attended), change in zip(self._attention.items(), changes, strict=True):
+            found = information_of(change, entropies, press.tau)[:-window]
+            scores = infokv(attended, found, torch.ones_like(found, dtype=torch.bool), press.alpha)
             press.scores[layer] = F.pad(scores, (0, window), value=float(scores.max()) + 1)
             if press.compression_ratio > 0:
                 _compress(output.past_key_values, layer, press.scores[layer], press.compression_ratio)

@@ -15,6 +15,7 @@ from forward_influence.influence.direct import sampled_positions
 from forward_influence.measurement.request import Request
 from forward_influence.selectors import Selector
 from forward_influence.selectors.selection import Budget, Selection
+from forward_influence.tracing.signals.gradients import closing_zones, fisher_zones, label_samples
 from forward_influence.utils.distances import zones
 
 #: How many positions the controls cover: enough to see a floor and an effect, cheap beside a condition. In 16 bits the
@@ -153,8 +154,9 @@ def document_tokens(request: Request, full_layers: Sequence[int] = (), itemsize:
 def gradient_tokens(request: Request) -> int:
     """Tokens of the backward passes that rules need which look ahead."""
     needs, ends, m = request.needs, zones(request.continuation), request.continuation
-    fisher = m + sum(ends[zone][1] for zone in needs.zones) * needs.gradients if needs.zones else 0
-    closing = 2 * m + sum(ends[zone][1] for zone in needs.closing) if needs.closing else 0
+    sampled, closed = fisher_zones(needs), closing_zones(needs)
+    fisher = m + sum(ends[zone][1] for zone in sampled) * label_samples(needs) if sampled else 0
+    closing = 2 * m + sum(ends[zone][1] for zone in closed) if closed else 0
     return fisher + closing
 
 

@@ -31,14 +31,15 @@ from forward_influence.attribution.gate_gradients import DEFAULT_CHUNK as GRADIE
 from forward_influence.attribution.gate_gradients import WAITING_BYTES
 from forward_influence.errors import UsageError
 from forward_influence.influence.ablation import HIDDEN_BYTES
-from forward_influence.instrument.attention import SCORE_ELEMENTS
 from forward_influence.instrument.lm_head import head_block
 from forward_influence.models.sizes import Sizes
+from forward_influence.tracing.needs import Needs
+from forward_influence.tracing.signals.base import entries
+from forward_influence.tracing.signals.gradients import backward_passes
 from forward_influence.utils.memory import in_words, parse_bytes
 
 if TYPE_CHECKING:
     from forward_influence.measurement.request import Request
-    from forward_influence.tracing.signals import Needs
 
 #: Of what is free, so much is taken when nothing else is asked for.
 DEFAULT_SHARE = 0.8
@@ -91,8 +92,6 @@ def peak(
         needs: what the rules read of the context.
         verify: whether a condition is checked against a masked full pass.
     """
-    from forward_influence.tracing.signals import Needs
-
     needs = needs or Needs()
     one = continuation * sizes.hidden * sizes.itemsize
     group = min(conditions, max(1, HIDDEN_BYTES // max(1, one)))
@@ -102,17 +101,18 @@ def peak(
     rows = head_block(sizes.vocabulary, sizes.wide, accelerated=sizes.accelerated)
     compared, row = min(rows, continuation), sizes.vocabulary * sizes.wide
     own = sizes.cache_bytes(continuation)
-    entries = (sizes.layers - len(sizes.windows)) * sizes.kv_heads * context
     before, after = min(chunk, context), min(chunk, continuation)
+    costs = [signal.cost(sizes, context, before, number) for signal, number in needs.asked]
     return Peak(
         context_cache=sizes.cache_bytes(context),
-        signals=_signals(sizes, context, entries, needs),
+        signals=sum(cost.kept for cost in costs),
         hidden_states=one * (1 + group) + controls,
         own_entries=own if direct else 0,
         recording=_body(sizes, before, context)
-        + _recording(sizes, context, before, needs, rows * row)
+        + sum(cost.recording for cost in costs)
+        + (2 * rows * row if needs.head else 0)
         + (_gradients(sizes, context + continuation, own, needs) if needs.looks_ahead else 0),
-        choosing=_CHOOSING * entries + 3 * sizes.query_heads * min(needs.window, context) * context * sizes.wide,
+        choosing=_CHOOSING * entries(sizes, context) + sum(cost.choosing for cost in costs),
         continuation=sizes.cache_bytes(context + continuation)
         + _body(sizes, after, context + continuation + (after if direct else 0)),
         # on an accelerator the divergence works on whole blocks, on a processor on a few rows
@@ -134,31 +134,9 @@ def _body(sizes: Sizes, chunk: int, keys: int) -> int:
     return chunk * (2 * sizes.intermediate + 8 * sizes.hidden) * sizes.itemsize + chunk * keys * (1 + sizes.itemsize)
 
 
-def _signals(sizes: Sizes, context: int, entries: int, needs: Needs) -> int:
-    """What is recorded and kept."""
-    queries = sizes.layers * sizes.query_heads * sizes.head_size * min(needs.window, context) * sizes.itemsize
-    accumulated = entries * sizes.wide if needs.accumulated_attention else 0
-    moments = sizes.layers * sizes.query_heads * sizes.head_size**2 * 8 if needs.query_moments else 0
-    return queries + accumulated + moments + _passes(needs) * entries * sizes.wide
-
-
-def _recording(sizes: Sizes, context: int, chunk: int, needs: Needs, block: int) -> int:
-    """What recording takes meanwhile, the body apart."""
-    states = sizes.layers * chunk * sizes.hidden * sizes.itemsize if needs.representation_change else 0
-    logits = min(SCORE_ELEMENTS, sizes.query_heads * chunk * context)
-    received = 2 * logits * sizes.wide if needs.accumulated_attention else 0
-    doubled = 2 * sizes.query_heads * chunk * sizes.head_size * 8 if needs.query_moments else 0
-    return states + received + doubled + (2 * block if needs.head else 0)
-
-
-def _passes(needs: Needs) -> int:
-    """Backward passes over the continuation for rules that look ahead."""
-    return needs.gradients * len(needs.zones) + len(needs.closing)
-
-
 def _gradients(sizes: Sizes, span: int, own: int, needs: Needs) -> int:
     """Backward passes: the full run's keys and values, what waits at them, and one chunk's graph through all layers."""
-    waiting = min(_passes(needs) * own, max(own, WAITING_BYTES))
+    waiting = min(backward_passes(needs) * own, max(own, WAITING_BYTES))
     chunk = min(GRADIENT_CHUNK, span)
     per_layer = chunk * (4 * sizes.intermediate + 20 * sizes.hidden) * sizes.itemsize
     # keys and values of everything are put together, and take gradients, in every layer

@@ -12,7 +12,7 @@ from forward_influence.selectors.base import remarks_of
 from forward_influence.selectors.protection import PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selectors.registry import own_sources
 from forward_influence.selectors.selection import MODES, Budget, Candidates
-from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.needs import Needs
 
 if TYPE_CHECKING:
     from forward_influence.compression.contenders import Contender

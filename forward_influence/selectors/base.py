@@ -14,7 +14,7 @@ from forward_influence.errors import UsageError
 from forward_influence.selectors.budgets import adaptive_head_counts
 from forward_influence.selectors.places import guarded, refusal
 from forward_influence.selectors.selection import Candidates, Selection, protected_mask, top
-from forward_influence.tracing.signals import Needs
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 

@@ -13,7 +13,8 @@ from forward_influence.selectors.base import Selector, at_grain
 from forward_influence.selectors.budgets import apportion
 from forward_influence.selectors.registry import selector
 from forward_influence.selectors.window import check_window, window_attention
-from forward_influence.tracing.signals import ALIGNMENTS, DEFAULT_TOP_K, DEFAULT_WINDOW, entropy_need
+from forward_influence.tracing.signals.entropy import ALIGNMENTS, DEFAULT_TOP_K, entropy_need
+from forward_influence.tracing.signals.window import DEFAULT_WINDOW
 from forward_influence.tracing.trace import Trace
 
 LAYERS = ("equal", "adaptive")
@@ -140,9 +141,7 @@ class InfoKV(Selector):
         """
         attention = window_attention(trace, self.window, self.kernel, self.pooling, self.group)
         found = information(trace, self.tau, self.top_k, self.alignment)
-        share = found.masked_fill(~trace.candidates, float("-inf")).softmax(-1)
-        attended = normalised(at_grain(attention, self.per), trace)
-        return self.alpha * attended + (1 - self.alpha) * at_grain(share, self.per)
+        return infokv(attention, found, trace.candidates, self.alpha, self.per)
 
     def counts(self, trace: Trace, scores: Tensor, number: int) -> int | Tensor:
         """`number` everywhere, or divided between layers by their information."""
@@ -152,12 +151,25 @@ class InfoKV(Selector):
         return torch.tensor(shares, device=scores.device)[:, None]
 
 
-def normalised(scores: Tensor, trace: Trace) -> Tensor:
+def infokv(attention: Tensor, found: Tensor, candidates: Tensor, alpha: float, per: str = "entry") -> Tensor:
+    """S = alpha * A + (1 - alpha) * softmax(E), both terms summing to 1 over the candidates: the rule and the press.
+
+    Args:
+        attention: (..., kv_heads, tokens), not negative.
+        found: information E, broadcastable to that.
+        candidates: (tokens,) bool.
+        per: the grain that both terms are averaged to, attention before it is normalised.
+    """
+    share = found.masked_fill(~candidates, float("-inf")).softmax(-1)
+    return alpha * normalised(at_grain(attention, per), candidates) + (1 - alpha) * at_grain(share, per)
+
+
+def normalised(scores: Tensor, candidates: Tensor) -> Tensor:
     """Scores that are not negative, divided so that they sum to 1 over the candidates; 0 elsewhere.
 
     In float64, where scores that differ in float32 still differ after the division.
     """
-    inside = scores.double() * trace.candidates
+    inside = scores.double() * candidates
     return inside / inside.sum(-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
 
 
@@ -169,7 +181,12 @@ def information_needs(top_k: int, alignment: str) -> frozenset[str]:
 def information(trace: Trace, tau: float, top_k: int, alignment: str = "own") -> Tensor:
     """E = (D + tau) * H, (layers, 1, tokens), or (layers, kv_heads, tokens) where heads hold different tokens."""
     change = trace.representation_change
-    return ((change if change.dim() == 3 else change[:, None]) + tau) * trace.entropy_of(top_k, alignment)
+    return information_of(change if change.dim() == 3 else change[:, None], trace.entropy_of(top_k, alignment), tau)
+
+
+def information_of(change: Tensor, entropies: Tensor, tau: float) -> Tensor:
+    """E = (D + tau) * H of representation changes D and entropies H."""
+    return (change + tau) * entropies
 
 
 def layer_shares(trace: Trace, number: int, tau: float, top_k: int, alignment: str = "own") -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from forward_influence.errors import UsageError
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
-from forward_influence.tracing.signals import CLOSING, DEFAULT_SAMPLES, GRADIENTS
+from forward_influence.tracing.signals.gradients import CLOSING, DEFAULT_SAMPLES, GRADIENTS
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.distances import ZONES
 

@@ -12,7 +12,7 @@ from forward_influence.selectors.window import (
     check_window,
     window_attention,
 )
-from forward_influence.tracing.signals import DEFAULT_WINDOW
+from forward_influence.tracing.signals.window import DEFAULT_WINDOW
 from forward_influence.tracing.trace import Trace
 
 

@@ -1,7 +1,11 @@
-"""Record one pass over a context, chunk by chunk: memory grows neither with context squared nor layers x hidden."""
+"""Record what rules declare while a sequence runs through an instrumented model: a whole context, or a generation.
+
+A context goes through chunk by chunk, so that memory grows neither with context squared nor layers x hidden.
+"""
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 
 import torch
@@ -11,147 +15,173 @@ from transformers import PreTrainedModel
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.architecture import Anatomy
-from forward_influence.instrument.attention import Geometry, ReceivedAttention, causal_tail
-from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.attention import Geometry, causal_tail
+from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
 from forward_influence.instrument.forward import forward_hidden
 from forward_influence.instrument.instrument import Instrument
-from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
 from forward_influence.instrument.rotary import Rotation
 from forward_influence.models.token_ids import checked_tokens, require_known
-from forward_influence.tracing.signals import Needs
-from forward_influence.tracing.trace import Moments, Trace
-from forward_influence.utils.numerics import at_least_float32, entropy
+from forward_influence.tracing.columns import TokenColumns
+from forward_influence.tracing.evicted_trace import HeldTrace
+from forward_influence.tracing.logits import Blocks, of_chunks, of_passes
+from forward_influence.tracing.needs import Needs
+from forward_influence.tracing.part import Group, Part
+from forward_influence.tracing.signals.base import Attended, Logits, Recording, Setting
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 
-_FIRST_MOMENT_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
+_TOKEN = "token id"  # a column beside those of signals, whose names hold no blank
 
 
-class ContextRecorder:
-    """Collects what `needs` names while a context runs through an instrumented model."""
+class Recorder:
+    """Sees every forward pass, chunks of a context, whole prompts and single tokens alike.
 
-    def __init__(self, anatomy: Anatomy, layers: tuple[int, ...], n: int, needs: Needs, device: torch.device) -> None:
-        self._needs, self._n = needs, n
-        self._row = {layer: i for i, layer in enumerate(layers)}
-        self._last_layer = anatomy.layers - 1
-        self.queries: dict[int, Tensor] = {}
+    Args:
+        anatomy: of the model.
+        cache: what the sequence's keys and values are in; what is recorded of entries stays in step with it.
+        needs: what the rules read.
+        device: where values are wanted.
+        rotation: where `needs` asks for it, the model's rotary embedding, attached.
+        logits: how logits are had, see `logits`; by default those of a generation.
+
+    Attributes:
+        layers: the full-attention layers.
+        seen: tokens that went through.
+        on: whether anything is recorded; off once nothing will be compressed any more.
+        geometry: layer -> what its attention logits depend on beside queries and keys.
+        biased: whether the model adds a position bias to its attention.
+        recordings: signal by key.
+        columns: numbers per token.
+        head_seconds: time in head passes and signals made of logits.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        cache: SelectiveCache,
+        needs: Needs,
+        device: torch.device,
+        rotation: Rotation | None = None,
+        logits: Blocks | None = None,
+    ) -> None:
+        self._anatomy, self._cache, self._needs, self._rotation = anatomy, cache, needs, rotation
+        self._logits = logits or of_passes(anatomy.head)
+        self.layers = cache.full_layers()
+        self.seen = 0
+        self.on = True
         self.geometry: dict[int, Geometry] = {}
         self.biased = False
-        self.device = device
-        self._accumulated: dict[int, Tensor] = {}
-        self._received = ReceivedAttention()
-        self._sums: dict[int, list[Tensor]] = {}
-        self._chunk_hidden: dict[int, Tensor] = {}
-        self._change: list[Tensor] = []
-        self._tokens_before = 0
-        self.rotation: Rotation | None = None
+        self.columns = TokenColumns()
+        self.head_seconds = 0.0
+        self._outputs: dict[int, Tensor] = {}
+        setting = Setting(anatomy, self.layers, device, self.columns, rotation)
+        self.recordings: dict[str, Recording] = {}
+        for signal, number in needs.asked:
+            if (recording := signal.recording(number, setting)) is not None:
+                self.recordings[signal.key(number)] = recording
 
     def attention(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry, biased: bool) -> None:
-        """Keep the window's queries; add up attention and query moments where asked."""
-        self.geometry[layer] = geometry
-        self.biased |= biased
-        if layer not in self._row:
+        """Queries (1, query_heads, q, d) and all keys of a layer."""
+        if not self.on:
             return
-        if self._needs.window:
-            before = self.queries.get(layer)
-            joined = query[0] if before is None else torch.cat([before, query[0]], dim=1)
-            self.queries[layer] = joined[:, -self._needs.window :].clone()
-        if self._needs.accumulated_attention:
-            self._accumulate(layer, query[0], key[0], geometry)
-        if self._needs.query_moments:
-            self._add_moments(layer, query[0])
+        self.biased |= biased
+        if layer not in self.layers:
+            return
+        self.geometry[layer] = geometry
+        attended = Attended(
+            layer, query[0], key[0], geometry, self.seen, lambda: self._visible(layer, query.shape[2], key.shape[2])
+        )
+        for recording in self.recordings.values():
+            recording.attention(attended)
+
+    def _visible(self, layer: int, length: int, held: int) -> Tensor:
+        stored = self._cache.layers[layer]
+        assert isinstance(stored, SelectiveLayer)
+        visible = causal_tail(length, held, stored.device)[None]
+        if stored.holes is None:
+            return visible
+        return visible & ~F.pad(stored.holes, (0, held - stored.holes.shape[1]))[:, None]
 
     def hidden(self, layer: int, states: Tensor) -> None:
-        """Compare each layer's output with the last one's, a chunk at a time."""
-        if not self._needs.representation_change:
+        """A layer's output (1, q, hidden); all go on together when the last one's is there."""
+        if not self.on or not self._needs.hidden:
             return
-        if layer in self._row:
-            self._chunk_hidden[layer] = states[0]
-        if layer == self._last_layer:
-            last = at_least_float32(states[0])
-            rows = [
-                torch.zeros_like(last[:, 0])
-                if index == self._last_layer
-                else 1 - F.cosine_similarity(at_least_float32(self._chunk_hidden[index]).to(last.device), last, dim=-1)
-                for index in self._row
-            ]
-            self._change.append(torch.stack(rows))
-            self._chunk_hidden.clear()
+        if layer in self.layers:
+            self._outputs[layer] = states[0]
+        if layer == self._anatomy.layers - 1:
+            outputs = [self._outputs[i] for i in self.layers]
+            for recording in self.recordings.values():
+                recording.hidden(outputs, states[0])
+            self._outputs.clear()
 
-    def after_chunk(self, length: int) -> None:
-        """The chunk of `length` tokens is through."""
-        self._tokens_before += length
+    def after_pass(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None = None) -> None:
+        """A pass over tokens (q,) is through: hidden (q, hidden) are its last hidden states.
 
-    def _accumulate(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry) -> None:
-        total = self._accumulated.setdefault(
-            layer, torch.zeros(key.shape[0], self._n, dtype=at_least_float32(key).dtype, device=key.device)
+        Args:
+            tokens: None where the model was given embeddings.
+            logits: (q, vocabulary) where the model computed them anyway.
+        """
+        length = hidden.shape[0]
+        if self.on:
+            self.columns.add(_TOKEN, torch.full((length,), -1, device=hidden.device) if tokens is None else tokens)
+            for recording in self.recordings.values():
+                recording.passed(tokens, hidden)
+        if self.on and self._needs.head:
+            begun = time.perf_counter()
+            done = 0
+            for rows in self._logits(hidden, logits):
+                block = Logits(rows, None if tokens is None else tokens[done : done + len(rows)])
+                for recording in self.recordings.values():
+                    recording.logits(block)
+                done += len(rows)
+            self.head_seconds += time.perf_counter() - begun
+        self.seen += length
+
+    def evict(self, layer: int, index: Tensor, holes: Tensor | None) -> None:
+        """The cache's layer keeps the entries at `index` (kv_heads, kept)."""
+        for recording in self.recordings.values():
+            recording.evict(layer, index, holes)
+
+    def prune(self, positions: list[Tensor]) -> None:
+        """Forget what is recorded of tokens that no layer and head holds; `positions` are those held, per layer."""
+        self.columns.prune(positions, self.seen)
+
+    def stop(self) -> None:
+        """Nothing will be compressed any more: record nothing, hold nothing."""
+        self.on = False
+        self.recordings.clear()
+        self._outputs.clear()
+        self.columns = TokenColumns()
+
+    def trace(self, group: Group, positions: Tensor, evicted: bool, skip: int = 0) -> HeldTrace:
+        """What the layers and heads of a group hold, for rules to score.
+
+        Args:
+            positions: (layers, kv_heads, n) of the group.
+            evicted: whether any token is held no more.
+            skip: leave out so many entries in front.
+        """
+        anatomy, positions = self._anatomy, positions[..., skip:]
+        share = anatomy.query_heads // anatomy.kv_heads
+        part = Part(group, positions, self.seen, evicted or skip > 0, anatomy.kv_heads, share)
+        layers = tuple(self.layers[row] for row in group.rows)
+        tokens = self.columns.column(_TOKEN)
+        assert tokens is not None
+        return HeldTrace(
+            tokens=self.columns.at(_TOKEN, positions, group.rows, self.seen) if part.evicted else tokens,
+            layers=layers,
+            query_heads=len(part.query_heads),
+            kv_heads=len(group.heads),
+            first=0,
+            last=part.n,
+            cache=self._cache,
+            geometry=[part.geometry(self.geometry[i]) for i in layers if i in self.geometry],
+            position_biased=self.biased,
+            rotation=self._rotation,
+            needs=self._needs,
+            part=part,
+            recordings=self.recordings,
         )
-        visible = causal_tail(query.shape[1], key.shape[1], key.device)[None]
-        total[:, : key.shape[1]] += self._received.of(query, key, geometry, visible)
-
-    def _add_moments(self, layer: int, query: Tensor) -> None:
-        if self.rotation is None:
-            raise UsageError("queries before the rotary embedding are needed, but this model shows no rotary embedding")
-        plain = self.rotation.undo(layer, at_least_float32(query))[
-            :, max(0, _FIRST_MOMENT_TOKEN - self._tokens_before) :
-        ]
-        plain = plain.double()
-        sums = self._sums.setdefault(layer, [])
-        parts = [torch.tensor(float(plain.shape[1])), plain.sum(1), plain.transpose(1, 2) @ plain]
-        self._sums[layer] = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
-
-    def moments(self) -> list[Moments]:
-        """Mean and covariance per recorded layer."""
-        result = []
-        for layer in self._row:
-            count, total, squares = self._sums[layer]
-            mean = total / count
-            covariance = squares / count - mean[:, :, None] * mean[:, None, :]
-            result.append(Moments(mean.to(self.device), covariance.to(self.device)))
-        return result
-
-    def accumulated(self) -> Tensor:
-        """(L, H, n)."""
-        device = next(iter(self._accumulated.values())).device
-        return torch.stack([self._accumulated[layer].to(device) for layer in self._row])
-
-    def change(self) -> Tensor:
-        """(L, n)."""
-        return torch.cat(self._change, dim=1)
-
-
-class _HeadSignals:
-    """Entropy and surprisal of the context from its last hidden states, block by block."""
-
-    def __init__(self, head: Head, tokens: Tensor, needs: Needs) -> None:
-        self._head, self._tokens, self._needs = head, tokens, needs
-        self._buffers: HeadBuffers | None = None
-        # of the distributions given at each token, from which both alignments come
-        self._entropy: dict[int, list[Tensor]] = {k: [] for k in sorted(needs.entropy | needs.next_entropy)}
-        self.surprisal: list[Tensor] = []
-        self._done = 0
-
-    def add(self, hidden: Tensor) -> None:
-        """Take in the (rows, hidden) of the next tokens."""
-        if self._buffers is None:
-            self._buffers = HeadBuffers(self._head, hidden, head_rows(self._head, hidden), blocks=1)
-        for rows in hidden.split(self._buffers.rows):
-            logits = self._buffers.logits(0, rows)
-            for top_k, parts in self._entropy.items():
-                parts.append(entropy(logits, top_k))
-            if self._needs.surprisal:
-                following = self._tokens[self._done + 1 : self._done + 1 + len(rows)].to(logits.device)
-                log_p = logits[: len(following)].log_softmax(-1)
-                self.surprisal.append(-log_p.gather(-1, following[:, None])[:, 0])
-            self._done += len(rows)
-
-    def next_entropy(self) -> dict[int, Tensor]:
-        """top_k -> (n,), uncertainty about what comes after each token."""
-        return {k: torch.cat(parts) for k, parts in self._entropy.items() if k in self._needs.next_entropy}
-
-    def own_entropy(self) -> dict[int, Tensor]:
-        """top_k -> (n,), uncertainty about each token itself; 0 for the first, which nothing predicts."""
-        wanted = {k: torch.cat(parts) for k, parts in self._entropy.items() if k in self._needs.entropy}
-        return {k: torch.cat([given.new_zeros(1), given[:-1]]) for k, given in wanted.items()}
 
 
 def ready_rotation(model: PreTrainedModel, token: Tensor, layers: tuple[int, ...], length: int) -> Rotation:
@@ -214,12 +244,9 @@ def record(
         shortest = min(w for w in anatomy.windows if w is not None)
         raise UsageError(f"every layer has a sliding window of {shortest} or so; nothing can be ablated at this length")
     cache = SelectiveCache(model.model.config, span=span or n, room=n)
-    recorder = ContextRecorder(anatomy, layers, n, needs, model.device)
-    signals = _HeadSignals(anatomy.head, tokens, needs)
-    watched = anatomy.decoder_layers if needs.representation_change else {}
-    moves = needs.query_moments or rotation
-    rotary = ready_rotation(model.model, tokens[:1], layers, span or n) if moves else None
-    recorder.rotation = rotary
+    rotary = ready_rotation(model.model, tokens[:1], layers, span or n) if needs.rotation or rotation else None
+    recorder = Recorder(anatomy, cache, needs, model.device, rotary, of_chunks(anatomy.head))
+    watched = anatomy.decoder_layers if needs.hidden else {}
     hidden = tokens.new_empty(0)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -229,34 +256,30 @@ def record(
         instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache, span=span or n))
         for part in tokens.split(chunk):
             hidden = forward_hidden(model.model, part, instrument)
-            recorder.after_chunk(len(part))
-            if needs.head:
-                signals.add(hidden)
+            recorder.after_pass(part, hidden)
             progress.advance(len(part), "context")
-        trace = Trace(
+        share = anatomy.query_heads // anatomy.kv_heads
+        whole = Part.whole(len(layers), anatomy.kv_heads, share, n, model.device)
+        return Trace(
             tokens=tokens,
             layers=layers,
-            model_layers=anatomy.layers,
             query_heads=anatomy.query_heads,
             kv_heads=anatomy.kv_heads,
             first=first,
             last=n if last is None else last,
             cache=cache,
             last_hidden=hidden[-1],
-            window_queries=[recorder.queries[i] for i in layers] if needs.window else [],
             geometry=[recorder.geometry[i] for i in layers],
             position_biased=recorder.biased,
-            # signals on one device, whatever devices a model is spread over
-            _entropy={k: values.to(model.device) for k, values in signals.own_entropy().items()},
-            _next_entropy={k: values.to(model.device) for k, values in signals.next_entropy().items()},
-            _representation_change=recorder.change().to(model.device) if needs.representation_change else None,
-            _accumulated_attention=recorder.accumulated().to(model.device) if needs.accumulated_attention else None,
-            _query_moments=recorder.moments() if needs.query_moments else None,
             rotation=rotary,
             span=span or n,
-            _model=model.model if needs.model else None,
+            needs=needs,
+            recorded={key: recording.value(whole) for key, recording in recorder.recordings.items()}
+            | ready_signals(needs, model.model),
         )
-        if needs.surprisal:
-            rest = torch.cat(signals.surprisal).to(model.device)
-            trace._surprisal = torch.cat([rest.new_zeros(1), rest])
-    return trace
+
+
+def ready_signals(needs: Needs, model: PreTrainedModel) -> dict[str, object]:
+    """What needs name and no pass has to record, by key."""
+    found = {signal.key(number): signal.ready(model) for signal, number in needs.asked}
+    return {key: value for key, value in found.items() if value is not None}

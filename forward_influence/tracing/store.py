@@ -26,9 +26,10 @@ from transformers.cache_utils import DynamicCache
 
 from forward_influence.instrument.attention import Geometry
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
-from forward_influence.tracing.recorder import ready_rotation
-from forward_influence.tracing.signals import Needs
-from forward_influence.tracing.trace import Moments, Trace
+from forward_influence.tracing.needs import Needs
+from forward_influence.tracing.recorder import ready_rotation, ready_signals
+from forward_influence.tracing.signals import known
+from forward_influence.tracing.trace import Trace
 from forward_influence.utils.files import remove_unfinished, sha256, writing_whole
 from forward_influence.utils.numerics import raw_bytes
 from forward_influence.utils.versions import library_versions
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from forward_influence.models.loading import Model
 
 DEFAULT_LIMIT = 4 * 10**9
-_FORMAT = 2  # 2: entropy is of its own token
+_FORMAT = 3  # 2: entropy is of its own token; 3: signals by their keys
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,18 @@ def packed(trace: Trace) -> Tensors:
         assert layer.keys is not None and layer.values is not None
         tensors |= {f"keys/{i}": layer.keys, f"values/{i}": layer.values}
         layers.append({k: v for k, v in vars(layer).items() if isinstance(v, bool | int) and not k.startswith("_")})
-    tensors |= {f"queries/{i}": queries for i, queries in enumerate(trace.window_queries)}
     tensors |= {f"sinks/{i}": g.sinks for i, g in enumerate(trace.geometry) if g.sinks is not None}
-    tensors |= {f"entropy/{top_k}": entropy for top_k, entropy in trace._entropy.items()}
-    tensors |= {f"next_entropy/{top_k}": entropy for top_k, entropy in trace._next_entropy.items()}
-    named = {
-        "surprisal": trace._surprisal,
-        "representation_change": trace._representation_change,
-        "accumulated_attention": trace._accumulated_attention,
-        "last_hidden": trace.last_hidden,
-    }
-    tensors |= {name: tensor for name, tensor in named.items() if tensor is not None}
-    for i, moments in enumerate(trace._query_moments or ()):
-        tensors |= {f"mean/{i}": moments.mean, f"covariance/{i}": moments.covariance}
+    if trace.last_hidden is not None:
+        tensors["last_hidden"] = trace.last_hidden
+    signals: dict[str, str] = {}
+    for signal, number in trace.needs.asked:
+        key = signal.key(number)
+        if signal.kept and signal.origin is not None and key in trace.recorded:
+            signals[signal.need(number)] = signal.origin
+            tensors |= {f"signals/{key}/{name}": t for name, t in signal.packed(trace.recorded[key]).items()}
     values = {
         "layers": layers,
+        "signals": signals,
         "ablatable": list(trace.layers),
         "geometry": [[g.scaling, g.softcap] for g in trace.geometry],
         "biased": trace.position_biased,
@@ -185,55 +183,48 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
     """
     tensors, values = entry.tensors, entry.values
     layers = tuple(values["ablatable"])
-    found = range(len(layers))
-    window = tensors["queries/0"].shape[1] if "queries/0" in tensors else 0
     n = int(tensors["tokens"].shape[0])
-    lacking = [
-        min(needs.window, n) > window,
-        any(f"entropy/{top_k}" not in tensors for top_k in needs.entropy),
-        any(f"next_entropy/{top_k}" not in tensors for top_k in needs.next_entropy),
-        needs.surprisal and "surprisal" not in tensors,
-        needs.representation_change and "representation_change" not in tensors,
-        needs.accumulated_attention and "accumulated_attention" not in tensors,
-        needs.query_moments and "mean/0" not in tensors,
-    ]
-    if any(lacking):
+    wanted = [(signal, number) for signal, number in needs.asked if signal.kept]
+    kept = Needs(frozenset(need for need, origin in values["signals"].items() if _is_current(need, origin)))
+    if not all(signal.serves(number, kept.numbers(signal.name), n) for signal, number in wanted):
         return None
     rotary = None
-    if needs.query_moments or rotation:
+    if needs.rotation or rotation:
         rotary = ready_rotation(model.model, tensors["tokens"][:1], layers, values["span"] or n)
     return Trace(
         tokens=tensors["tokens"],
         layers=layers,
-        model_layers=model.anatomy.layers,
         query_heads=values["query_heads"],
         kv_heads=values["kv_heads"],
         first=first,
         last=last,
         cache=_cache(entry, model),
         last_hidden=tensors.get("last_hidden"),
-        window_queries=[tensors[f"queries/{i}"] for i in found] if window else [],
         geometry=[
             Geometry(scaling, softcap, tensors.get(f"sinks/{i}"))
             for i, (scaling, softcap) in enumerate(values["geometry"])
         ],
         position_biased=values["biased"],
-        _entropy=_by_top_k(tensors, "entropy/"),
-        _next_entropy=_by_top_k(tensors, "next_entropy/"),
-        _surprisal=tensors.get("surprisal"),
-        _representation_change=tensors.get("representation_change"),
-        _accumulated_attention=tensors.get("accumulated_attention"),
-        _query_moments=[Moments(tensors[f"mean/{i}"], tensors[f"covariance/{i}"]) for i in found]
-        if "mean/0" in tensors
-        else None,
         rotation=rotary,
-        _model=model.model if needs.model else None,
         span=values["span"],
+        needs=Needs.merge(kept.texts | needs.texts),
+        recorded={
+            signal.key(number): signal.unpacked(_under(tensors, signal.key(number))) for signal, number in kept.asked
+        }
+        | ready_signals(needs, model.model),
     )
 
 
-def _by_top_k(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
-    return {int(name.removeprefix(prefix)): t for name, t in tensors.items() if name.startswith(prefix)}
+def _is_current(need: str, origin: str) -> bool:
+    """Whether a signal that was kept is known here, and is what it was."""
+    signal = known().get(need.partition(":")[0])
+    return signal is not None and signal.origin == origin
+
+
+def _under(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+    """The tensors of one signal."""
+    prefix = f"signals/{key}/"
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _cache(entry: Tensors, model: Model) -> SelectiveCache:

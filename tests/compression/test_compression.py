@@ -288,10 +288,15 @@ def test_memory_of_signals_is_bounded_by_what_is_held(name):
         model.generate(prompt(), past_key_values=cache, **settings(new=81))
         recorder = cache._session.recorder
         held = {int(p) for layer in cache.layers for p in layer.positions().flatten()}
-        assert len(recorder.signals._known(recorder.seen)) == len(held)
-        assert {recorder.signals.column(n).shape[-1] for n in list(recorder.signals._columns)} == {len(held)}
-        assert all(r._store.shape[1] <= 128 for r in recorder._queries.values())
-        assert all(r.total.shape == (2, cache.layers[0].held) for r in recorder._received.values())
+        columns, recordings = recorder.columns, recorder.recordings
+        assert len(columns._known(recorder.seen)) == len(held)
+        assert {columns.column(n).shape[-1] for n in list(columns._columns)} == {len(held)}
+        assert set(recordings) == {need.removesuffix(":64") for need in cache.compressor.signals}
+        if "window" in recordings:
+            assert all(rows._store.shape[1] <= 128 for rows in recordings["window"]._last.values())
+        if "accumulated_attention" in recordings:
+            totals = recordings["accumulated_attention"].totals.values()
+            assert [total.shape for total in totals] == [(2, cache.layers[0].held)] * len(cache.layers)
 
 
 def test_published_compressors_have_names_and_a_line_each():

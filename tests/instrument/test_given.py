@@ -14,8 +14,8 @@ from forward_influence.errors import UsageError
 from forward_influence.influence.ablation import forward_influence
 from forward_influence.models.loading import resolve_spec, wrap_model
 from forward_influence.selectors.selection import Selection
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 N, M = 40, 17
 TOKENS = torch.randint(3, 97, (N + M,), generator=torch.Generator().manual_seed(5))
@@ -26,7 +26,7 @@ def measured(given):
     model = wrap_model(given)
     trace = record(model, TOKENS[:N], Needs.merge({"entropy:0"}), span=N + M, chunk=13)
     [found] = forward_influence(model, trace, TOKENS[N:], Selection(mask_of(trace.shape), trace.layers), chunk=9)
-    return found.kl, trace._entropy[0]
+    return found.kl, trace.entropy_of(0)
 
 
 def mask_of(shape):

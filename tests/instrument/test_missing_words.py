@@ -21,8 +21,8 @@ from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement.request import Request
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors.selection import Selection
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 N, M = 40, 23
 WORDS = 90  # of 97

@@ -17,8 +17,8 @@ from forward_influence.influence.rerotation import moved
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.selectors import parse_selector
 from forward_influence.selectors.selection import Selection
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import ready_rotation, record
-from forward_influence.tracing.signals import Needs
 
 N, M, FUTURE = 14, 5, 3
 KEPT = torch.tensor([0, 2, 3, 6, 7, 9, 12, 13])

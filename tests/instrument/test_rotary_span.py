@@ -23,8 +23,8 @@ from forward_influence.instrument.rotary_span import changes_with_length, depend
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.selectors import final_scores, parse_selector
 from forward_influence.selectors.selection import Selection
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import ready_rotation, record
-from forward_influence.tracing.signals import Needs
 from forward_influence.utils.tokenization import encode
 
 #: Context and span lie on either side of the border; 43 tokens, as many as a model is examined with, lie before it.

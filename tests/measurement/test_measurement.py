@@ -23,8 +23,8 @@ from forward_influence.measurement.request import Request
 from forward_influence.selectors import parse_selector, select
 from forward_influence.selectors.selection import Candidates
 from forward_influence.storage.run import SCHEMA, open_run
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
 

@@ -17,8 +17,8 @@ from forward_influence.instrument.forward import run
 from forward_influence.models.loading import load_model
 from forward_influence.selectors import parse_selector, select
 from forward_influence.selectors.selection import Selection
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 from forward_influence.utils.tokenization import text_pieces
 
 pytestmark = pytest.mark.real_model

@@ -12,8 +12,8 @@ from plain_rules import seen
 from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import discover, explained, final_scores, parse_selector, registry, select, selector
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 RULES = '''
 from __future__ import annotations

@@ -16,8 +16,8 @@ from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import chosen, discover, final_scores, parse_selector, select
 from forward_influence.selectors.information import information, layer_shares
 from forward_influence.selectors.selection import Candidates
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 
 def test_pyramid_falls_linearly_with_exact_totals():
@@ -64,7 +64,7 @@ def test_information_of_protected_tokens_takes_no_budget():
     trace = traced("llama", "infokv:layers=adaptive,window=8,tau=0.1")
     change = trace.representation_change.clone()
     change[0, :FIRST] += 1000.0
-    loud = dataclasses.replace(trace, _representation_change=change, _memo={})
+    loud = dataclasses.replace(trace, recorded=trace.recorded | {"representation_change": change}, _memo={})
     assert not torch.equal(information(loud, 0.1, 256), information(trace, 0.1, 256))
     assert layer_shares(loud, 12, 0.1, 256) == layer_shares(trace, 12, 0.1, 256)
 

@@ -10,8 +10,8 @@ from plain_rules import seen
 
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import discover, explained, parse_selector, registry, select
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHARED = ("per", "heads")

@@ -16,8 +16,8 @@ from forward_influence.measurement.selection_step import choose_all
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import Selector, explained, final_scores, parse_selector, registry, select, selector
 from forward_influence.selectors.selection import Candidates
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 
 RULES = """
 from __future__ import annotations

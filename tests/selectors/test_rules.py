@@ -12,8 +12,8 @@ from forward_influence.errors import UsageError
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import final_scores, parse_selector, select
 from forward_influence.selectors.selection import Candidates
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Trace
 
 #: Grouped queries; sliding and full layers with query norms; attention sinks with YaRN.
@@ -127,7 +127,7 @@ def test_normalising_keeps_apart_what_float32_tells_apart():
     trace = traced("llama", first=0, last=N)
     near = torch.arange(N, dtype=torch.int32) + torch.tensor(1.9).view(torch.int32)
     scores = near.view(torch.float32).expand(3, 2, N)  # neighbouring float32 numbers
-    assert (normalised(scores, trace).diff(dim=-1) > 0).all()
+    assert (normalised(scores, trace.candidates).diff(dim=-1) > 0).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

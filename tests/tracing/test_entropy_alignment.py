@@ -18,8 +18,8 @@ from forward_influence.compression.contenders import Contender, needs_of
 from forward_influence.compression.schemes import SCHEMES
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import parse_selector
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.store import packed, unpacked
 
 N, PROMPT, EVERY, FIRST, LAST, BUDGET = 72, 40, 8, 4, 6, 0.5
@@ -158,5 +158,5 @@ def test_infokv_over_entropies_of_the_wrong_token_is_another_rule():
     model, tokens = wrap_model(tiny_model("llama")), tokens_of()
     rule = parse_selector("infokv:window=8,alpha=0")
     trace = record(model, tokens, Needs.merge(rule.needs | {"next_entropy:256"}), first=FIRST, last=N - 8)
-    moved = dataclasses.replace(trace, _entropy={256: trace.entropy_of(256, "next")})
+    moved = dataclasses.replace(trace, recorded=trace.recorded | {"entropy:256": trace.entropy_of(256, "next")})
     assert not torch.allclose(rule.scores(trace), rule.scores(moved))

@@ -19,8 +19,8 @@ from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
 from forward_influence.models.loading import load_model, wrap_model
 from forward_influence.selectors import explained, final_scores, parse_selector, select
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 from forward_influence.utils.progress import Silent
 
 N = 120

@@ -17,8 +17,8 @@ from transformers import DynamicCache
 from forward_influence.models.loading import Model, load_model, wrap_model
 from forward_influence.selectors import final_scores, parse_selector, select
 from forward_influence.selectors.kvpress_rule import press_scores
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record
-from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Trace
 
 RELATIVE = 1e-5
