@@ -108,11 +108,11 @@ random selections per layer and head, dropping and keeping); {refused} are **ref
 `forward-influence measure` gives; {unbuilt} were **not tried**, because no tiny model of them could be built.
 `make models-table` writes this table anew, and `tests/instrument/test_families.py` fails where it is not current.
 
-**Rotary embeddings that depend on a sequence's length** (LongRoPE of Phi-3 and later, dynamic NTK): every pass of a run,
-in chunks or token by token, uses the factors of its whole span, context and continuation together. The tiny models above
-are short and cannot show it; `tests/instrument/test_rotary_span.py` compares with one unchunked pass on both sides of
-the length at which such models change, and at it. The command `generate` takes prompt and answer for the span;
-`fi.compress` is told (`span=tokens`), and refuses such models where it is not.
+**Rotary embeddings that depend on a sequence's length** (LongRoPE of Phi-3 and later, dynamic NTK): every pass of a
+run, in chunks or token by token, uses the factors of its whole span, context and continuation together. The tiny
+models above are short and cannot show it; `tests/instrument/test_rotary_span.py` compares with one unchunked pass on
+both sides of the length at which such models change, and at it. The command `generate` takes prompt and answer for
+the span; `fi.compress` is told (`span=tokens`), and refuses such models where it is not.
 
 | model type | class | result | remark |
 | --- | --- | --- | --- |
