@@ -16,8 +16,10 @@ import torch
 
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents
-from forward_influence.influence.ablation import measure_ablations, removal
-from forward_influence.influence.direct import sampled_positions
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.effects.direct import DIRECT
+from forward_influence.influence.measure import measure_ablations
+from forward_influence.measurement.positions import sampled_positions
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
 from forward_influence.selectors import parse_selector, select
 from forward_influence.tracing.needs import Needs
@@ -48,8 +50,8 @@ def main() -> None:
     ways = {
         "total, all positions": removal(trace, selection, "drop", m),
         "total, sampled": removal(trace, selection, "drop", m, positions=where),
-        "direct, all positions": removal(trace, selection, "drop", m, direct=True),
-        "direct, sampled": removal(trace, selection, "drop", m, positions=where, direct=True),
+        "direct, all positions": removal(trace, selection, "drop", m, effect=DIRECT),
+        "direct, sampled": removal(trace, selection, "drop", m, positions=where, effect=DIRECT),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ["full run", *ways]}
     for _ in range(options.repeats):

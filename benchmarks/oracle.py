@@ -23,7 +23,8 @@ from forward_influence.analysis.statistics.inference import paired
 from forward_influence.cli.screen import as_frame
 from forward_influence.data.cutting import prepare
 from forward_influence.data.documents import load_documents, sample_documents
-from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.measure import measure_ablations
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec

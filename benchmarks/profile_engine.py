@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-import forward_influence.influence.ablation as influence
+import forward_influence.influence.effects.total as total
+import forward_influence.influence.measure as influence
 import forward_influence.measurement.document as document
 from forward_influence.instrument.attention import F as attention_functional
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
@@ -35,7 +36,7 @@ def profile(call: Callable[[], Any], model: Any) -> dict[str, float]:
         (document, "record", "context pass, signals included"),
         (document, "choose_all", "choosing"),
         (document, "controls_of", "controls: these contain passes of their own"),
-        (influence, "continuation_hidden", "continuation passes"),
+        (total, "continuation_hidden", "continuation passes"),
         (influence, "compare_hidden", "head and divergence"),
         (SelectiveCache, "branch", "branching the cache"),
         (SelectiveLayer, "update", "  of the passes: storing keys and values"),

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from forward_influence.compression import compress
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.execution.run import measure
-    from forward_influence.influence.ablation import Influence, forward_influence
+    from forward_influence.influence.comparison import Influence
+    from forward_influence.influence.measure import forward_influence
     from forward_influence.measurement.request import Request
     from forward_influence.models.loading import Model, load_model, wrap_model
     from forward_influence.selectors import Selector, parse_selector, select, selector
@@ -46,7 +47,7 @@ _HOMES = {
     "Budget": "selectors.selection",
     "Candidates": "selectors.selection",
     "ForwardInfluenceError": "errors",
-    "Influence": "influence.ablation",
+    "Influence": "influence.comparison",
     "Model": "models.loading",
     "Needs": "tracing.needs",
     "Request": "measurement.request",
@@ -56,7 +57,7 @@ _HOMES = {
     "Trace": "tracing.trace",
     "UsageError": "errors",
     "compress": "compression",
-    "forward_influence": "influence.ablation",
+    "forward_influence": "influence.measure",
     "load_model": "models.loading",
     "measure": "execution.run",
     "open_run": "storage.run",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 #: Characters of a message: it repeats what was typed, and that can be a file by mistake.
 LONGEST_MESSAGE = 600
@@ -63,3 +63,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     close = get_close_matches(word[:200], list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def alternatives(known: Sequence[str]) -> str:
+    """What there is to choose from, in words: "a, b or c"."""
+    return known[0] if len(known) == 1 else f"{', '.join(known[:-1])} or {known[-1]}"

@@ -15,7 +15,7 @@ from float64 import Float64
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
 from forward_influence.errors import UsageError
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record

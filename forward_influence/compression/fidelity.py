@@ -6,10 +6,14 @@ is compressed again as it grows, at the same moments as in generation.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from forward_influence.compression import Compressor, Outcome, compress
+from forward_influence.influence.ablation import Ablation
+from forward_influence.influence.full_run import Continuation
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.forward import run
 from forward_influence.models.loading import Model
@@ -46,3 +50,25 @@ class CompressedRun:
                 hidden += [run(inner, part[None], cache)[0][0] for part in block.split(self.chunk)]
             self.outcome = Outcome.after(cache.stats)
         return torch.cat(hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression(Ablation):
+    """An ablation whose cache goes on changing while the continuation runs.
+
+    Attributes:
+        run: the context and the continuation over that cache.
+    """
+
+    run: CompressedRun
+
+    @property
+    def runs(self) -> int:
+        """The context is read again before the continuation."""
+        return len(self.run.context) + self.length
+
+    def hidden(self, continuation: Continuation) -> Tensor:
+        """Last hidden states at the positions that are measured, (p, hidden)."""
+        length = self.length if self.positions is None else int(self.positions[-1]) + 1
+        hidden = self.run(continuation.tokens[:length])
+        return hidden if self.positions is None else hidden[self.positions.to(hidden.device)]

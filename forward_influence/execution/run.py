@@ -14,9 +14,10 @@ import torch
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Executor, LocalExecutor, Task
-from forward_influence.measurement.conditions import check_slices, document_tokens
 from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.slices import check_slices
+from forward_influence.measurement.token_counts import document_tokens
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
 from forward_influence.storage.manifest import MANIFEST, circumstances, configuration_hash, differing_fields

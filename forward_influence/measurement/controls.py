@@ -13,10 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forward_influence.influence.ablation import Ablation, removal, shuffled
-from forward_influence.measurement.conditions import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
+from forward_influence.influence.ablation import Removal, removal, shuffled
+from forward_influence.influence.effects import Effect
 from forward_influence.selectors.selection import Candidates, Selection
 from forward_influence.tracing.trace import Trace
+
+#: How many positions the controls cover: enough to see a floor and an effect, cheap beside a condition. In 16 bits the
+#: floor is of the size of small influences and is taken off them: there it covers what conditions cover.
+NOISE_POSITIONS = 256
+POSITIVE_POSITIONS = 64
+#: Bytes of a number from which on rounding is a millionth of any influence.
+WIDE = 4
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Control:
     """A control of a document: what is ablated, and as which kind of row it is written."""
 
     kind: str
-    ablation: Ablation
+    ablation: Removal
     selection: Selection
 
     def described(self, trace: Trace) -> dict[str, Any]:
@@ -33,7 +40,7 @@ class Control:
             "selector": self.kind,
             "selected": self.selection.counts.flatten().tolist(),
             "mode": "drop",
-            "effect": "direct" if self.ablation.direct else "total",
+            "effect": self.ablation.effect.name,
             "layers": list(trace.layers),
             "heads": list(range(trace.kv_heads)),
             "distance": self.ablation.distances().tolist(),
@@ -44,7 +51,7 @@ def controls_of(
     trace: Trace,
     candidates: Candidates,
     m: int,
-    effects: Sequence[str],
+    effects: Sequence[Effect],
     *,
     segment: int = 0,
     itemsize: int = WIDE,
@@ -66,10 +73,10 @@ def controls_of(
     everything[..., candidates.first : candidates.last] = True
     all_candidates = Selection(everything, trace.layers)
     controls = []
-    for direct in (effect == "direct" for effect in effects):
-        controls.append(Control("noise_floor", shuffled(trace, length, direct=direct, positions=where), nothing))
+    for effect in effects:
+        controls.append(Control("noise_floor", shuffled(trace, length, effect=effect, positions=where), nothing))
         if not segment:
             most = min(POSITIVE_POSITIONS, m)
-            positive = removal(trace, all_candidates, "drop", most, "dropping all candidates", direct=direct)
+            positive = removal(trace, all_candidates, "drop", most, "dropping all candidates", effect=effect)
             controls.append(Control("positive_control", positive, all_candidates))
     return controls

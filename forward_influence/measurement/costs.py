@@ -9,17 +9,11 @@ import torch
 from torch import nn
 
 from forward_influence.instrument.compat import counted_twice
-from forward_influence.measurement.conditions import (
-    POSITIVE_POSITIONS,
-    document_tokens,
-    expand,
-    expand_compressors,
-    floor_runs,
-    gradient_tokens,
-    measured_positions,
-)
+from forward_influence.measurement.conditions import expand
+from forward_influence.measurement.controls import POSITIVE_POSITIONS
 from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.token_counts import document_tokens, floor_runs, gradient_tokens, measured_count
 from forward_influence.models.sizes import Sizes
 from forward_influence.utils.quiet import quiet
 
@@ -111,7 +105,7 @@ def plan(
     layers = tuple(range(sizes.layers))
     return Plan(
         documents=documents,
-        conditions=len(expand(request, "", 0, layers)) + len(expand_compressors(request, "", 0)),
+        conditions=len(expand(request, "", 0, layers)),
         tokens=documents * document_tokens(request, layers, sizes.itemsize),
         operations=documents * operations,
         model_bytes=sizes.model_bytes,
@@ -123,16 +117,13 @@ def plan(
 def document_operations(sizes: Sizes, request: Request) -> float:
     """Operations of one document: passes through the body, the head and the divergence where something is measured."""
     n, m = request.context, request.continuation
-    sampled = measured_positions(request, m, "", 0)
-    measured = m if sampled is None else len(sampled)
+    measured = measured_count(request)
     context = forward_operations(sizes, 0, n) + (head_operations(sizes, n) if request.needs.head else 0.0)
     one = context + forward_operations(sizes, n, m) + compared_operations(sizes, m)
     for condition in expand(request, "", 0, tuple(range(sizes.layers))):
-        # a direct effect runs what it measures, a total one everything before it too
-        runs = measured if condition.effect == "direct" else m
-        one += forward_operations(sizes, n, runs) + compared_operations(sizes, measured)
-    for _ in expand_compressors(request, "", 0):
-        one += context + forward_operations(sizes, n, m) + compared_operations(sizes, measured)
+        again = context if condition.reads_context else 0.0
+        runs = condition.effect.runs(m, measured)
+        one += again + forward_operations(sizes, n, runs) + compared_operations(sizes, measured)
     one += _WITH_BACKWARD * gradient_tokens(request) / max(1, m) * forward_operations(sizes, n, m)
     if request.continuation_from == "generate":
         one += forward_operations(sizes, n, m) + head_operations(sizes, m)

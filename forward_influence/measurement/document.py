@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,23 +11,19 @@ import torch
 from torch import Tensor
 
 from forward_influence.attribution.lookahead import look_ahead
-from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.influence.ablation import Ablation, Baseline, measure_ablations, removal, run_in_full
+from forward_influence.influence.full_run import Baseline, run_in_full
+from forward_influence.influence.measure import measure_ablations
 from forward_influence.influence.nonfinite import first_not_finite
-from forward_influence.measurement.conditions import (
-    CompressorCondition,
-    Condition,
-    derived_seed,
-    expand,
-    expand_compressors,
-    measured_positions,
-)
+from forward_influence.measurement.conditions import expand_compressors, expand_rules
 from forward_influence.measurement.continuation import generate_continuation
 from forward_influence.measurement.controls import controls_of
+from forward_influence.measurement.positions import measured_positions
+from forward_influence.measurement.prepared import Preparing
 from forward_influence.measurement.request import Request
-from forward_influence.measurement.rows import arrays, described, described_compressor, row_of
-from forward_influence.measurement.selection_step import Choices, choose_all
+from forward_influence.measurement.rows import arrays, described, row_of
+from forward_influence.measurement.seeds import derived_seed
+from forward_influence.measurement.selection_step import choose_all
 from forward_influence.measurement.verification import verify
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_segments
@@ -153,9 +148,9 @@ class _Segment:
         if request.needs.looks_ahead:
             trace.future = self._look_ahead(trace, continuation)
             self.clock.lap("gradients")
-        conditions = expand(request, self.document.fingerprint, self.number, trace.layers)
+        rules = expand_rules(request, self.document.fingerprint, self.number, trace.layers)
         first_row = len(measured.rows) + 1  # the segment's baseline row comes first
-        choices = choose_all(trace, conditions, request, candidates, first_row)
+        choices = choose_all(trace, rules, request, candidates, first_row)
         for text in choices.messages(self.clock.laps["context"]):
             self.progress.message(text)
         measured.timings.setdefault("rules", []).append(choices.seconds)
@@ -163,19 +158,14 @@ class _Segment:
         self.clock.lap("select")
         m = len(continuation)
         positions = measured_positions(request, m, self.document.fingerprint, self.number)
-        ablations = self._removals(trace, conditions, choices, m, positions)
-        compressed = [
-            (c, CompressedRun(self.model, c.contender.compressor, self.context, c.seed, self.chunk))
-            for c in expand_compressors(request, self.document.fingerprint, self.number)
-        ]
-        ablations += [
-            Ablation(self._label(c), None, m, positions=positions, hidden=run, before=trace.n) for c, run in compressed
-        ]
+        preparing = Preparing(self.model, trace, request, m, positions, self.document.name, self.chunk)
+        conditions = preparing.rules(rules, choices.found)
+        conditions += preparing.compressors(expand_compressors(request, self.document.fingerprint, self.number))
         controls = []
         if with_controls:
             about: dict[str, Any] = {"segment": self.number, "itemsize": self.model.dtype.itemsize}
             controls = controls_of(trace, candidates, m, request.effects, positions=positions, **about)
-        everything = [*ablations, *(c.ablation for c in controls)]
+        everything = [*(one.ablation for one in conditions), *(control.ablation for control in controls)]
         nll, influences = measure_ablations(
             self.model,
             trace,
@@ -183,7 +173,7 @@ class _Segment:
             everything,
             chunk=self.chunk,
             progress=self.progress,
-            baseline=self._baseline(trace, continuation, any(a.direct for a in everything)),
+            baseline=self._baseline(trace, continuation, any(a.replays for a in everything)),
         )
         self.clock.lap("continuation")
         base = {
@@ -193,22 +183,19 @@ class _Segment:
             "continuation": m,
         }
         measured.rows.append(row_of(base, "baseline", nll=nll.float().numpy()))
-        for condition, choice, influence in zip(conditions, choices.found, influences, strict=False):
-            row = described(condition, choice, request, positions)
+        for one, influence in zip(conditions, influences, strict=False):
+            row = described(one.condition, one.found(), positions)
             measured.rows.append(row_of(base, "condition", **row, **arrays(influence)))
-        for (compressor, run), influence in zip(compressed, influences[len(conditions) :], strict=False):
-            row = described_compressor(compressor, run, trace, positions)
-            measured.rows.append(row_of(base, "condition", **row, **arrays(influence)))
-        for control, influence in zip(controls, influences[len(ablations) :], strict=True):
+        for control, influence in zip(controls, influences[len(conditions) :], strict=True):
             measured.rows.append(row_of(base, control.kind, **control.described(trace), **arrays(influence)))
         if request.save_selections:
             self._save_tokens(trace, continuation, measured)
         if request.verify:
             whole = torch.cat([self.context, continuation.to(self.context.device)])
             seed = derived_seed(request.seed, self.document.fingerprint, self.number, "verify")
-            where = seed % len(conditions)
+            where = seed % len(rules)
             removed, influence = choices.found[where].part.removed, influences[where]
-            found = verify(self.model, whole, trace, conditions[where], removed, influence, positions)
+            found = verify(self.model, whole, trace, rules[where], removed, influence, positions)
             measured.timings.setdefault("verified", []).append(found)
             self.clock.lap("verify")
         for key, entry in self.kept.items():
@@ -285,26 +272,6 @@ class _Segment:
         if bool(torch.isfinite(found.hidden).all()):
             self.kept[key] = Tensors(tensors)
         return found
-
-    def _removals(
-        self, trace: Trace, conditions: Sequence[Condition], choices: Choices, m: int, positions: Tensor | None
-    ) -> list[Ablation]:
-        return [
-            removal(
-                trace,
-                choice.part.removed,
-                "drop",
-                m,
-                self._label(condition),
-                positions,
-                condition.effect == "direct",
-                self.request.rerotate,
-            )
-            for condition, choice in zip(conditions, choices.found, strict=True)
-        ]
-
-    def _label(self, condition: Condition | CompressorCondition) -> str:
-        return f"{self.document.name}: {condition.label}"
 
     def _look_ahead(self, trace: Trace, continuation: Tensor) -> dict[str, Tensor]:
         """Gradients of the continuation's zones, for rules that need them."""

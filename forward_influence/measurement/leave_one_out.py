@@ -20,8 +20,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence.ablation import Ablation, measure_ablations, removal, shuffled
+from forward_influence.errors import ForwardInfluenceError, UsageError, alternatives
+from forward_influence.influence.ablation import Ablation, removal, shuffled
+from forward_influence.influence.effects import DEFAULT, effect_of, names
+from forward_influence.influence.measure import measure_ablations
 from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_tokens, require_known
@@ -50,22 +52,22 @@ class MapRequest:
     Attributes:
         context, continuation: tokens.
         block: neighbouring tokens that are removed together.
-        effect: "total" or "direct".
+        effect: name of one.
         bin_width: positions of the continuation whose mean KL makes one number.
     """
 
     context: int = 128
     continuation: int = 256
     block: int = 1
-    effect: str = "total"
+    effect: str = DEFAULT
     bin_width: int = 32
 
     def __post_init__(self) -> None:
         for name in ("context", "continuation", "block", "bin_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least 1")
-        if self.effect not in ("total", "direct"):
-            raise UsageError(f"--effect {self.effect} is unknown; it is total or direct")
+        if self.effect not in names():
+            raise UsageError(f"--effect {self.effect} is unknown; it is {alternatives(names())}")
 
     @property
     def bins(self) -> list[tuple[int, int]]:
@@ -166,14 +168,14 @@ def _without(trace: Trace, first: int, last: int, label: str, request: MapReques
     mask = torch.zeros(trace.shape, dtype=torch.bool, device=trace.tokens.device)
     mask[..., first:last] = True
     selection = Selection(mask, trace.layers)
-    return removal(trace, selection, "drop", request.continuation, label, direct=request.effect == "direct")
+    return removal(trace, selection, "drop", request.continuation, label, effect=effect_of(request.effect))
 
 
 def _controls(
     model: Model, trace: Trace, continuation: Tensor, request: MapRequest, chunk: int, progress: Progress
 ) -> tuple[list[float], MapControls]:
     """The noise floor of each bin, and what the whole map's controls are."""
-    ablations = [shuffled(trace, request.continuation, direct=request.effect == "direct")]
+    ablations: list[Ablation] = [shuffled(trace, request.continuation, effect=effect_of(request.effect))]
     if trace.n > 1:  # the first stays: with no context at all there is nothing to attend to
         ablations.append(_without(trace, 1, trace.n, "dropping all tokens but the first", request))
     _, (noise, *positive) = measure_ablations(model, trace, continuation, ablations, chunk=chunk, progress=progress)

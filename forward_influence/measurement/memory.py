@@ -5,7 +5,7 @@ Kept while a document is measured (bytes of a number left out; n context, m cont
     context cache        2 L Hkv d n                  a layer with a window holds no more than that
     signals              L Hq d W + L Hkv n (8 R Z)   the window's queries; R gradient samples of Z zones, for oracles
     hidden states        (1 + group) m h              `group` conditions wait for the head, at most 512 MB of them
-    continuation's own   2 L Hkv d m                  direct effects only: the full run's keys and values
+    continuation's own   2 L Hkv d m                  for effects that replay the full run's keys and values
 
 and, one after the other, so that the peak adds the largest of them:
 
@@ -24,14 +24,18 @@ give back. Without --verify there is no term with m V, n^2 or conditions x cache
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from forward_influence.attribution.gate_gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
 from forward_influence.attribution.gate_gradients import WAITING_BYTES
 from forward_influence.errors import UsageError
-from forward_influence.influence.ablation import HIDDEN_BYTES
+from forward_influence.influence.effects import Effect
+from forward_influence.influence.effects.total import TOTAL
+from forward_influence.influence.measure import HIDDEN_BYTES
 from forward_influence.instrument.lm_head import head_block
+from forward_influence.measurement.controls import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
 from forward_influence.models.sizes import Sizes
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.signals.base import entries
@@ -80,7 +84,7 @@ def peak(
     continuation: int,
     conditions: int,
     chunk: int,
-    direct: bool = False,
+    effects: Sequence[Effect] = (TOTAL,),
     needs: Needs | None = None,
     verify: bool = False,
 ) -> Peak:
@@ -88,16 +92,16 @@ def peak(
 
     Args:
         conditions: per segment.
-        direct: whether direct effects are measured.
+        effects: that are measured.
         needs: what the rules read of the context.
         verify: whether a condition is checked against a masked full pass.
     """
     needs = needs or Needs()
     one = continuation * sizes.hidden * sizes.itemsize
     group = min(conditions, max(1, HIDDEN_BYTES // max(1, one)))
-    # noise floor and positive control, of each effect: 256 and 64 positions; in 16 bits the floor covers everything
-    floor = 256 if sizes.itemsize >= 4 else continuation
-    controls = (min(floor, continuation) + min(64, continuation)) * sizes.hidden * sizes.itemsize * (1 + direct)
+    # noise floor and positive control, of each effect; in 16 bits the floor covers everything
+    floor = NOISE_POSITIONS if sizes.itemsize >= WIDE else continuation
+    controls = min(floor, continuation) + min(POSITIVE_POSITIONS, continuation)
     rows = head_block(sizes.vocabulary, sizes.wide, accelerated=sizes.accelerated)
     compared, row = min(rows, continuation), sizes.vocabulary * sizes.wide
     own = sizes.cache_bytes(continuation)
@@ -106,15 +110,15 @@ def peak(
     return Peak(
         context_cache=sizes.cache_bytes(context),
         signals=sum(cost.kept for cost in costs),
-        hidden_states=one * (1 + group) + controls,
-        own_entries=own if direct else 0,
+        hidden_states=one * (1 + group) + controls * sizes.hidden * sizes.itemsize * len(effects),
+        own_entries=max(effect.kept_bytes(sizes, continuation) for effect in effects),
         recording=_body(sizes, before, context)
         + sum(cost.recording for cost in costs)
         + (2 * rows * row if needs.head else 0)
         + (_gradients(sizes, context + continuation, own, needs) if needs.looks_ahead else 0),
         choosing=_CHOOSING * entries(sizes, context) + sum(cost.choosing for cost in costs),
         continuation=sizes.cache_bytes(context + continuation)
-        + _body(sizes, after, context + continuation + (after if direct else 0)),
+        + _body(sizes, after, context + continuation + max(effect.extra_keys(after) for effect in effects)),
         # on an accelerator the divergence works on whole blocks, on a processor on a few rows
         head=(5 if sizes.accelerated else 3) * compared * row,
         libraries=min(_LIBRARIES, _LIBRARIES_PER_ROW * max(after, compared)),
@@ -153,11 +157,11 @@ def _verification(sizes: Sizes, span: int) -> int:
 
 def peak_of_request(sizes: Sizes, request: Request, chunk: int) -> Peak:
     """The same for a request."""
-    from forward_influence.measurement.conditions import expand, expand_compressors
+    from forward_influence.measurement.conditions import expand
 
-    conditions = len(expand(request, "", 0, tuple(range(sizes.layers)))) + len(expand_compressors(request, "", 0))
-    direct = "direct" in request.effects
-    return peak(sizes, request.context, request.continuation, conditions, chunk, direct, request.needs, request.verify)
+    conditions = len(expand(request, "", 0, tuple(range(sizes.layers))))
+    asked = request.effects, request.needs, request.verify
+    return peak(sizes, request.context, request.continuation, conditions, chunk, *asked)
 
 
 def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: int) -> int:

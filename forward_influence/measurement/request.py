@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.errors import UsageError, alternatives, did_you_mean
+from forward_influence.influence.effects import DEFAULT, TOGETHER, Effect, effects_of, names
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.selectors.base import remarks_of
 from forward_influence.selectors.protection import PROTECT_LAST, last_protected, parse_protected
@@ -17,7 +18,6 @@ from forward_influence.tracing.needs import Needs
 if TYPE_CHECKING:
     from forward_influence.compression.contenders import Contender
 
-EFFECTS = ("total", "direct", "both")
 BIN_WIDTH = 128
 CONTINUATIONS = ("text", "generate")
 FEWEST_DRAWS = 5  # of random rules within a document
@@ -66,7 +66,7 @@ class Request:
     segments: int = 1
     continuation_from: str = "text"
     mode: str = "drop"
-    effect: str = "total"
+    effect: str = DEFAULT
     protect_first: int = 4
     protect_last: int | float | str | None = None
     draws: int = FEWEST_DRAWS
@@ -93,7 +93,7 @@ class Request:
             values = (values,) if isinstance(values, str | float | int) else values
             object.__setattr__(self, name, tuple(str(v) for v in values))
         _one_of("mode", self.mode, MODES)
-        _one_of("effect", self.effect, EFFECTS)
+        _one_of("effect", self.effect, (*names(), *TOGETHER))
         _one_of("continuation-from", self.continuation_from, CONTINUATIONS)
         for name, least in (("context", 2), ("continuation", 3), ("segments", 1), ("draws", 1)):
             if getattr(self, name) < least:
@@ -157,7 +157,7 @@ class Request:
             return ()
         from forward_influence.compression.contenders import contenders
 
-        if self.effect != "total" or self.layers or self.heads or self.per_layer or self.rerotate:
+        if self.effect != DEFAULT or self.layers or self.heads or self.per_layer or self.rerotate:
             raise UsageError(
                 "a compressor is measured as it is: leave out --effect, --layers, --heads, --per-layer and --rerotate"
             )
@@ -203,9 +203,9 @@ class Request:
         return tuple(f.name for f in fields(cls) if f.init)
 
     @property
-    def effects(self) -> tuple[str, ...]:
+    def effects(self) -> tuple[Effect, ...]:
         """The effects measured."""
-        return ("total", "direct") if self.effect == "both" else (self.effect,)
+        return effects_of(self.effect)
 
     @property
     def parsed_budgets(self) -> tuple[Budget, ...]:
@@ -312,8 +312,7 @@ def check_temperature(value: float) -> None:
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        choices = f"{', '.join(known[:-1])} or {known[-1]}"
-        raise UsageError(f"--{name} {value} is unknown{did_you_mean(value, list(known))}; it is {choices}")
+        raise UsageError(f"--{name} {value} is unknown{did_you_mean(value, list(known))}; it is {alternatives(known)}")
 
 
 def _refuse_twice(what: str, values: Sequence[str]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from forward_influence.compression import Outcome
-from forward_influence.compression.fidelity import CompressedRun
-from forward_influence.influence.ablation import Influence
-from forward_influence.measurement.conditions import CompressorCondition, Condition
+from forward_influence.influence.comparison import Influence
+from forward_influence.measurement.conditions import CompressorCondition, Condition, RuleCondition
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.selection_step import Choice
 from forward_influence.storage.shards import SCHEMA
@@ -22,64 +23,70 @@ def row_of(base: dict[str, Any], kind: str, **values: Any) -> dict[str, Any]:
     return {**dict.fromkeys(SCHEMA.names), **base, "kind": kind, **values}
 
 
-def described(condition: Condition, choice: Choice, request: Request, positions: Tensor | None) -> dict[str, Any]:
-    """What a row says about a rule's condition."""
-    part, grain = choice.part, choice.whole.grain
-    kept = _kept(choice, request) if request.mode == "keep" else {}
-    parameters = {**condition.rule.parameters, **choice.notes, "grain": grain}
-    if kept:
-        parameters["ends"] = [request.candidates.first, request.candidates.n - request.candidates.last]
+@dataclass(frozen=True)
+class Found:
+    """What a condition came to on one segment, as far as its row says it.
+
+    Attributes:
+        parameters: of the rule or compressor, and what came out: the grain above all, which a comparison has to name.
+        selected: entries per layer and head, (layers, kv_heads): selected by a rule, held by a compressor.
+        mode: "drop" or "keep".
+        layers, heads: that are ablated.
+        held: entries per layer and head that stay, where only what was chosen does: columns of the row.
+    """
+
+    parameters: Mapping[str, Any]
+    selected: Tensor
+    mode: str
+    layers: Sequence[int]
+    heads: Sequence[int]
+    held: Mapping[str, float] = field(default_factory=dict)
+
+
+def described(condition: Condition, found: Found, positions: Tensor | None) -> dict[str, Any]:
+    """What a row says about a condition that was measured at `positions` (None: everywhere)."""
     return {
-        "selector": condition.rule.spec,
-        # with the grain that came out: a comparison has to name it, and `per` does not tell that entropy is coherent
-        "parameters": json.dumps(parameters, sort_keys=True, default=str),
-        "budget": condition.budget.text,
-        "selected": part.selection.counts.flatten().tolist(),
-        **kept,
-        "mode": request.mode,
-        "effect": condition.effect,
+        "selector": condition.name,
+        "parameters": json.dumps(found.parameters, sort_keys=True, default=str),
+        "budget": condition.amount,
+        "selected": found.selected.flatten().tolist(),
+        **found.held,
+        "mode": found.mode,
+        "effect": condition.effect.name,
         "seed": condition.draw,
-        "layers": list(part.layers),
-        "heads": list(part.heads),
+        "layers": list(found.layers),
+        "heads": list(found.heads),
         "distance": None if positions is None else positions.tolist(),
     }
 
 
-def _kept(choice: Choice, request: Request) -> dict[str, float]:
-    """What stays of a context, where only what a rule selects does: mean over the layers and heads that are ablated."""
+def of_choice(condition: RuleCondition, choice: Choice, request: Request) -> Found:
+    """What a rule's condition came to."""
     part, candidates = choice.part, request.candidates
-    held = float(part.selection.counts.sum()) / (len(part.layers) * len(part.heads))
-    pinned = float(candidates.protected)
-    return {"held": held, "held_most": held + request.continuation, "pinned": pinned, "chosen": held - pinned}
+    parameters = {**condition.rule.parameters, **choice.notes, "grain": choice.whole.grain}
+    held: dict[str, float] = {}
+    if request.mode == "keep":
+        parameters["ends"] = [candidates.first, candidates.n - candidates.last]
+        # mean over the layers and heads that are ablated
+        count = float(part.selection.counts.sum()) / (len(part.layers) * len(part.heads))
+        pinned = float(candidates.protected)
+        held = {"held": count, "held_most": count + request.continuation, "pinned": pinned, "chosen": count - pinned}
+    return Found(parameters, part.selection.counts, request.mode, part.layers, part.heads, held)
+
+
+def of_outcome(condition: CompressorCondition, outcome: Outcome, trace: Trace) -> Found:
+    """What a compressor's condition came to."""
+    compressor = condition.contender.compressor
+    made: dict[str, Any] = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
+    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor --protect-last
+    parameters = {**compressor.rule.parameters, **made}
+    held = outcome_columns(outcome)
+    return Found(parameters, outcome.counts, "keep", trace.layers, range(trace.kv_heads), held)
 
 
 def outcome_columns(outcome: Outcome) -> dict[str, float]:
     """What a compressor held and chose, as columns."""
     return {"held": outcome.held, "held_most": outcome.most, "pinned": outcome.pinned, "chosen": outcome.chosen}
-
-
-def described_compressor(
-    condition: CompressorCondition, run: CompressedRun, trace: Trace, positions: Tensor | None
-) -> dict[str, Any]:
-    """What a row says about a compressor's condition."""
-    outcome = run.outcome
-    assert outcome is not None
-    compressor = condition.contender.compressor
-    made: dict[str, Any] = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
-    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor --protect-last
-    return {
-        "selector": condition.contender.name,
-        "parameters": json.dumps({**compressor.rule.parameters, **made}, sort_keys=True, default=str),
-        "budget": condition.contender.budget,
-        "selected": outcome.counts.flatten().tolist(),
-        **outcome_columns(outcome),
-        "mode": "keep",
-        "effect": "total",
-        "seed": condition.draw,
-        "layers": list(trace.layers),
-        "heads": list(range(trace.kv_heads)),
-        "distance": None if positions is None else positions.tolist(),
-    }
 
 
 def arrays(influence: Influence) -> dict[str, Any]:

@@ -22,10 +22,13 @@ from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.attribution.integrated_gradients import closing_gradients
 from forward_influence.attribution.lookahead import look_ahead
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.influence.ablation import Influence, measure_ablations, removal
-from forward_influence.measurement.conditions import Condition, derived_seed, expand
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.comparison import Influence
+from forward_influence.influence.measure import measure_ablations
+from forward_influence.measurement.conditions import RuleCondition, expand_rules
 from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.seeds import derived_seed
 from forward_influence.measurement.selection_step import choose_all
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_segments
@@ -117,7 +120,7 @@ class Screened:
 
     document: str
     segment: int
-    condition: Condition
+    condition: RuleCondition
     way: Way
     bin: str
     low: int
@@ -179,7 +182,7 @@ def screen_document(
             own = derived_seed(request.seed, fingerprint, segment, "labels")
             with _timed(clock, "ahead"):
                 trace.future = look_ahead(model, trace, continuation, request.needs, own, progress=progress)
-        conditions = expand(request, fingerprint, segment, trace.layers)
+        conditions = expand_rules(request, fingerprint, segment, trace.layers)
         choices = choose_all(trace, conditions, request, candidates, 0)
         for text in choices.messages(clock["context"] - earlier):
             progress.message(text)
@@ -209,7 +212,7 @@ def _measured(
     model: Model,
     trace: Trace,
     continuation: Tensor,
-    conditions: Sequence[Condition],
+    conditions: Sequence[RuleCondition],
     removed: Sequence[Selection],
     chunk: int,
     progress: Progress,
@@ -217,7 +220,7 @@ def _measured(
     """The influence of every condition."""
     m = len(continuation)
     ablations = [
-        removal(trace, part, "drop", m, condition.label, direct=condition.effect == "direct")
+        removal(trace, part, "drop", m, condition.label, effect=condition.effect)
         for condition, part in zip(conditions, removed, strict=True)
     ]
     return measure_ablations(model, trace, continuation, ablations, chunk=chunk, progress=progress)[1]

@@ -1,4 +1,4 @@
-"""What every condition of a segment selects, and what is worth saying about it: ties, overlaps, slow rules."""
+"""What every rule of a segment selects, and what is worth saying about it: ties, overlaps, slow rules."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from forward_influence.measurement.conditions import Condition, Slice, sliced
+from forward_influence.measurement.conditions import RuleCondition
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.slices import Slice, sliced
 from forward_influence.selectors import Selector, chosen, final_scores
 from forward_influence.selectors.base import tied_share
 from forward_influence.selectors.places import home
@@ -25,7 +26,7 @@ _MANY_TIES = 0.01
 
 @dataclass(frozen=True)
 class Choice:
-    """What one condition selects.
+    """What one condition of a rule selects.
 
     Attributes:
         whole: in all layers and heads.
@@ -41,7 +42,7 @@ class Choice:
 
 @dataclass
 class Choices:
-    """What all conditions of a segment select, in their order.
+    """What all rules of a segment select, in their conditions' order.
 
     Attributes:
         rules: by specification.
@@ -69,9 +70,9 @@ class Choices:
 
 
 def choose_all(
-    trace: Trace, conditions: Sequence[Condition], request: Request, candidates: Candidates, first_row: int
+    trace: Trace, conditions: Sequence[RuleCondition], request: Request, candidates: Candidates, first_row: int
 ) -> Choices:
-    """Select for every condition; a rule scores once for all its budgets.
+    """Select for every condition of a rule; a rule scores once for all its budgets.
 
     Args:
         first_row: number of the row of the first condition, by which saved tensors are named.

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError
-from forward_influence.influence.ablation import Influence, masked_direct_influence, masked_influence
+from forward_influence.influence.comparison import Influence
 from forward_influence.measurement.conditions import Condition
 from forward_influence.models.loading import Model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.trace import Trace
-
-#: How many positions of a direct effect `--verify` computes again: each takes a full pass.
-_VERIFIED_POSITIONS = 4
 
 #: What rounding explains of a difference between two ways to one KL: dtype -> (nats, share of the KL). For float32 and
 #: float64 far above what is seen (4e-5 of the KL in float32), for 16 bits what docs/testing.md measured.
@@ -36,7 +33,7 @@ def verify(
     influence: Influence,
     positions: Tensor | None,
 ) -> dict[str, Any]:
-    """One condition against a masked full pass; a direct effect at a few positions.
+    """One condition against masked full passes, at the positions that its effect can afford.
 
     Args:
         tokens: (context + continuation,).
@@ -51,13 +48,9 @@ def verify(
         ForwardInfluenceError: they differ by more than that.
     """
     distances = torch.arange(len(tokens) - trace.n) if positions is None else positions
-    here = influence.kl.double()
-    if condition.effect == "direct":
-        some = torch.linspace(0, len(distances) - 1, min(_VERIFIED_POSITIONS, len(distances))).long()
-        here = here[some]
-        there = masked_direct_influence(model, tokens, trace, removed, distances[some]).double()
-    else:
-        there = masked_influence(model, tokens, trace, removed, "drop").kl.double()[distances]
+    some = condition.effect.verified(len(distances))
+    here = influence.kl.double()[some]
+    there = condition.effect.masked_kl(model, tokens, trace, removed, distances[some]).double()
     least, share = VERIFY_TOLERANCES[str(model.dtype).removeprefix("torch.")]
     difference = (here - there).abs()
     of_rounding = float((difference / (least + share * there)).max())

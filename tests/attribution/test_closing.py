@@ -12,7 +12,8 @@ from test_oracle import BINS, gated_logits
 from tiny import FAMILIES
 
 from forward_influence.attribution.integrated_gradients import closing_gradients, divergence_gradients, gate_values
-from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.measure import measure_ablations
 from forward_influence.selectors.selection import Selection
 
 FIRST, LAST = 3, N - 5

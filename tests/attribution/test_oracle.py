@@ -17,9 +17,9 @@ from tiny import FAMILIES
 from forward_influence.analysis.reading.curves import zone_edges
 from forward_influence.attribution.gate_gradients import continuation_gradients, head_gradients, sampled_labels
 from forward_influence.errors import UsageError
-from forward_influence.measurement.conditions import gradient_tokens
 from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.token_counts import gradient_tokens
 from forward_influence.selectors import parse_selector
 from forward_influence.utils.distances import zones
 

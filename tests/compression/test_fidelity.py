@@ -17,9 +17,9 @@ from forward_influence.compression.contenders import Contender
 from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.errors import UsageError
 from forward_influence.execution.run import measure
-from forward_influence.measurement.conditions import document_tokens
 from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.token_counts import document_tokens
 
 N, M = 64, 40
 

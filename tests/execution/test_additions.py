@@ -126,7 +126,7 @@ def test_one_rule_more_costs_one_pass_over_the_continuation(model, tmp_path, mon
         ran.append(len(tokens))
         return continuation_hidden(model, tokens, *args, **kwargs)
 
-    monkeypatch.setattr("forward_influence.influence.ablation.continuation_hidden", counting)
+    monkeypatch.setattr("forward_influence.influence.effects.total.continuation_hidden", counting)
     calls = counted(lambda: add(model, run, documents, ["low-entropy"], trace_cache=10**9))
     assert calls == {"record": 0, "full": 0}
     assert ran == [40, 40, 40]

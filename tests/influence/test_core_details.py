@@ -10,23 +10,16 @@ from test_cache import filled
 from test_divergence import pairs
 from test_influence import M, N, random_selection, setup_case
 
+from forward_influence.compression.fidelity import Compression
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence import ablation as influence
-from forward_influence.influence import divergence
-from forward_influence.influence.ablation import (
-    Ablation,
-    Baseline,
-    Influence,
-    compare_hidden,
-    forward_influence,
-    masked_direct_influence,
-    masked_influence,
-    measure_ablations,
-    removal,
-    run_in_full,
-    shuffled,
-)
+from forward_influence.influence import divergence, measure, refusals
+from forward_influence.influence.ablation import Removal, removal, shuffled
+from forward_influence.influence.comparison import Influence, compare_hidden
 from forward_influence.influence.divergence import Reference, Shift, kl_divergence
+from forward_influence.influence.effects import effect_of
+from forward_influence.influence.full_run import Baseline, Continuation, run_in_full
+from forward_influence.influence.masked import masked_direct_influence, masked_influence
+from forward_influence.influence.measure import forward_influence, measure_ablations
 from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
 from forward_influence.selectors.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 from forward_influence.utils import numerics
@@ -141,7 +134,7 @@ def test_how_many_rows_fit_a_cache():
     [
         Shift(torch.zeros(1), torch.zeros(1), torch.zeros(1)),
         Influence(torch.zeros(1), torch.zeros(1), torch.zeros(1)),
-        Ablation("a", None, 3),
+        Removal("a", 3, branch=lambda room: None),
         Baseline(torch.zeros(1)),
         Budget("0.2", 0.2, True),
         Candidates(10, 1, 9),
@@ -379,15 +372,15 @@ def test_conditions_that_fit_are_compared_together(monkeypatch, held, groups):
     model, tokens, trace = setup_case("llama")
     chosen = [random_selection(trace, seed) for seed in range(3)]
     wanted = forward_influence(model, trace, tokens[N:], chosen)
-    assert influence.HIDDEN_BYTES == 1 << 29
-    sizes, honest = [], influence._compare
+    assert measure.HIDDEN_BYTES == 1 << 29
+    sizes, honest = [], measure._compare
 
     def counted(head, full, hidden, *others):
         sizes.append(len(hidden))
         return honest(head, full, hidden, *others)
 
-    monkeypatch.setattr(influence, "_compare", counted)
-    monkeypatch.setattr(influence, "HIDDEN_BYTES", held)
+    monkeypatch.setattr(measure, "_compare", counted)
+    monkeypatch.setattr(measure, "HIDDEN_BYTES", held)
     nll, found = measure_ablations(
         model, trace, tokens[N:], [removal(trace, s, "drop", M, str(i)) for i, s in enumerate(chosen)]
     )
@@ -401,17 +394,19 @@ def test_positions_run_no_further_than_the_last():
     asked = []
     full = run_in_full(model, trace, tokens[N:], 64, False)
 
-    def hidden(continuation):
+    def states(continuation):
         asked.append(len(continuation))
         return full.hidden[: len(continuation)] + 0.01
 
+    states.context = tokens[:5]
     positions = torch.tensor([1, 4])
-    ablation = Ablation("own", None, M, positions=positions, hidden=hidden, before=5)
+    ablation = Compression("own", M, positions=positions, run=states)
     _, [found] = measure_ablations(model, trace, tokens[N:], [ablation], baseline=full)
     assert asked == [5]
     assert found.kl.shape == (2,)
     assert ablation.runs == M + 5
-    assert dataclasses.replace(ablation, direct=True).runs == 2
+    for name, count in (("total", M), ("direct", 2)):
+        assert shuffled(trace, M, effect=effect_of(name), positions=positions).runs == count
     assert ablation.distances().tolist() == [1, 4]
     assert dataclasses.replace(ablation, positions=None).distances().tolist() == list(range(M))
 
@@ -422,17 +417,21 @@ def test_states_that_are_not_finite_are_placed():
     asked = []
     full = run_in_full(model, trace, tokens[N:], 64, False)
 
-    def hidden(continuation):
+    def states(continuation):
         asked.append(len(continuation))
-        states = full.hidden.clone()
-        states[4:] = float("nan")
-        return states
+        found = full.hidden.clone()
+        found[4:] = float("nan")
+        return found
+
+    states.context = tokens[:N]
 
     with pytest.raises(ForwardInfluenceError, match=r"own: NaN or infinite logits at distance 4;"):
-        measure_ablations(model, trace, tokens[N:], [Ablation("own", None, M, hidden=hidden)], baseline=full)
+        measure_ablations(model, trace, tokens[N:], [Compression("own", M, run=states)], baseline=full)
     assert asked == [M]
     finite = removal(trace, random_selection(trace), "drop", M)
-    assert influence._first_bad(model, trace, tokens[N:], finite) == M - 1, "nothing found: the last that was run"
+    assert refusals.first_bad(Continuation(model, trace, tokens[N:], 64), finite) == M - 1, (
+        "nothing found: the last that was run"
+    )
 
 
 @pytest.mark.parametrize("wrong", [[0, M], [M], [-1, 2], [2, 1], [1, 1], []])
@@ -495,9 +494,9 @@ def test_nothing_of_a_block_is_lost_and_equal_rows_are_exactly_zero():
 def test_the_span_of_a_model_is_its_border():
     model, tokens, trace = setup_case("llama")
     edge = dataclasses.replace(model.anatomy, positions=N + M)
-    influence._check_span(dataclasses.replace(model, anatomy=edge), trace, M)
+    refusals.check_span(dataclasses.replace(model, anatomy=edge), trace, M)
     with pytest.raises(UsageError, match=f"have {N + M + 1} tokens, but the model was made for {N + M}"):
-        influence._check_span(dataclasses.replace(model, anatomy=edge), trace, M + 1)
+        refusals.check_span(dataclasses.replace(model, anatomy=edge), trace, M + 1)
     assert len(tokens) == N + M
 
 
@@ -507,9 +506,10 @@ def test_an_order_for_the_floor_is_seeded_and_direct_only_when_asked():
     orders = [a.branch(0).layers[0].positions()[0].tolist() for a in (one, again, other)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == list(range(N)) != orders[0]
-    assert (one.direct, one.empty, one.positions, shuffled(trace, M, direct=True).direct) == (False, True, None, True)
+    assert (one.effect.name, one.empty, one.positions) == ("total", True, None)
+    assert shuffled(trace, M, effect=effect_of("direct")).effect.name == "direct"
     made = removal(trace, random_selection(trace), "drop", M)
-    assert (made.direct, made.empty, made.label, made.before, made.hidden) == (False, False, "selection", 0, None)
+    assert (made.effect.name, made.empty, made.label, made.runs) == ("total", False, "selection", M)
     with pytest.raises(UsageError, match="effect 'indirect' is unknown; it is total or direct"):
         forward_influence(*setup_case("llama")[:1], trace, torch.ones(3, dtype=torch.int64), [], effect="indirect")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import brute_force
 import pytest
 import torch
@@ -9,8 +11,10 @@ from test_influence import M, N, random_selection, removed_by, setup_case
 from tiny import FAMILIES
 
 from forward_influence.errors import UsageError
-from forward_influence.influence.ablation import forward_influence, measure_ablations, removal, shuffled
-from forward_influence.influence.direct import sampled_positions
+from forward_influence.influence.ablation import removal, shuffled
+from forward_influence.influence.effects import effect_of
+from forward_influence.influence.measure import forward_influence, measure_ablations
+from forward_influence.measurement.positions import sampled_positions
 from forward_influence.utils.distances import zones
 
 
@@ -66,8 +70,10 @@ def test_first_position_has_no_remainder_and_later_ones_do():
 def test_both_effects_in_one_measurement_share_the_full_run():
     model, tokens, trace = setup_case("gemma3_text")
     selection = random_selection(trace)
-    ablations = [removal(trace, selection, "drop", M, "a", direct=direct) for direct in (False, True)]
-    nll, found = measure_ablations(model, trace, tokens[N:], [*ablations, shuffled(trace, 9, direct=True)], chunk=6)
+    ablations = [removal(trace, selection, "drop", M, "a", effect=effect_of(name)) for name in ("total", "direct")]
+    nll, found = measure_ablations(
+        model, trace, tokens[N:], [*ablations, shuffled(trace, 9, effect=effect_of("direct"))], chunk=6
+    )
     alone = [forward_influence(model, trace, tokens[N:], selection, effect=e)[0] for e in ("total", "direct")]
     for one, other in zip(found, alone, strict=False):
         torch.testing.assert_close(one.kl, other.kl, atol=1e-12, rtol=0)
@@ -79,14 +85,14 @@ def test_nan_is_reported_at_the_sampled_distance():
     model, tokens, trace = setup_case("llama")
     selection = random_selection(trace)
     where = torch.tensor([5, 7])
-    ablation = removal(trace, selection, "drop", M, "poisoned", where, True)
+    ablation = removal(trace, selection, "drop", M, "poisoned", where, effect_of("direct"))
 
     def poisoned(room):
         cache = trace.cache.branch(selection.kept("drop"), room)
         cache.layers[1].values[..., -1, :] = float("nan")
         return cache
 
-    broken = type(ablation)("poisoned", poisoned, M, False, where, True)
+    broken = dataclasses.replace(ablation, branch=poisoned)
     with pytest.raises(Exception, match="poisoned: NaN or infinite logits at distance 5"):
         measure_ablations(model, trace, tokens[N:], [broken])
 

@@ -16,10 +16,10 @@ from forward_influence.analysis.reading.curves import load, load_zones
 from forward_influence.analysis.reading.matrix import by_rule, matrix
 from forward_influence.analysis.statistics.stopping import far_means
 from forward_influence.influence.noise_floor import FLAG_FACTOR, floor_of, taken_off
-from forward_influence.measurement.conditions import document_tokens, floor_runs
 from forward_influence.measurement.costs import document_operations, plan
 from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.token_counts import document_tokens, floor_runs
 from forward_influence.models.sizes import Sizes
 
 RNG = np.random.default_rng
@@ -124,7 +124,7 @@ def test_in_16_bits_the_floor_covers_what_conditions_cover(
     rows = measure_document(tiny_data.model(dtype=dtype), document, request, progress=Heard()).rows
     floors = [row for row in rows if row["kind"] == "noise_floor"]
     assert {row["segment"]: len(row["kl"]) for row in floors} == expected
-    assert [row["effect"] for row in floors] == list(request.effects) * len(expected)
+    assert [row["effect"] for row in floors] == [effect.name for effect in request.effects] * len(expected)
     for row in floors:
         like = next(r for r in rows if r["kind"] == "condition" and r["segment"] == row["segment"])
         where = np.arange(300) if like["distance"] is None else np.asarray(like["distance"])

@@ -8,14 +8,9 @@ import torch
 from tiny import FAMILIES, PROMISED, tiny_model
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence.ablation import (
-    Ablation,
-    forward_influence,
-    masked_influence,
-    measure_ablations,
-    removal,
-    shuffled,
-)
+from forward_influence.influence.ablation import Removal, removal, shuffled
+from forward_influence.influence.masked import masked_influence
+from forward_influence.influence.measure import forward_influence, measure_ablations
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
@@ -189,7 +184,7 @@ def test_baseline_nll_is_the_models_own():
 
 def test_an_ablation_that_changes_nothing_is_an_error():
     model, tokens, trace = setup_case("llama")
-    idle = Ablation("idle", lambda room: trace.cache.branch(None, room), M, empty=False)
+    idle = Removal("idle", M, branch=lambda room: trace.cache.branch(None, room))
     with pytest.raises(ForwardInfluenceError, match="idle: the ablation left every logit untouched"):
         measure_ablations(model, trace, tokens[N:], [idle])
 
@@ -203,7 +198,7 @@ def test_nan_logits_are_named_with_condition_and_position():
         return cache
 
     with pytest.raises(ForwardInfluenceError, match="poisoned: NaN or infinite logits at distance 0"):
-        measure_ablations(model, trace, tokens[N:], [Ablation("poisoned", poisoned, M)])
+        measure_ablations(model, trace, tokens[N:], [Removal("poisoned", M, branch=poisoned)])
 
 
 def test_selection_of_another_shape_is_refused():

@@ -13,10 +13,13 @@ from test_influence import N, random_selection, setup_case
 
 from forward_influence.errors import UsageError
 from forward_influence.execution.run import measure
-from forward_influence.influence.ablation import measure_ablations, removal
-from forward_influence.measurement.conditions import document_tokens, expand, sliced
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.measure import measure_ablations
+from forward_influence.measurement.conditions import expand
 from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.slices import sliced
+from forward_influence.measurement.token_counts import document_tokens
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.ranges import whole_numbers

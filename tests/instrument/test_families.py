@@ -15,7 +15,7 @@ from packaging.version import Version
 from test_cli import call
 from tiny_files import VOCABULARY, tiny_tokenizer
 
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record

@@ -16,7 +16,7 @@ from torch import nn
 from forward_influence.compression import compress
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.execution.run import measure
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.instrument.lm_head import LinearHead, ReplayedHead
 from forward_influence.measurement.request import Request
 from forward_influence.models.loading import wrap_model

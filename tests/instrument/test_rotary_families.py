@@ -12,7 +12,8 @@ from tiny_files import VOCABULARY, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from forward_influence.errors import UsageError
-from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.measure import measure_ablations
 from forward_influence.influence.rerotation import moved
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.selectors import parse_selector

@@ -15,7 +15,9 @@ from forward_influence.compression import compress, make_compressor
 from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.compression.generation import generate
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence.ablation import forward_influence, masked_influence, run_in_full
+from forward_influence.influence.full_run import run_in_full
+from forward_influence.influence.masked import masked_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.instrument.architecture import examine
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.positions import positions_of

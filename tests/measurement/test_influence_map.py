@@ -12,7 +12,7 @@ import torch
 from forward_influence.analysis.plots.influence_map import draw_map
 from forward_influence.cli import influence_map as command
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.measurement import leave_one_out as module
 from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls, read_map
 from forward_influence.selectors.selection import Selection

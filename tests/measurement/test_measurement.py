@@ -16,10 +16,13 @@ from safetensors import safe_open
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.run import Source, measure, refuse_other_run, request_configuration
-from forward_influence.influence.ablation import Influence, masked_influence
+from forward_influence.influence.comparison import Influence
+from forward_influence.influence.masked import masked_influence
+from forward_influence.measurement.conditions import expand
 from forward_influence.measurement.continuation import generate_continuation
-from forward_influence.measurement.document import derived_seed, expand, measure_document
+from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.seeds import derived_seed
 from forward_influence.selectors import parse_selector, select
 from forward_influence.selectors.selection import Candidates
 from forward_influence.storage.run import SCHEMA, open_run
@@ -128,7 +131,7 @@ def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
     [document] = tiny_data.documents(1, 100)
     measured = measure_document(model, document, small(verify=True))
     assert measured.timings["verified"][0]["of_what_rounding_explains"] < 0.1
-    from forward_influence.measurement import verification as module
+    from forward_influence.influence.effects import total as module
 
     honest = module.masked_influence
 
@@ -147,7 +150,7 @@ def test_verify_passes_and_notices_a_wrong_engine(model, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_verify_can_fail_in_16_bits(dtype, monkeypatch):
-    from forward_influence.measurement import verification as module
+    from forward_influence.influence.effects import total as module
 
     model = tiny_data.model(dtype=dtype)
     [document] = tiny_data.documents(1, 100)

@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from forward_influence.errors import UsageError
-from forward_influence.measurement.conditions import document_tokens
 from forward_influence.measurement.costs import (
     compared_operations,
     counted,
@@ -19,6 +18,7 @@ from forward_influence.measurement.costs import (
     plan,
 )
 from forward_influence.measurement.request import Request
+from forward_influence.measurement.token_counts import document_tokens
 from forward_influence.models.sizes import Sizes
 
 SIZES = Sizes(layers=2, query_heads=4, kv_heads=2, head_size=8, hidden=32, intermediate=48, vocabulary=97)

@@ -14,7 +14,8 @@ from forward_influence.analysis.statistics.agreement import agreement
 from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.cli.screen import as_frame
 from forward_influence.errors import UsageError
-from forward_influence.influence.ablation import measure_ablations, removal
+from forward_influence.influence.ablation import removal
+from forward_influence.influence.measure import measure_ablations
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.screening import Way, leave_one_out_masks, screen_document
 from forward_influence.selectors.selection import Selection

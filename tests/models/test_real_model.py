@@ -11,7 +11,7 @@ import torch
 from forward_influence.analysis.measures.token_classes import classes
 from forward_influence.compression import compress
 from forward_influence.data import load_documents, prepare, sample_documents
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.forward import run
 from forward_influence.models.loading import load_model

@@ -21,7 +21,7 @@ from forward_influence.compression import make_compressor
 from forward_influence.compression.generation import generate
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.run import measure
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.measurement.inspection import inspect_document
 from forward_influence.measurement.leave_one_out import MapRequest, influence_map
 from forward_influence.measurement.request import Request

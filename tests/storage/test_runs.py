@@ -244,7 +244,8 @@ def test_poison_while_generating_or_looking_ahead_costs_its_document_alone():
 
 def test_an_ablation_that_causes_nan_names_condition_and_distance():
     """Removing tokens can overflow where the full cache does not: here a value is spoilt under the ablation alone."""
-    from forward_influence.influence.ablation import Ablation, measure_ablations
+    from forward_influence.influence.ablation import Removal
+    from forward_influence.influence.measure import measure_ablations
     from forward_influence.tracing.recorder import record
 
     model = tiny_data.model()
@@ -266,7 +267,7 @@ def test_an_ablation_that_causes_nan_names_condition_and_distance():
         return cache
 
     with pytest.raises(ForwardInfluenceError, match=r"entropy at 0\.2: NaN or infinite logits at distance 7;"):
-        measure_ablations(model, trace, tokens[60:], [Ablation("entropy at 0.2", poisoned, 40)], chunk=16)
+        measure_ablations(model, trace, tokens[60:], [Removal("entropy at 0.2", 40, branch=poisoned)], chunk=16)
 
 
 def test_runs_still_has_the_names_that_others_import():

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.run import measure
-from forward_influence.influence.ablation import forward_influence
+from forward_influence.influence.measure import forward_influence
 from forward_influence.integrations.kvpress_press import InfoKVPress
 from forward_influence.measurement.document import measure_document
 from forward_influence.measurement.request import Request
