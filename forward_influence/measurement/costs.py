@@ -21,6 +21,7 @@ from forward_influence.measurement.conditions import (
 from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
 from forward_influence.models.sizes import Sizes
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def plan(
     request: Request,
     documents: int,
     *,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     throughput: float | None = None,
     workers: int = 1,
 ) -> Plan:

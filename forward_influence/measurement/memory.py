@@ -27,8 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from forward_influence.attribution.gate_gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
-from forward_influence.attribution.gate_gradients import WAITING_BYTES
+from forward_influence.attribution.gate_gradients import GRADIENT_CHUNK, WAITING_BYTES
 from forward_influence.errors import UsageError
 from forward_influence.influence.ablation import HIDDEN_BYTES
 from forward_influence.instrument.attention import SCORE_ELEMENTS

@@ -20,6 +20,7 @@ from forward_influence.instrument.rotary import Rotation
 from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.tracing.signals import Needs
 from forward_influence.tracing.trace import Moments, Trace
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.numerics import at_least_float32, entropy
 from forward_influence.utils.progress import Progress, Silent
 
@@ -178,7 +179,7 @@ def record(
     span: int | None = None,
     first: int = 0,
     last: int | None = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     rotation: bool = False,
     progress: Progress | None = None,
 ) -> Trace:
