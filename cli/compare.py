@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PARTS = (Part.comparison, Part.means, Part.decay, Part.crossovers)
 #: Digits of numbers in a terminal that is wide enough, and in one that is not.
-WIDE, NARROW = 3, 2
+_WIDE, _NARROW = 3, 2
 
 
 def compare_command(
@@ -87,7 +87,7 @@ def _written(found: Comparison, frames: dict[Part, pd.DataFrame], form: Format) 
     if form is Format.json:
         content: dict[str, Any] = {part.value: tables.records(frame) for part, frame in frames.items()}
         return tables.as_json({**content, "notes": _notes(found, frames)})
-    pieces = [tables.text(readable(f, part, WIDE), form, TITLES[part]) for part, f in frames.items() if len(f)]
+    pieces = [tables.text(readable(f, part, _WIDE), form, TITLES[part]) for part, f in frames.items() if len(f)]
     mark = "% " if form is Format.latex else "- "
     return "\n".join([*pieces, *(mark + line for line in _notes(found, frames))]) + "\n"
 
@@ -98,9 +98,9 @@ def _shown(found: Comparison, frames: dict[Part, pd.DataFrame]) -> None:
         if not len(frame):
             out.print(f"{TITLES[part]}: nothing to show, {part.needs}", markup=False)
             continue
-        table = readable(frame, part, WIDE)
+        table = readable(frame, part, _WIDE)
         if not tables.fits(table, out.width):
-            table = readable(frame, part, NARROW)
+            table = readable(frame, part, _NARROW)
         tables.show(table, TITLES[part], out)
     for line in _notes(found, frames):
         out.print(line, markup=False, style="dim", soft_wrap=True)

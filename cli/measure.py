@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from forward_influence.errors import UsageError
+from forward_influence.utils.defaults import CHUNK
 
 DEFAULT_RULES = ["attention", "entropy", "infokv", "random"]
 
@@ -98,7 +99,7 @@ def measure_command(
     save_selections: Annotated[
         bool, typer.Option("--save-selections", help="Keep what was selected, for the token views.")
     ] = False,
-    chunk: Annotated[int, typer.Option(help="Tokens per forward pass, at most.", min=1)] = 512,
+    chunk: Annotated[int, typer.Option(help="Tokens per forward pass, at most.", min=1)] = CHUNK,
     compile_: Annotated[
         bool,
         typer.Option("--compile", help="Compile the divergence: a minute at first, faster for many documents."),

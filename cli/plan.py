@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.utils.defaults import CHUNK
+
 if TYPE_CHECKING:
     from forward_influence.measurement.costs import Plan
     from forward_influence.models.loading import Resolved
@@ -49,7 +51,7 @@ def plan_command(
     compressor: Annotated[list[str] | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
     every: Annotated[int | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
     draws: Annotated[int, typer.Option(help="Draws of random rules.")] = 5,
-    chunk: Annotated[int, typer.Option(help="Tokens per forward pass.", min=1)] = 512,
+    chunk: Annotated[int, typer.Option(help="Tokens per forward pass.", min=1)] = CHUNK,
     dtype: Annotated[str, typer.Option(help="As of `measure`.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda: what the memory is predicted for.")] = "auto",
     tflops: Annotated[

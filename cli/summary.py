@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.analysis.formatting.held_words import HEADING, held_cell
+from forward_influence.analysis.formatting.wording import varying_columns
 from forward_influence.cli import tables
 
 if TYPE_CHECKING:
@@ -13,11 +14,9 @@ if TYPE_CHECKING:
 
     from forward_influence.storage.run import Run
 
-#: Columns shown only where they tell rows apart.
-VARYING = ("budget", "mode", "effect", "layers")
-MEANS = {"near": "near", "middle": "middle", "far": "far", "far_near": "far / near"}
+_MEANS = {"near": "near", "middle": "middle", "far": "far", "far_near": "far / near"}
 #: Multiples of controls, shown where there are any.
-CONTROLS = {
+_CONTROLS = {
     "random_near": "x random, near",
     "random_far": "x random, far",
     "matched_near": "x matched, near",
@@ -27,12 +26,12 @@ CONTROLS = {
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`analysis.summary.summarise`'s means as strings with their intervals."""
-    return _rows(table, lambda row: _intervals(row, MEANS))
+    return _rows(table, lambda row: _intervals(row, _MEANS))
 
 
 def multiples(table: pd.DataFrame) -> pd.DataFrame:
     """The same of the multiples of controls; without rules and controls that have none."""
-    shown = {name: title for name, title in CONTROLS.items() if table[name].notna().any()}
+    shown = {name: title for name, title in _CONTROLS.items() if table[name].notna().any()}
     some = table[table[list(shown)].notna().any(axis=1)] if shown else table[:0]
     return _rows(some, lambda row: _intervals(row, shown), like=table)
 
@@ -63,7 +62,7 @@ def _rows(
     import pandas as pd
 
     whole = table if like is None else like
-    varying = [name for name in VARYING if whole[name].nunique() > 1]
+    varying = varying_columns(whole)
     holds = whole["held"].notna().any()
     rows = [
         {

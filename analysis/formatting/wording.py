@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: What stands where there is no value.
 ABSENT = "–"
+#: Columns of a table that are shown only where they tell its rows apart.
+VARYING = ("run", "budget", "mode", "effect", "layers")
 #: From here down, and from there up, numbers are written with an exponent.
 SMALL, LARGE = 1e-4, 1e6
 
@@ -67,3 +73,8 @@ def join(words: Sequence[str], last: str = "and") -> str:
 def many(count: int, what: str) -> str:
     """ "1 document", "2 documents"."""
     return f"{count} {what}{'s' * (count != 1)}"
+
+
+def varying_columns(frame: pd.DataFrame) -> list[str]:
+    """Those of `VARYING` in which the rows of a frame differ."""
+    return [name for name in VARYING if name in frame and frame[name].nunique() > 1]

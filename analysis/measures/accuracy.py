@@ -11,14 +11,13 @@ import pandas as pd
 from scipy import stats
 
 from forward_influence.analysis.formatting.held_words import entries
-from forward_influence.analysis.reading.curves import HELD
 from forward_influence.analysis.reading.held import against, held_notes
 from forward_influence.analysis.reading.pairing import CHOSEN
-from forward_influence.analysis.statistics.inference import bootstrap_interval, t_interval, wilcoxon
+from forward_influence.analysis.statistics.inference import CONFIDENCE, bootstrap_interval, t_interval, wilcoxon
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.storage.evaluation import FULL
+from forward_influence.storage.shards import HELD
 
-FULL = "full"
-CONFIDENCE = 0.95
 HELD_COLUMN = "held (chosen)"
 #: What one accuracy is of.
 CELL = ["task", "family", "reasons", "length", "protocol", "compressor", "budget"]

@@ -14,7 +14,7 @@ from forward_influence.analysis.measures.crossover import crossovers
 from forward_influence.analysis.measures.decay import fit_decay, shares
 from forward_influence.analysis.measures.notes import Note, comparison_notes
 from forward_influence.analysis.reading.comparable import check_comparable
-from forward_influence.analysis.reading.curves import HELD, MIDDLE, NEAR, RULE, ZONES, Curves, read_curves
+from forward_influence.analysis.reading.curves import RULE, Curves, read_curves
 from forward_influence.analysis.reading.held import held_by, with_held
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR, matrix
 from forward_influence.analysis.reading.pairing import (
@@ -33,6 +33,8 @@ from forward_influence.analysis.statistics.means import arithmetic, columns, rat
 from forward_influence.analysis.statistics.stopping import method_for
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.storage.run import Run
+from forward_influence.storage.shards import HELD
+from forward_influence.utils.distances import MIDDLE, NEAR, ZONES
 
 
 @dataclass(frozen=True)

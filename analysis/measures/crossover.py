@@ -38,6 +38,8 @@ from forward_influence.analysis.reading.matrix import UNDER_FLOOR, matrix
 from forward_influence.analysis.reading.pairing import CONDITIONS, align
 from forward_influence.analysis.statistics.inference import CONFIDENCE, MINIMUM_DOCUMENTS, too_few, units
 
+#: What other rules are held against where it was measured: the paper's claim (arXiv:2606.26875) is about it.
+REFERENCE = "attention"
 NONE = "none within the range"
 #: A window before or behind a cut spans so many positions, or this share of the distance where that is more.
 WINDOW = 16

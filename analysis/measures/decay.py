@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forward_influence.analysis.reading.curves import RULE, ZONES
+from forward_influence.analysis.reading.curves import RULE
 from forward_influence.analysis.reading.matrix import Matrix, by_rule, matrix
 from forward_influence.analysis.statistics.inference import STUDENT, Estimate, Method, estimate
+from forward_influence.utils.distances import ZONES
 
 #: The half-distance is counted from here (tokens): the middle of the paper's first bin of 128.
 HALF_FROM = 64

@@ -11,11 +11,12 @@ from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.measures.controls import floor_text
 from forward_influence.analysis.measures.decay import HALF_FROM
 from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text
-from forward_influence.analysis.reading.curves import FINE_SHARE, ZONES
+from forward_influence.analysis.reading.curves import FINE_SHARE
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, Method
 from forward_influence.analysis.statistics.means import WHICH, disagreements
 from forward_influence.storage.run import Run
+from forward_influence.utils.distances import ZONES
 
 #: The coverage is measured by benchmarks/statistics_coverage.py.
 BOOTSTRAP_NOTE = (

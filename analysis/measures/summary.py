@@ -11,7 +11,7 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.held_words import entries
 from forward_influence.analysis.measures.controls import floor_text, matched_text, spread
-from forward_influence.analysis.reading.curves import HELD, ZONES, load_zones, zone_edges
+from forward_influence.analysis.reading.curves import load_zones, zone_edges
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR, Matrix, by_rule, matrix
 from forward_influence.analysis.reading.pairing import (
@@ -28,6 +28,8 @@ from forward_influence.analysis.reading.pairing import (
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, Method, estimate, paired
 from forward_influence.analysis.statistics.stopping import method_for
 from forward_influence.storage.run import Run
+from forward_influence.storage.shards import HELD
+from forward_influence.utils.distances import ZONES
 from forward_influence.utils.ranges import ranges
 
 

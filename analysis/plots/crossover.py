@@ -14,14 +14,12 @@ from matplotlib.ticker import FuncFormatter
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.formatting.wording import tokens
 from forward_influence.analysis.measures.controls import controls
-from forward_influence.analysis.measures.crossover import bounds_text, crossovers
+from forward_influence.analysis.measures.crossover import REFERENCE, bounds_text, crossovers
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
 from forward_influence.analysis.reading.pairing import is_control
 from forward_influence.errors import UsageError
 
-#: What other rules are held against where it was measured: the paper's claim is about it.
-REFERENCE = "attention"
 #: More lines than these cannot be told apart; controls give way first.
 MOST = 8
 #: Height of an interval's row under the curves, as a part of the panel.

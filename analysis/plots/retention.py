@@ -10,11 +10,11 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.formatting.held_words import entries as entries_in_words
-from forward_influence.analysis.measures.accuracy import FULL, accuracy_table
+from forward_influence.analysis.measures.accuracy import accuracy_table
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.reading.curves import labels
 from forward_influence.errors import UsageError
-from forward_influence.storage.evaluation import Evaluation
+from forward_influence.storage.evaluation import FULL, Evaluation
 
 
 def draw(evaluations: Sequence[Evaluation]) -> Figure:

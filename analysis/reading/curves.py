@@ -19,10 +19,11 @@ import pandas as pd
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.influence.noise_floor import floor_of, taken_off
 from forward_influence.storage.run import Run
+from forward_influence.storage.shards import HELD
+from forward_influence.utils.distances import BIN_WIDTH, MIDDLE, NEAR, ZONES
 from forward_influence.utils.ranges import ranges
 
-#: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875), and how many bins a curve has at least.
-BIN_WIDTH = 128
+#: How many bins a curve has at least.
 FEWEST_BINS = 8
 #: Log-spaced bins: how many, and how many positions the first holds.
 LOG_BINS = 16
@@ -30,12 +31,6 @@ FIRST_LOG_BIN = 16
 #: Fine bins: positions in each near the context, and the share of the distance that they grow with farther out.
 FINEST = 4
 FINE_SHARE = 0.08
-#: What a row says of the entries that are kept, per layer and kv head: see `analysis.held`.
-HELD = ("held", "held_most", "pinned", "chosen")
-#: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
-NEAR = 1 / 8
-MIDDLE = 1 / 2
-ZONES = ("near", "middle", "far")
 #: What tells one measured curve from another, within a document.
 RULE = ["run", "selector", "budget", "mode", "effect", "layers"]
 

@@ -13,7 +13,8 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.held_words import entries, is_equal
 from forward_influence.analysis.formatting.wording import join
-from forward_influence.analysis.reading.curves import HELD, RULE
+from forward_influence.analysis.reading.curves import RULE
+from forward_influence.storage.shards import HELD
 
 DEFINITION = (
     "held: entries per layer and head right after the last compression; pinned ones are kept whatever they score, the "

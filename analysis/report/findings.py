@@ -12,10 +12,9 @@ import pandas as pd
 from forward_influence.analysis.formatting.wording import interval, join, many
 from forward_influence.analysis.measures.compare import Comparison
 from forward_influence.analysis.measures.controls import ratios
-from forward_influence.analysis.measures.crossover import crossovers
+from forward_influence.analysis.measures.crossover import REFERENCE, crossovers
 from forward_influence.analysis.measures.decay import HALF_FROM
 from forward_influence.analysis.measures.fading import told_apart
-from forward_influence.analysis.reading.curves import ZONES
 from forward_influence.analysis.reading.held import against, held_by, held_sentences, held_table
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR
 from forward_influence.analysis.reading.pairing import (
@@ -29,7 +28,6 @@ from forward_influence.analysis.reading.pairing import (
     without_controls,
 )
 from forward_influence.analysis.report.findings_crossing import (
-    REFERENCE,
     crossing_clause,
     crossing_sentence,
     ratio_text,
@@ -37,6 +35,7 @@ from forward_influence.analysis.report.findings_crossing import (
 from forward_influence.analysis.report.findings_selected import of_overlap, of_tokens
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS
 from forward_influence.analysis.statistics.means import columns, disagreements, ratio_of_means
+from forward_influence.utils.distances import ZONES
 
 #: The rule that the paper's claim is about.
 CLAIMED = "entropy"

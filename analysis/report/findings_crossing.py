@@ -8,11 +8,8 @@ from typing import Any
 import pandas as pd
 
 from forward_influence.analysis.formatting.wording import interval, join, tokens
-from forward_influence.analysis.measures.crossover import bounds_text
+from forward_influence.analysis.measures.crossover import REFERENCE, bounds_text
 from forward_influence.analysis.statistics.means import disagreement
-
-#: What other rules are held against where it was measured: the paper's claim (arXiv:2606.26875) is about it.
-REFERENCE = "attention"
 
 
 def ratio_text(row: dict[str, Any] | pd.Series, digits: int = 3) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from forward_influence.analysis.formatting.held_words import HEADING, held_cell, held_pair
-from forward_influence.analysis.formatting.wording import ABSENT, correlation, interval, p_value
+from forward_influence.analysis.formatting.wording import ABSENT, correlation, interval, p_value, varying_columns
 from forward_influence.analysis.formatting.wording import number as written
 from forward_influence.analysis.measures.compare import Comparison
 from forward_influence.analysis.measures.selected import NOTES
@@ -81,7 +81,7 @@ def marked(flagged: bool) -> str:
 
 def table(name: str, title: str, frame: pd.DataFrame, maker: Callable[[Any], dict[str, Cell]], note: str = "") -> Table:
     """Make a table of a frame; columns that tell conditions apart (budget, mode ...) appear only where they vary."""
-    varied = [c for c in ("run", "budget", "mode", "effect", "layers") if c in frame and frame[c].nunique() > 1]
+    varied = varying_columns(frame)
     if len(frame) > MOST_ROWS:
         note = f"{note} Only the first {MOST_ROWS} of {len(frame)} rows are shown; `compare` writes all.".strip()
         frame = frame.head(MOST_ROWS)

@@ -12,7 +12,7 @@ from forward_influence.data.tasks.words import FOODS, key_names, numbers
 from forward_influence.errors import UsageError
 
 _INTRO = "Some special magic {}s are hidden in the following text. Memorize them; you will be asked about them."
-KINDS = ("word", "number")
+_KINDS = ("word", "number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Needle(Task):
     def validate(self) -> None:
         """Counts from 1, few enough digits to write."""
         require_positive(self, keys=self.keys, values=self.values, digits=self.digits)
-        if self.kind not in KINDS:
-            raise UsageError(f"task {self.name}: kind={self.kind} is unknown; it is one of {', '.join(KINDS)}")
+        if self.kind not in _KINDS:
+            raise UsageError(f"task {self.name}: kind={self.kind} is unknown; it is one of {', '.join(_KINDS)}")
         if self.kind == "word" and self.keys + self.values > len(FOODS):
             raise UsageError(f"task {self.name}: {self.keys + self.values} values; there are {len(FOODS)} words")
         if self.kind == "number" and 9 * 10 ** (self.digits - 1) < 2 * (self.keys + self.values):

@@ -31,7 +31,7 @@ from forward_influence.models.loading import Model
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.progress import Progress, Silent
 
-DEFAULT_CHUNK = 256
+GRADIENT_CHUNK = 256
 #: Bytes for gradients that wait at earlier keys and values; more label samples go in several groups.
 WAITING_BYTES = 1 << 30
 HEAD_BLOCK = 64
@@ -88,7 +88,7 @@ def continuation_gradients(
     samples: int,
     seed: int,
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int = GRADIENT_CHUNK,
     waiting_bytes: int = WAITING_BYTES,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:

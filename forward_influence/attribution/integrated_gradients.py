@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.attribution.gate_gradients import (
-    DEFAULT_CHUNK,
+    GRADIENT_CHUNK,
     HEAD_BLOCK,
     WAITING_BYTES,
     Task,
@@ -51,7 +51,7 @@ def closing_gradients(
     bins: Mapping[str, tuple[int, int]],
     gates: int = 1,
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int = GRADIENT_CHUNK,
     waiting_bytes: int = WAITING_BYTES,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:

@@ -13,9 +13,8 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.selectors import Selector, discover, parse_selector
 from forward_influence.selectors.protection import PROTECT_FIRST, PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selectors.selection import Budget
+from forward_influence.storage.evaluation import FULL
 from forward_influence.tracing.needs import Needs
-
-FULL = "full"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from forward_influence.compression import Compressor, Outcome, make_compressor
 from forward_influence.compression.choice import Held, choose, pins
-from forward_influence.compression.compressor import FULL
 from forward_influence.errors import UsageError
 from forward_influence.selectors.protection import PROTECT_FIRST, PROTECT_LAST
 from forward_influence.selectors.selection import Budget
+from forward_influence.storage.evaluation import FULL
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.trace import Trace
 

@@ -15,9 +15,8 @@ from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
 from forward_influence.instrument.compat import given_cache
 from forward_influence.instrument.instrument import Instrument
+from forward_influence.utils.defaults import CHUNK
 
-#: Tokens of a prompt that are read at a time.
-CHUNK = 512
 #: Outputs that hold something of every token: who asks for them gets a long prompt read at once.
 _OF_ALL_TOKENS = ("hidden_states", "router_logits")
 _WITH_TOKENS = ("input_ids", "position_ids", "cache_position", "token_type_ids")

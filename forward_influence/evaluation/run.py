@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from forward_influence.compression.compressor import FULL
 from forward_influence.compression.contenders import (
     CONTROL,
     CONTROL_WHILE_DECODING,
@@ -43,7 +42,7 @@ from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.protection import PROTECT_FIRST, parse_protected
-from forward_influence.storage.evaluation import Evaluation, create_or_continue, part_stem
+from forward_influence.storage.evaluation import FULL, Evaluation, create_or_continue, part_stem
 from forward_influence.storage.manifest import circumstances, configuration_hash
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.progress import Progress, Silent

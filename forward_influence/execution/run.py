@@ -29,10 +29,9 @@ from forward_influence.storage.run import (
     open_run,
     part_stem,
 )
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.versions import versions
-
-DEFAULT_CHUNK = 512
 
 
 class Stop(Protocol):
@@ -153,7 +152,7 @@ def measure(
     out: str | os.PathLike[str],
     *,
     source: Source | None = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int = CHUNK,
     executor: Executor | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,

@@ -18,6 +18,7 @@ from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.heap import give_back
 from forward_influence.utils.progress import Progress, Silent
 
@@ -34,7 +35,7 @@ def forward_influence(
     mode: str = "drop",
     effect: str = DEFAULT,
     positions: Tensor | None = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
 ) -> list[Influence]:
     """Forward Influence of selections on a continuation (arXiv:2606.26875): FI_t(S) = KL(p_t || q_t).
 
@@ -74,7 +75,7 @@ def measure_ablations(
     continuation: Tensor,
     ablations: Sequence[Ablation],
     *,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress | None = None,
     baseline: Baseline | None = None,
 ) -> tuple[Tensor, list[Influence]]:

@@ -15,6 +15,7 @@ from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.models.loading import Model
+from forward_influence.utils.defaults import CHUNK
 
 
 def first_bad_length(most: int, is_finite: Callable[[int], bool]) -> int:
@@ -26,7 +27,7 @@ def first_bad_length(most: int, is_finite: Callable[[int], bool]) -> int:
     return high
 
 
-def first_not_finite(model: Model, tokens: Tensor, chunk: int = 512, span: int | None = None) -> int:
+def first_not_finite(model: Model, tokens: Tensor, chunk: int = CHUNK, span: int | None = None) -> int:
     """Index of the first of tokens (n,) after which the model's last hidden states are not finite, full cache."""
     tokens = tokens.to(model.device)
 

@@ -15,6 +15,7 @@ from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.token_counts import document_tokens, floor_runs, gradient_tokens, measured_count
 from forward_influence.models.sizes import Sizes
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def plan(
     request: Request,
     documents: int,
     *,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     throughput: float | None = None,
     workers: int = 1,
 ) -> Plan:

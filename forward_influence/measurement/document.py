@@ -38,6 +38,7 @@ from forward_influence.tracing.store import (
     written_key,
 )
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.heap import give_back
 from forward_influence.utils.progress import Labelled, Progress, Silent
 from forward_influence.utils.tokenization import text_pieces
@@ -84,7 +85,7 @@ def measure_document(
     document: CutDocument,
     request: Request,
     *,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress | None = None,
     store: TraceStore | None = None,
     controls: bool = True,

@@ -32,6 +32,7 @@ from forward_influence.storage.manifest import differing_fields
 from forward_influence.storage.tables import encode_table, read_table, values_sha256
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.files import sha256, write_whole
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.tokenization import text_pieces
@@ -95,7 +96,7 @@ def influence_map(
     out: str | os.PathLike[str],
     *,
     name: str = "",
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Remove each block of a context from every layer and head in turn, and write what it did to `out` (parquet).

@@ -28,8 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from forward_influence.attribution.gate_gradients import DEFAULT_CHUNK as GRADIENT_CHUNK
-from forward_influence.attribution.gate_gradients import WAITING_BYTES
+from forward_influence.attribution.gate_gradients import GRADIENT_CHUNK, WAITING_BYTES
 from forward_influence.errors import UsageError
 from forward_influence.influence.effects import Effect
 from forward_influence.influence.effects.total import TOTAL

@@ -14,11 +14,11 @@ from forward_influence.selectors.protection import PROTECT_LAST, last_protected,
 from forward_influence.selectors.registry import own_sources
 from forward_influence.selectors.selection import MODES, Budget, Candidates
 from forward_influence.tracing.needs import Needs
+from forward_influence.utils.distances import BIN_WIDTH
 
 if TYPE_CHECKING:
     from forward_influence.compression.contenders import Contender
 
-BIN_WIDTH = 128
 CONTINUATIONS = ("text", "generate")
 FEWEST_DRAWS = 5  # of random rules within a document
 MOST_DRAWS = 1000

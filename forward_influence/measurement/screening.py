@@ -32,13 +32,14 @@ from forward_influence.measurement.seeds import derived_seed
 from forward_influence.measurement.selection_step import choose_all
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_segments
+from forward_influence.selectors.oracle import WAYS
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.distances import zones
 from forward_influence.utils.progress import Progress, Silent
 
-WAYS = ("closing", "fisher")
 MOST_PASSES = 10_000
 
 
@@ -144,7 +145,7 @@ def screen_document(
     *,
     bins: Mapping[str, tuple[int, int]] | None = None,
     exact: bool = False,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress | None = None,
 ) -> tuple[list[Screened], dict[str, float]]:
     """Every condition of a request, estimated in each way; with `exact`, measured too.

@@ -15,7 +15,7 @@ from forward_influence.utils.ranges import ranges
 FEWEST_TO_CHOOSE = 32
 MODES = ("drop", "keep")
 #: How a budget is written that is a number of entries held, of whatever compressor.
-HELD = "held="
+_HELD = "held="
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Budget:
             UsageError: not a number, nothing, negative, or a fraction of one or more.
         """
         written = str(text).strip()
-        if written.startswith(HELD) and whole:
-            count = written.removeprefix(HELD)
+        if written.startswith(_HELD) and whole:
+            count = written.removeprefix(_HELD)
             if not count.isdigit():
-                raise UsageError(f"budget {written} is no number of entries to hold; give {HELD}200, say")
+                raise UsageError(f"budget {written} is no number of entries to hold; give {_HELD}200, say")
             return Budget.held(int(count))
         try:
             value = float(written)
@@ -73,7 +73,7 @@ class Budget:
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UsageError(f"--match-held {count} is no number of entries to hold; give a whole number like 200")
-        return Budget(f"{HELD}{count}", count, False, of_all=True)
+        return Budget(f"{_HELD}{count}", count, False, of_all=True)
 
     def count(self, tokens: int) -> int:
         """The number of tokens meant, out of `tokens`: at least 1."""

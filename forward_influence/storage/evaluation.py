@@ -32,6 +32,8 @@ KIND = "evaluation"
 #: compression, pinned and chosen.
 SCHEMA_VERSION = 3
 RESULTS = "results.parquet"
+#: What results call the compressor that keeps everything, with which all others are paired.
+FULL = "full"
 _LOCK = ".lock"
 
 #: The columns of results, in order; one row per item, protocol, compressor and budget.

@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
 )
 _ARRAYS = {"kl": np.float32, "nll_delta": np.float32, "nll": np.float32, "top1_changed": np.bool_}
 _INT_ARRAYS = ("selected", "layers", "heads", "distance")
-_COUNTS = ("held", "held_most", "pinned", "chosen")
+HELD = ("held", "held_most", "pinned", "chosen")
 
 
 def part_stem(name: str, fingerprint: str) -> str:
@@ -155,7 +155,7 @@ def _wrong_in(row: Mapping[str, Any]) -> str | None:
         return "a condition whose arrays are of unequal length"
     if not np.isfinite(row["kl"]).all():
         return "a KL that is NaN or infinite"
-    if not all(row[name] is None or 0 <= row[name] < math.inf for name in _COUNTS):
+    if not all(row[name] is None or 0 <= row[name] < math.inf for name in HELD):
         return "a number of entries that is none"
     inside = distances is None or not len(distances) or (distances.min() >= 0 and distances.max() < row["continuation"])
     return None if inside else "distances outside the continuation"

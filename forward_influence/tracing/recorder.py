@@ -28,6 +28,7 @@ from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.part import Group, Part
 from forward_influence.tracing.signals.base import Attended, Logits, Recording, Setting
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.progress import Progress, Silent
 
 _TOKEN = "token id"  # a column beside those of signals, whose names hold no blank
@@ -208,7 +209,7 @@ def record(
     span: int | None = None,
     first: int = 0,
     last: int | None = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     rotation: bool = False,
     progress: Progress | None = None,
 ) -> Trace:

@@ -1,8 +1,10 @@
-"""Near, middle and far: the parts of a continuation that results are summed up in."""
+"""Bins and zones: the parts of a continuation that results are summed up in, in the engine and in the analysis."""
 
 from __future__ import annotations
 
-#: near = [0, m / 8), middle = [m / 8, m / 2), far = [m / 2, m), as in the analysis.
+#: Bin width of the paper, in tokens (Kai et al. 2026, arXiv:2606.26875).
+BIN_WIDTH = 128
+#: near = [0, NEAR m), middle = [NEAR m, MIDDLE m), far = [MIDDLE m, m), for a continuation of m tokens.
 NEAR = 1 / 8
 MIDDLE = 1 / 2
 ZONES = ("near", "middle", "far")

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from forward_influence.compression import Outcome
-from forward_influence.compression.compressor import FULL
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
 from forward_influence.evaluation.answering import answer_side_by_side, answer_while_compressing, end_tokens
@@ -31,11 +30,12 @@ from forward_influence.integrations.lm_eval.reading import request_prompt, rolli
 from forward_influence.models.loading import load_model
 from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.protection import parse_protected
+from forward_influence.storage.evaluation import FULL
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.defaults import CHUNK
 
 _log = logging.getLogger(__name__)
-_CHUNK = 512
 #: Positions of a model that does not say how many it was made for, as the harness takes it.
 _POSITIONS = 2048
 #: What tokenizers say that set no limit.
@@ -354,12 +354,12 @@ class CompressedModel(TemplateLM):
             trace = self._trace(first, after)
             cache = self._compressed(trace, after)
         with torch.no_grad(), Instrument(self.loaded.model, cache=cache, span=span) as instrument:
-            hidden = continuation_hidden(self.loaded.model, read[:-1], instrument, _CHUNK)[-len(scored) :]
+            hidden = continuation_hidden(self.loaded.model, read[:-1], instrument, CHUNK)[-len(scored) :]
             return self._log_likelihood(hidden, read[-len(scored) :])
 
     def _log_likelihood(self, hidden: Tensor, targets: Tensor) -> tuple[float, bool]:
         total, best = 0.0, True
-        for rows, wanted in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        for rows, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = self.loaded.anatomy.head(rows)
             log_p = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
             total += float(log_p.double().sum())

@@ -22,7 +22,7 @@ from forward_influence.models.gguf.rope import FACTORS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Named = Iterator[tuple[str, Tensor]]
+_Named = Iterator[tuple[str, Tensor]]
 
 _ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _ATTENTION = {
@@ -77,7 +77,7 @@ _GPT_OSS = _ATTENTION | {
 }
 
 #: The names within a layer, by architecture.
-LAYERS: dict[str, dict[str, str]] = {
+_LAYERS: dict[str, dict[str, str]] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen2moe": _ATTENTION | _ROUTED | _SHARED,
@@ -129,13 +129,13 @@ def _place(arch: str, name: str) -> str | None:
     ends, prefix = (_GPT2_ENDS, "transformer.h") if arch == "gpt2" else (_ENDS, "model.layers")
     if layer is None:
         return f"{ends[at]}.{suffix}" if at in ends else None
-    to = LAYERS[arch].get(layer.group(2))
+    to = _LAYERS[arch].get(layer.group(2))
     if to is None:
         return None
     return f"{prefix}.{layer.group(1)}.{to}" + ("" if to.endswith(".sinks") else f".{suffix}")
 
 
-def _laid_out(arch: str, name: str, to: str, value: Tensor, config: PretrainedConfig) -> Named:
+def _laid_out(arch: str, name: str, to: str, value: Tensor, config: PretrainedConfig) -> _Named:
     change = _CHANGES.get(arch)
     if change is not None:
         value = change(name, value, config)
