@@ -88,7 +88,7 @@ def label_samples(needs: Needs) -> int:
 
 def backward_passes(needs: Needs) -> int:
     """Backward passes over the continuation for rules that look ahead."""
-    return label_samples(needs) * len(fisher_zones(needs)) + len(closing_zones(needs))
+    return sum(signal.passes(number) for signal, number in needs.asked if isinstance(signal, _LookingAhead))
 
 
 for _zone in ZONES:
