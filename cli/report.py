@@ -28,7 +28,8 @@ def report_command(
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
     from forward_influence.analysis.report.page import report
-    from forward_influence.storage.run import open_run, write_whole
+    from forward_influence.storage.run import open_run
+    from forward_influence.utils.files import write_whole
 
     made = report(
         [open_run(folder) for folder in runs],

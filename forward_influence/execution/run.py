@@ -27,8 +27,8 @@ from forward_influence.storage.run import (
     create_or_continue,
     held_for_writing,
     open_run,
-    part_stem,
 )
+from forward_influence.storage.shards import part_stem
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.versions import versions
