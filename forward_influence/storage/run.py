@@ -230,10 +230,6 @@ class Run:
     def _has_parts(self) -> bool:
         return any((self.folder / "parts").glob("*.parquet"))
 
-    def locked(self) -> Any:
-        """Hold the folder for writing, see `held_for_writing`."""
-        return held_for_writing(self.folder)
-
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -174,7 +174,6 @@ class LiveRecorder:
         return HeldTrace(
             tokens=self.signals.at("token", positions, group.rows, self.seen) if evicted else tokens,
             layers=tuple(layers),
-            model_layers=anatomy.layers,
             query_heads=len(theirs),
             kv_heads=len(group.heads),
             first=0,

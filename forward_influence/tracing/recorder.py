@@ -236,7 +236,6 @@ def record(
         trace = Trace(
             tokens=tokens,
             layers=layers,
-            model_layers=anatomy.layers,
             query_heads=anatomy.query_heads,
             kv_heads=anatomy.kv_heads,
             first=first,

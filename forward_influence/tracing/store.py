@@ -206,7 +206,6 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
     return Trace(
         tokens=tensors["tokens"],
         layers=layers,
-        model_layers=model.anatomy.layers,
         query_heads=values["query_heads"],
         kv_heads=values["kv_heads"],
         first=first,

@@ -38,7 +38,6 @@ class Trace:
     Attributes:
         tokens: (n,) token ids.
         layers: indices in the model of the L layers that can be ablated.
-        model_layers: how many layers the model has.
         kv_heads, query_heads: heads per layer.
         first, last: candidates are the tokens first <= i < last; others are protected.
         cache: holds the context's keys and values.
@@ -53,7 +52,6 @@ class Trace:
 
     tokens: Tensor
     layers: tuple[int, ...]
-    model_layers: int
     query_heads: int
     kv_heads: int
     first: int
