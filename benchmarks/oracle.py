@@ -26,7 +26,7 @@ from forward_influence.data.documents import load_documents, sample_documents
 from forward_influence.influence.ablation import removal
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.measurement.request import Request
-from forward_influence.measurement.screening import Way, leave_one_out_masks, screen_document
+from forward_influence.measurement.screening import Way, screen_document
 from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
@@ -102,18 +102,18 @@ def calibration(model: object, document: object, request: Request, options: argp
     trace = record(model, tokens[:n], span=n + m)
     ends = zones(m)
     some = range(4, min(n, 4 + options.tokens))
-    masks = leave_one_out_masks(trace.shape, some)
+    masks = [(torch.arange(n) == token).expand(trace.shape) for token in some]
     ablations = [removal(trace, Selection(mask.to(model.device), trace.layers), "drop", m) for mask in masks]
     _, found = measure_ablations(model, trace, tokens[n:], ablations)
     rows = []
     for way in ways_of(options):
         gradients = way.gradients(model, trace, tokens[n:], ends, 0)
         for name, (low, high) in ends.items():
-            estimates = way.leave_one_out(gradients[name], high - low).cpu()
-            for token, influence in zip(some, found, strict=True):
+            for token, mask, influence in zip(some, masks, found, strict=True):
+                estimate = float(way.estimates(gradients[name], mask, high - low).mean())
                 exact = float(influence.kl[low:high].double().mean())
                 about = {"way": way.words, "bin": name, "token": token}
-                rows.append({**about, "estimate": float(estimates[token]), "exact": exact})
+                rows.append({**about, "estimate": estimate, "exact": exact})
     return pd.DataFrame(rows)
 
 

@@ -28,32 +28,6 @@ _KEYS = ["document", "budget", "mode", "rule_a", "rule_b", "layer"]
 _PAIR = ["run", "budget", "mode", "rule_a", "rule_b"]
 
 
-def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """|A and B| / |A or B| of two boolean arrays of one shape; NaN where both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else float("nan")
-
-
-def shared_budget(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Share of the budget that two selections have in common, 2 |A and B| / (|A| + |B|); NaN where both are empty.
-
-    With equal counts, which equal budgets give, this is the fraction of either selection that the other one holds.
-    """
-    total = np.count_nonzero(a) + np.count_nonzero(b)
-    return 2 * np.count_nonzero(a & b) / total if total else float("nan")
-
-
-def chance_shared(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """The `shared_budget` that independent selections with the same counts per head would have in expectation.
-
-    Args:
-        a, b: bool (H, candidates); counts are taken per head, as rules spend their budget per head.
-    """
-    in_a, in_b = a.sum(-1, dtype=np.float64), b.sum(-1, dtype=np.float64)
-    total = (in_a + in_b).sum()
-    return float(2 * (in_a * in_b / a.shape[-1]).sum() / total) if total else float("nan")
-
-
 def centred_ranks(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Ranks along the last axis (ties share their mean rank), centred and scaled to length 1.
 

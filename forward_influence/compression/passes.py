@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +17,26 @@ from forward_influence.instrument.compat import given_cache
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.utils.defaults import CHUNK
 
+if TYPE_CHECKING:
+    from forward_influence.compression.session import Session
+
 #: Outputs that hold something of every token: who asks for them gets a long prompt read at once.
 _OF_ALL_TOKENS = ("hidden_states", "router_logits")
 _WITH_TOKENS = ("input_ids", "position_ids", "cache_position", "token_type_ids")
 
 
-class Reader(Protocol):
-    """Is told what passed."""
-
-    def part(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:
-        """Tokens (q,) went through: their last hidden states (q, hidden), and logits where the model made them."""
-
-    def end(self) -> None:
-        """The pass is over."""
-
-
 class Passes:
-    """Hooks on a model and its decoder that tell a reader about each pass.
+    """Hooks on a model and its decoder that tell a session about each pass.
 
     Args:
         model: the model.
         cache: what every pass must use.
-        reader: is told.
+        session: is told of every part of a pass, and of its end.
         span: the longest sequence, where the cache was made for one.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: SelectiveCache, reader: Reader, span: int | None) -> None:
-        self._model, self._cache, self._reader, self._span = model, cache, reader, span
+    def __init__(self, model: PreTrainedModel, cache: SelectiveCache, session: Session, span: int | None) -> None:
+        self._model, self._cache, self._session, self._span = model, cache, session, span
         self._instrument: Instrument | None = None
         self._inside_model = self._nested = self._adopted = False
         self._tokens: Tensor | None = None
@@ -160,7 +153,7 @@ class Passes:
         self._nested = True  # some heads run the model
         try:
             with torch.no_grad():
-                self._reader.part(None if tokens is None else tokens[0], hidden, logits)
+                self._session.part(None if tokens is None else tokens[0], hidden, logits)
         finally:
             self._nested = False
 
@@ -170,7 +163,7 @@ class Passes:
         tokens, self._tokens, self._done = self._tokens, None, []
         rest = None if tokens is None else tokens[:, before:]
         self._tell(rest, hidden[before:], None if logits is None else logits[before:])
-        self._reader.end()
+        self._session.end()
 
     def _check(self, named: dict[str, Any]) -> int:
         """Tokens of this pass.

@@ -53,7 +53,7 @@ class CompressedCache(SelectiveCache):
     """
 
     compressor: Compressor
-    _session: _Session | None
+    _session: Session | None
 
     @classmethod
     def of_layers(cls, layers: Any) -> SelectiveCache:
@@ -89,7 +89,7 @@ class CompressedCache(SelectiveCache):
             self._stats, self._session = self._session.stats(), None
 
 
-class _Session:
+class Session:
     """One `compress` block: records what passes, and compresses when it is time."""
 
     def __init__(
@@ -288,7 +288,7 @@ def compress(
             "sequence stays within it, say so with span=N"
         )
     cache.compressor = compressor
-    session = cache._session = _Session(plain, anatomy, compressor, cache, span)
+    session = cache._session = Session(plain, anatomy, compressor, cache, span)
     with ExitStack() as stack:
         stack.callback(cache.close)
         if session.rotation is not None:

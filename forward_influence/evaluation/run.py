@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from forward_influence.compression.contenders import (
     needs_of,
 )
 from forward_influence.compression.outcome import Outcome
+from forward_influence.data.tasks.base import Item, Task
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.evaluation.answering import (
     Answer,
@@ -52,37 +53,6 @@ MOST_ITEMS = 1_000_000
 MOST_TOKENS = 1 << 30
 
 
-class ItemLike(Protocol):
-    """One problem, as `forward_influence.data.tasks` makes it."""
-
-    index: int
-    depth: float | None
-    context: str
-    question: str
-    answer_prefix: str
-    answers: tuple[str, ...]
-
-
-class TaskLike(Protocol):
-    """A task, as `forward_influence.data.tasks.parse_task` makes it."""
-
-    name: ClassVar[str]
-    family: ClassVar[str]
-    reasons: ClassVar[bool]
-    answer_tokens: ClassVar[int]
-    until: ClassVar[tuple[str, ...]]
-
-    @property
-    def spec(self) -> str:
-        """As typed."""
-
-    def item(self, index: int, length: int, count: Any, seed: int = 0) -> Any:
-        """The item of that number."""
-
-    def score(self, item: Any, response: str) -> float:
-        """Between 0 and 1."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What to evaluate.
@@ -106,7 +76,7 @@ class Plan:
         seed: of the items and of random rules.
     """
 
-    tasks: tuple[TaskLike, ...]
+    tasks: tuple[Task, ...]
     compressors: tuple[str, ...]
     budgets: tuple[str, ...]
     lengths: tuple[int, ...] = (1000,)
@@ -202,7 +172,7 @@ class Plan:
 class Work:
     """One item under one protocol: what a part holds."""
 
-    task: TaskLike
+    task: Task
     length: int
     protocol: str
     index: int
@@ -347,8 +317,8 @@ def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[s
     return rows
 
 
-def _prompt(model: Model, plan: Plan, work: Work, chat: bool) -> tuple[ItemLike, Prompt]:
-    item: ItemLike = work.task.item(work.index, work.length, counter(model.tokenizer), plan.seed)
+def _prompt(model: Model, plan: Plan, work: Work, chat: bool) -> tuple[Item, Prompt]:
+    item: Item = work.task.item(work.index, work.length, counter(model.tokenizer), plan.seed)
     return item, make_prompt(model.tokenizer, item.context, item.question, item.answer_prefix, chat)
 
 
@@ -359,7 +329,7 @@ def _held(outcome: Outcome) -> dict[str, Any]:
 
 
 def _prefill_only(
-    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: TaskLike, seed: int
+    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: Task, seed: int
 ) -> list[tuple[Answer, dict[str, Any]]]:
     """One recorded pass for all contenders, then their answers side by side."""
     clock = Clock(model.device)
@@ -389,7 +359,7 @@ def _prefill_only(
 
 
 def _while_compressing(
-    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: TaskLike, seed: int
+    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: Task, seed: int
 ) -> list[tuple[Answer, dict[str, Any]]]:
     """Each contender reads the context and generates by itself, its cache compressed as the answer grows."""
     result = []

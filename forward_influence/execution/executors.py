@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from safetensors.torch import save
 
+from forward_influence.data.cutting import Cut
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.influence.divergence import compiling
-from forward_influence.measurement.document import CutDocument, Measured, measure_document
+from forward_influence.measurement.document import Measured, measure_document
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
@@ -41,7 +42,7 @@ class Task:
     trace_cache: int = 0
     fingerprint: str = ""
 
-    def measure(self, model: Model, document: CutDocument, progress: Progress) -> Measured:
+    def measure(self, model: Model, document: Cut, progress: Progress) -> Measured:
         """One document."""
         store = TraceStore(cache_folder() / "traces", self.trace_cache) if self.trace_cache else None
         with compiling(self.compile):
@@ -63,7 +64,7 @@ class Executor(Protocol):
         """The model that it measures with."""
 
     def run(
-        self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
+        self, run: Run, documents: Mapping[str, Cut], task: Task, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """Yield (part stem, None) for each document written, (part stem, reason) for each that failed."""
 
@@ -83,7 +84,7 @@ class LocalExecutor:
         return Card.of(self.model)
 
     def run(
-        self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
+        self, run: Run, documents: Mapping[str, Cut], task: Task, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """Measure and write; what concerns the request itself (a rule that fails) ends the run at once."""
         for number, (stem, document) in enumerate(documents.items(), start=1):

@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from forward_influence.data.cutting import Cut
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Executor
 from forward_influence.execution.run import Source, build_configuration, measure, model_configuration
-from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
@@ -73,7 +73,7 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
 def add(
     model: Model | None,
     run: Run,
-    documents: Sequence[CutDocument],
+    documents: Sequence[Cut],
     selectors: Sequence[str],
     *,
     compressors: Sequence[str] = (),
@@ -145,7 +145,7 @@ def _of_model(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"configuration": kept, "versions": manifest.get("versions", {})}
 
 
-def _check(run: Run, documents: Sequence[CutDocument], selectors: Sequence[str], compressors: Sequence[str]) -> None:
+def _check(run: Run, documents: Sequence[Cut], selectors: Sequence[str], compressors: Sequence[str]) -> None:
     if not selectors and not compressors:
         raise UsageError("nothing to add; name a rule with --selector or a compressor with --compressor")
     there = [d["fingerprint"] for d in run.documents]

@@ -16,11 +16,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from forward_influence.data.cutting import Cut
+from forward_influence.data.document import Document
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Task, is_expected, reason_of, write_measured
-from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
 from forward_influence.storage.run import Run
@@ -43,20 +43,6 @@ class Recipe:
     revision: str | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A document as it travels: nothing but its name, fingerprint and token ids."""
-
-    name: str
-    fingerprint: str
-    segments: tuple[Tensor, ...]
-
-    @property
-    def document(self) -> Shipped:
-        """Itself."""
-        return self
 
 
 class _Count:
@@ -102,7 +88,7 @@ class Worker:
             )
         return Card.of(self._model)
 
-    def measure(self, document: Shipped, request: dict[str, Any], task: dict[str, Any]) -> Any:
+    def measure(self, document: Cut, request: dict[str, Any], task: dict[str, Any]) -> Any:
         """The document's `Measured`, or the reason why it could not be measured."""
         torch.set_num_threads(self._threads)  # for this thread: Ray has set another number for the process
         if self._request is None:
@@ -172,7 +158,7 @@ class RayExecutor:
         return card
 
     def run(
-        self, run: Run, documents: Mapping[str, CutDocument], task: Task, progress: Progress
+        self, run: Run, documents: Mapping[str, Cut], task: Task, progress: Progress
     ) -> Iterator[tuple[str, str | None]]:
         """As `Executor.run`: yields documents as they are done, in whatever order that is."""
         crew = None
@@ -267,7 +253,7 @@ class _Crew:
         self,
         executor: RayExecutor,
         fingerprint: str,
-        documents: Mapping[str, CutDocument],
+        documents: Mapping[str, Cut],
         task: Task,
         progress: Progress,
     ) -> None:
@@ -293,7 +279,8 @@ class _Crew:
             return
         stem = self._waiting.popleft()
         cut = self._documents[stem]
-        shipped = Shipped(cut.document.name, cut.document.fingerprint, tuple(cut.segments))
+        # nothing but its name, fingerprint and token ids travels
+        shipped = Cut(Document(cut.document.name, "", cut.document.fingerprint), tuple(cut.segments), cut.length)
         self._busy[worker.measure.remote(shipped, self._request, self._task)] = (worker, stem)
 
     def work(self) -> Iterator[tuple[str, Any]]:

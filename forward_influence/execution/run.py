@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
+from forward_influence.data.cutting import Cut
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Executor, LocalExecutor, Task
-from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.slices import check_slices
 from forward_influence.measurement.token_counts import document_tokens
@@ -60,17 +60,17 @@ class Source:
 
 
 def build_manifest(
-    card: Card, documents: Sequence[CutDocument], request: Request, source: Source, chunk: int, threads: int
+    card: Card, documents: Sequence[Cut], request: Request, source: Source, chunk: int, threads: int
 ) -> dict[str, Any]:
     """Everything that a run's folder says about it beside results."""
     entries = [
         {
             "name": d.document.name,
             "fingerprint": d.document.fingerprint,
-            "tokens": getattr(d, "length", sum(map(len, d.segments[:1]))),
+            "tokens": d.length,
             "part": part_stem(d.document.name, d.document.fingerprint),
             "segments": len(d.segments),
-            **{k: v for k, v in getattr(d.document, "metadata", {}).items() if k not in ("name", "part")},
+            **{k: v for k, v in d.document.metadata.items() if k not in ("name", "part")},
         }
         for d in documents
     ]
@@ -84,9 +84,7 @@ def build_manifest(
     }
 
 
-def request_configuration(
-    spec: str, documents: Sequence[CutDocument], request: Request, source: Source
-) -> dict[str, Any]:
+def request_configuration(spec: str, documents: Sequence[Cut], request: Request, source: Source) -> dict[str, Any]:
     """What decides a run's result columns, as far as it is known before the weights are loaded."""
     return {
         "model": spec,
@@ -107,9 +105,7 @@ def model_configuration(card: Card) -> dict[str, Any]:
     }
 
 
-def build_configuration(
-    card: Card, documents: Sequence[CutDocument], request: Request, source: Source
-) -> dict[str, Any]:
+def build_configuration(card: Card, documents: Sequence[Cut], request: Request, source: Source) -> dict[str, Any]:
     """What decides a run's result columns; running the same again continues it, anything else is another run."""
     return {
         **model_configuration(card),
@@ -137,7 +133,7 @@ def refuse_other_run(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> 
         raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
 
 
-def default_folder(card: Card, documents: Sequence[CutDocument], request: Request, source: Source) -> Path:
+def default_folder(card: Card, documents: Sequence[Cut], request: Request, source: Source) -> Path:
     """runs/MODEL-DOCUMENTS-HASH: the same request always means the same folder, so that it continues by itself."""
     digest = configuration_hash(build_configuration(card, documents, request, source))
     words = [Path(card.spec).name, *(Path(spec).name for spec in source.documents)]
@@ -147,7 +143,7 @@ def default_folder(card: Card, documents: Sequence[CutDocument], request: Reques
 
 def measure(
     model: Model | None,
-    documents: Sequence[CutDocument],
+    documents: Sequence[Cut],
     request: Request,
     out: str | os.PathLike[str],
     *,

@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from forward_influence.utils.numerics import at_least_float32, rows_in_cache, slices
+from forward_influence.utils.numerics import rows_in_cache, slices
 
 #: Below this log-probability float32 loses mass (exp underflows at -87), so that rows go the long way in float64.
 _LOWEST = -80.0
@@ -226,13 +226,3 @@ def _argmax(values: Tensor) -> Tensor:
 def _at_targets(values: Tensor, targets: Tensor) -> Tensor:
     picked = values.gather(-1, targets.clamp_min(0)[:, None])[:, 0]
     return picked.masked_fill(targets < 0, float("nan"))
-
-
-def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p || q) in nats of two blocks of logits (rows, vocabulary) -> (rows,), at least float32 (arXiv:2606.26875).
-
-    Inputs are left as they are.
-    """
-    p_logits, q_logits = at_least_float32(p_logits), at_least_float32(q_logits)
-    targets = torch.full(p_logits.shape[:1], -1, device=p_logits.device)
-    return Reference(p_logits.clone(), targets).compare(q_logits.clone()).kl

@@ -40,7 +40,6 @@ class Anatomy:
         positions: how many positions the model was made for; None where it does not say.
         decoder_layers: layer index -> the module whose output is the residual stream after that layer.
         head: last hidden states -> logits.
-        probe_difference: largest |native - instrumented| logit on the probe.
         unlike: layers, with a window, that have other numbers of heads than the full ones.
     """
 
@@ -54,7 +53,6 @@ class Anatomy:
     positions: int | None
     decoder_layers: dict[int, nn.Module] = field(repr=False)
     head: Head = field(repr=False)
-    probe_difference: float = 0.0
     unlike: tuple[int, ...] = ()
 
     def full_layers(self, span: int) -> tuple[int, ...]:
@@ -147,7 +145,6 @@ def examine(model: PreTrainedModel) -> Anatomy:
         positions=positions_of(config),
         decoder_layers=_decoder_layers(model, len(layers)),
         head=head,
-        probe_difference=difference,
         unlike=unlike,
     )
 

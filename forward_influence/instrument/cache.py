@@ -157,11 +157,6 @@ class SelectiveLayer(Unbounded, CacheLayerMixin):
         other._expose()
         return other
 
-    def evict(self, keep: Tensor, room: int = 0) -> None:
-        """Hold only the entries marked in `keep`, (kv_heads, held) bool; memory of the others is freed."""
-        index, holes = indices(keep)
-        self.__dict__.update(self.branch(index, holes, room).__dict__)
-
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens seen.
 

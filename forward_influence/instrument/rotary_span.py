@@ -49,17 +49,6 @@ def changes_with_length(model: PreTrainedModel, *lengths: int) -> bool:
     return any(_differ(call, lengths) for call in _calls_of(model))
 
 
-def same_until(model: PreTrainedModel, length: int, most: int) -> int:
-    """The longest sequence, at most `most` tokens, with the rotary factors of one of `length` tokens."""
-    low, high = length, most + 1  # `low` is alike; `high`, unless it lies beyond, is not
-    if not changes_with_length(model, length, most):
-        return most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if changes_with_length(model, length, middle) else (middle, high)
-    return low
-
-
 def depends_on_length(model: PreTrainedModel) -> bool:
     """Whether a model's rotary factors depend on the length of a sequence at all, as far as it was made for."""
     return bool(_changing(model))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from forward_influence.attribution.lookahead import look_ahead
+from forward_influence.data.cutting import Cut
+from forward_influence.data.document import Document
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.influence.full_run import Baseline, run_in_full
 from forward_influence.influence.measure import measure_ablations
@@ -44,26 +46,6 @@ from forward_influence.utils.progress import Labelled, Progress, Silent
 from forward_influence.utils.tokenization import text_pieces
 
 
-class Named(Protocol):
-    """A document's name and content fingerprint."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-
-class CutDocument(Protocol):
-    """A document cut to token ids, as `forward_influence.data.prepare` gives it."""
-
-    @property
-    def document(self) -> Named: ...
-
-    @property
-    def segments(self) -> tuple[Tensor, ...]: ...
-
-
 @dataclass
 class Measured:
     """A document's results.
@@ -82,7 +64,7 @@ class Measured:
 
 def measure_document(
     model: Model,
-    document: CutDocument,
+    document: Cut,
     request: Request,
     *,
     chunk: int = CHUNK,
@@ -124,7 +106,7 @@ class _Segment:
     def __init__(
         self,
         model: Model,
-        document: Named,
+        document: Document,
         number: int,
         tokens: Tensor,
         request: Request,

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from forward_influence.data.cutting import Cut
 from forward_influence.errors import UsageError
-from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_segments
@@ -102,7 +102,7 @@ class Inspected:
         return f"the stronger the shade, the higher the rank among the candidates; {selected} is selected{by}"
 
 
-def inspect_document(model: Model, document: CutDocument, request: Request) -> Inspected:
+def inspect_document(model: Model, document: Cut, request: Request) -> Inspected:
     """Score and select with every rule of a request, at its first budget, on a document's first segment.
 
     Raises:

@@ -227,15 +227,6 @@ def _write(path: Path, frame: pd.DataFrame, identity: dict[str, Any], controls: 
     write_whole(path, encode_table(table, {**metadata, "digest": values_sha256(table)}))
 
 
-def read_map(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """A map as `influence_map` wrote it.
-
-    Raises:
-        UsageError: the file is no map.
-    """
-    return _table(path)[0].to_pandas()
-
-
 def read_controls(path: str | os.PathLike[str]) -> MapControls:
     """The controls of a map.
 

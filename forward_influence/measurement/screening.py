@@ -15,18 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from forward_influence.attribution.gate_gradients import continuation_gradients
 from forward_influence.attribution.integrated_gradients import closing_gradients
 from forward_influence.attribution.lookahead import look_ahead
+from forward_influence.data.cutting import Cut
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.influence.ablation import removal
 from forward_influence.influence.comparison import Influence
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.measurement.conditions import RuleCondition, expand_rules
-from forward_influence.measurement.document import CutDocument
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.seeds import derived_seed
 from forward_influence.measurement.selection_step import choose_all
@@ -96,13 +95,6 @@ class Way:
             (count,) float64.
         """
         total = gradients.flatten(1).double() @ removed.flatten().to(gradients.device).double()
-        return self._influence(total, size)
-
-    def leave_one_out(self, gradients: Tensor, size: int) -> Tensor:
-        """The same of removing each token alone from all layers and heads, mean over gates or samples, (n,) float64."""
-        return self._influence(gradients.double().sum((1, 2)), size).mean(0)
-
-    def _influence(self, total: Tensor, size: int) -> Tensor:
         return total / size if self.by == "closing" else total.square() / (2 * size)
 
 
@@ -139,7 +131,7 @@ class Screened:
 
 def screen_document(
     model: Model,
-    document: CutDocument,
+    document: Cut,
     request: Request,
     ways: Sequence[Way] = (Way(),),
     *,
@@ -232,13 +224,3 @@ def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     clock[name] = clock.get(name, 0.0) + time.perf_counter() - begun
-
-
-def leave_one_out_masks(shape: tuple[int, int, int], tokens: range) -> list[Tensor]:
-    """The masks (L, H, n) of removing each of `tokens` alone from all layers and heads."""
-    masks = []
-    for token in tokens:
-        mask = torch.zeros(shape, dtype=torch.bool)
-        mask[..., token] = True
-        masks.append(mask)
-    return masks

@@ -7,32 +7,16 @@ Here it is the failure of one document, which names the document and the token.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from forward_influence.data.cutting import Cut
 from forward_influence.errors import ForwardInfluenceError, UsageError
 
 if TYPE_CHECKING:
     from forward_influence.models.loading import Model
-
-
-class Named(Protocol):
-    """What has a name."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class Segmented(Protocol):
-    """A document as token ids."""
-
-    @property
-    def document(self) -> Named: ...
-
-    @property
-    def segments(self) -> tuple[Tensor, ...]: ...
 
 
 def checked_tokens(tokens: Tensor, what: str, positions: int | None = None) -> Tensor:
@@ -88,7 +72,7 @@ def _written(tokenizer: Any, token: int) -> str:
     return f"id {token}" if written is None else f"id {token}, {written!r}"
 
 
-def checked_segments(model: Model, document: Segmented, context: int, continuation: int = 0) -> tuple[Tensor, ...]:
+def checked_segments(model: Model, document: Cut, context: int, continuation: int = 0) -> tuple[Tensor, ...]:
     """A document's segments, each with enough tokens, which the model knows.
 
     Args:

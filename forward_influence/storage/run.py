@@ -234,10 +234,6 @@ class Run:
     def _has_parts(self) -> bool:
         return any((self.folder / "parts").glob("*.parquet"))
 
-    def locked(self) -> Any:
-        """Hold the folder for writing, see `held_for_writing`."""
-        return held_for_writing(self.folder)
-
 
 @contextmanager
 def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.stats import rankdata, spearmanr
 from simulated import Decay, simulate
@@ -21,16 +22,42 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 RULES = {name: Decay() for name in ("attention", "entropy", "random")}
 
 
+def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """|A and B| / |A or B| of two boolean arrays of one shape; NaN where both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else float("nan")
+
+
+def shared_budget(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Share of the budget that two selections have in common, 2 |A and B| / (|A| + |B|); NaN where both are empty.
+
+    With equal counts, which equal budgets give, this is the fraction of either selection that the other one holds.
+    """
+    total = np.count_nonzero(a) + np.count_nonzero(b)
+    return 2 * np.count_nonzero(a & b) / total if total else float("nan")
+
+
+def chance_shared(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """The `shared_budget` that independent selections with the same counts per head would have in expectation.
+
+    Args:
+        a, b: bool (H, candidates); counts are taken per head, as rules spend their budget per head.
+    """
+    in_a, in_b = a.sum(-1, dtype=np.float64), b.sum(-1, dtype=np.float64)
+    total = (in_a + in_b).sum()
+    return float(2 * (in_a * in_b / a.shape[-1]).sum() / total) if total else float("nan")
+
+
 def test_jaccard_and_shared_of_a_toy() -> None:
     a = np.array([[1, 1, 0, 0, 1, 0]], dtype=bool)
     b = np.array([[0, 1, 1, 0, 1, 0]], dtype=bool)
-    assert overlap.jaccard(a, b) == pytest.approx(2 / 4)
-    assert overlap.shared_budget(a, b) == pytest.approx(2 / 3)
-    assert overlap.chance_shared(a, b) == pytest.approx(3 / 6)
-    assert overlap.jaccard(a, a) == overlap.shared_budget(a, a) == 1.0
-    assert overlap.jaccard(a, ~a) == overlap.shared_budget(a, ~a) == 0.0
+    assert jaccard(a, b) == pytest.approx(2 / 4)
+    assert shared_budget(a, b) == pytest.approx(2 / 3)
+    assert chance_shared(a, b) == pytest.approx(3 / 6)
+    assert jaccard(a, a) == shared_budget(a, a) == 1.0
+    assert jaccard(a, ~a) == shared_budget(a, ~a) == 0.0
     empty = np.zeros_like(a)
-    assert np.isnan([overlap.jaccard(empty, empty), overlap.shared_budget(empty, empty)]).all()
+    assert np.isnan([jaccard(empty, empty), shared_budget(empty, empty)]).all()
 
 
 def test_chance_is_what_random_selections_share() -> None:
@@ -40,9 +67,9 @@ def test_chance_is_what_random_selections_share() -> None:
     def draw(count: int) -> np.ndarray:
         return rng.random((heads, n)).argsort(-1) < count
 
-    shared = [overlap.shared_budget(draw(80), draw(80)) for _ in range(300)]
-    assert np.mean(shared) == pytest.approx(overlap.chance_shared(draw(80), draw(80)), abs=0.005)
-    assert overlap.chance_shared(draw(80), draw(80)) == pytest.approx(0.2)
+    shared = [shared_budget(draw(80), draw(80)) for _ in range(300)]
+    assert np.mean(shared) == pytest.approx(chance_shared(draw(80), draw(80)), abs=0.005)
+    assert chance_shared(draw(80), draw(80)) == pytest.approx(0.2)
 
 
 def test_ranks_give_spearmans_correlation_ties_included() -> None:
@@ -78,21 +105,20 @@ def test_overlap_of_a_run_equals_plain_loops(tmp_path: Path) -> None:
             context = document.contexts[a.segment]
             inside = range(context.first, context.stop)
             for layer in range(2):
-                both = either = 0
                 correlations = []
                 for head in range(2):
-                    for token in inside:
-                        x, y = a.selection[layer, head, token], b.selection[layer, head, token]
-                        both, either = both + int(x and y), either + int(x or y)
                     s = np.broadcast_to(a.scores, a.selection.shape)[layer, head, list(inside)]
                     t = np.broadcast_to(b.scores, b.selection.shape)[layer, head, list(inside)]
                     correlations.append(spearmanr(s, t).statistic)
                 key = (document.document["name"], a.selector, b.selector, model_layers(run)[layer])
-                expected.setdefault(key, []).append([both / either, float(np.mean(correlations))])
+                of_both = [choice.selection[layer][:, list(inside)] for choice in (a, b)]
+                plain = [measure(*of_both) for measure in (jaccard, shared_budget, chance_shared)]
+                expected.setdefault(key, []).append([*plain, float(np.mean(correlations))])
     assert len(frame) == len(expected) == 3 * 3 * 2
     for row in frame.itertuples():
         want = np.mean(expected[row.document, row.rule_a, row.rule_b, row.layer], axis=0)
-        assert [row.jaccard, row.rank_correlation] == pytest.approx(want.tolist(), abs=1e-10)
+        found = [row.jaccard, row.shared, row.chance, row.rank_correlation]
+        assert found == pytest.approx(want.tolist(), abs=1e-10)
 
 
 def test_matrix_is_symmetric_with_the_means_of_the_frame(tmp_path: Path) -> None:

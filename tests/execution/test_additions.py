@@ -20,7 +20,7 @@ from forward_influence.execution.extend import add
 from forward_influence.execution.run import measure
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.measurement.request import Request
-from forward_influence.storage.run import open_run
+from forward_influence.storage.run import held_for_writing, open_run
 
 SIZES = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2", "0.4")}
 FIRST = ("attention:window=8", "random")
@@ -211,7 +211,7 @@ def test_killed_while_it_takes_its_place_it_is_finished_by_the_next(model, tmp_p
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) == (swaps < 5), "two documents, each with selections and a part, and the manifest"
-    with open_run(tmp_path / "run").locked():
+    with held_for_writing(tmp_path / "run"):
         pass
     if swaps == 0:
         add(model, open_run(tmp_path / "run"), documents, ["entropy"])

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from test_cache import filled
-from test_divergence import pairs
+from test_divergence import kl_divergence, pairs
 from test_influence import M, N, random_selection, setup_case
 
 from forward_influence.compression.fidelity import Compression
@@ -15,12 +15,12 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence import divergence, measure, refusals
 from forward_influence.influence.ablation import Removal, removal, shuffled
 from forward_influence.influence.comparison import Influence, compare_hidden
-from forward_influence.influence.divergence import Reference, Shift, kl_divergence
+from forward_influence.influence.divergence import Reference, Shift
 from forward_influence.influence.effects import effect_of
 from forward_influence.influence.full_run import Baseline, Continuation, run_in_full
 from forward_influence.influence.masked import masked_direct_influence, masked_influence
 from forward_influence.influence.measure import forward_influence, measure_ablations
-from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, masked
+from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, indices, masked
 from forward_influence.selectors.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 from forward_influence.utils import numerics
 from forward_influence.utils.numerics import rows_in_cache, slices
@@ -255,7 +255,7 @@ def test_a_layer_brings_a_mask_where_the_models_own_would_not_do():
     assert own
     assert mask is not None
     assert mask[0, 0].tolist() == [[True] * 7 + [False], [True] * 8]
-    layer.evict(torch.tensor([[1, 1, 1, 0, 0, 0]] * 2, dtype=torch.bool))
+    layer = layer.branch(*indices(torch.tensor([[1, 1, 1, 0, 0, 0]] * 2, dtype=torch.bool)), 0)
     layer.update(double(1), double(1))
     assert layer.own_mask(1) == (True, None)
     layer.update(double(2), double(2))
@@ -267,7 +267,7 @@ def test_a_layer_brings_a_mask_where_the_models_own_would_not_do():
 
 def test_ragged_heads_hide_padding_from_several_queries():
     layer = filled()
-    layer.evict(torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool), room=2)
+    layer = layer.branch(*indices(torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)), 2)
     layer.update(double(2), double(2))
     own, mask = layer.own_mask(2)
     assert own
@@ -290,7 +290,7 @@ def test_crop_from_either_end():
     assert (layer.seen, layer.held, layer.keys.shape[-2]) == (3, 3, 3)
     layer.crop(0)
     assert layer.seen == 3
-    layer.evict(torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.bool), room=2)
+    layer = layer.branch(*indices(torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.bool)), 2)
     layer.update(double(2), double(2))
     with pytest.raises(UsageError, match="before its last eviction"):
         layer.crop(-3)

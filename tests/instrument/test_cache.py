@@ -36,7 +36,7 @@ def test_indices_are_ascending_and_padded_in_front():
 
 def test_eviction_keeps_positions_and_reports_seen_and_held():
     layer = filled()
-    layer.evict(torch.tensor([[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1]], dtype=torch.bool))
+    layer = layer.branch(*indices(torch.tensor([[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1]], dtype=torch.bool)), 0)
     assert (layer.seen, layer.held) == (6, 3)
     assert layer.positions().tolist() == [[0, 2, 5], [1, 2, 5]]
     assert layer.get_seq_length() == 6
@@ -46,7 +46,7 @@ def test_eviction_keeps_positions_and_reports_seen_and_held():
     assert layer.bytes() == 2 * 2 * 3 * 3 * 8, "nothing but what is kept stays allocated"
     layer.update(torch.zeros(1, 2, 2, 3, dtype=torch.float64), torch.zeros(1, 2, 2, 3, dtype=torch.float64))
     assert layer.positions().tolist() == [[0, 2, 5, 6, 7], [1, 2, 5, 6, 7]]
-    layer.evict(torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 1, 0]], dtype=torch.bool))
+    layer = layer.branch(*indices(torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 1, 0]], dtype=torch.bool)), 0)
     assert layer.positions().tolist() == [[2, 7], [1, 6]]
 
 
@@ -72,7 +72,7 @@ def test_a_ragged_cache_needs_an_instrument(ragged):
 
 def test_ragged_heads_mark_padding():
     layer = filled()
-    layer.evict(torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool))
+    layer = layer.branch(*indices(torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)), 0)
     assert layer.positions().tolist() == [[0, 1, 2, 3], [-1, -1, -1, 5]]
     own, mask = layer.own_mask(1)
     assert own
@@ -92,7 +92,7 @@ def test_crop_goes_back_only_to_the_last_eviction():
     layer = filled()
     layer.crop(-2)
     assert (layer.seen, layer.held) == (4, 4)
-    layer.evict(torch.ones(2, 4, dtype=torch.bool))
+    layer = layer.branch(*indices(torch.ones(2, 4, dtype=torch.bool)), 0)
     with pytest.raises(UsageError, match="before its last eviction"):
         layer.crop(-1)
 

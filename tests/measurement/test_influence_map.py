@@ -14,7 +14,7 @@ from forward_influence.cli import influence_map as command
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence.measure import forward_influence
 from forward_influence.measurement import leave_one_out as module
-from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls, read_map
+from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 
@@ -61,7 +61,7 @@ def test_a_stopped_map_goes_on(model, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measure_ablations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
-    assert read_map(tmp_path / "map.parquet")["block"].max() == 3
+    assert pd.read_parquet(tmp_path / "map.parquet")["block"].max() == 3
     again = influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
     assert calls == [2, 4, 4, 2, 4, 3], "controls first, also when it goes on"
     assert again["kl"].tolist() == pytest.approx(whole["kl"].tolist(), abs=1e-7)
@@ -114,7 +114,7 @@ def test_refusals(model, tokens, tmp_path):
     with pytest.raises(ForwardInfluenceError, match="does not read back"):
         influence_map(model, tokens, SMALL, tmp_path / "broken.parquet")
     with pytest.raises(UsageError, match="no influence map"):
-        read_map(tmp_path / "broken.parquet")
+        read_controls(tmp_path / "broken.parquet")
     with pytest.raises(UsageError, match="--block 0 is too small"):
         MapRequest(block=0)
 

@@ -28,7 +28,7 @@ from forward_influence.execution import executors
 from forward_influence.execution.run import measure
 from forward_influence.models.loading import wrap_model
 from forward_influence.storage import run as runs
-from forward_influence.storage.run import SCHEMA_VERSION, open_run
+from forward_influence.storage.run import SCHEMA_VERSION, held_for_writing, open_run
 
 HERE = Path(__file__).parents[1]
 
@@ -285,7 +285,7 @@ def test_a_second_process_is_refused_and_never_mixed_in(model, tmp_path):
     ready, go = os.pipe()
     child = os.fork()
     if child == 0:
-        with measure(model, documents[:1], fault_runner.request(), tmp_path / "run").locked():
+        with held_for_writing(measure(model, documents[:1], fault_runner.request(), tmp_path / "run").folder):
             os.write(go, b"x")
             time.sleep(30)
         os._exit(0)
