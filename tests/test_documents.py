@@ -246,7 +246,8 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else() -> None:
     assert order == names(sample_documents(POOL[::-1], seed=7))
     assert order != names(sample_documents(POOL, seed=8)) != names(POOL)
     script = (
-        "from forward_influence.data.documents import make_document, sample_documents\n"
+        "from forward_influence.data.document import make_document\n"
+        "from forward_influence.data.documents import sample_documents\n"
         "pool = [make_document(f'd{i}', f'text {i}') for i in range(50)]\n"
         "print(*(d.name for d in sample_documents(pool, seed=7)))"
     )

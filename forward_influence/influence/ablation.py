@@ -192,7 +192,7 @@ def measure_ablations(
         whole = shuffled(trace, m)  # in any order: what is looked for is no matter of rounding
         raise ForwardInfluenceError(
             f"the full cache gives NaN or infinite logits at distance {_first_bad(model, trace, continuation, whole)}; "
-            "try --dtype float32, or leave this document out"
+            "try `dtype` float32, or leave this document out"
         )
     for ablation, influence in zip(ablations, influences, strict=True):
         if bool(torch.isposinf(influence.kl).any()):
@@ -204,7 +204,7 @@ def measure_ablations(
         if not bool(torch.isfinite(influence.kl).all()):
             raise ForwardInfluenceError(
                 f"{ablation.label}: NaN or infinite logits at distance "
-                f"{_bad_distance(model, trace, continuation, ablation, influence)}; try --dtype float32, or leave this "
+                f"{_bad_distance(model, trace, continuation, ablation, influence)}; try `dtype` float32, or leave this "
                 "this document out"
             )
         _check(ablation, influence)
@@ -450,7 +450,7 @@ def _ascending(positions: Tensor, m: int) -> bool:
 def masked_influence(model: Model, tokens: Tensor, trace: Trace, selection: Selection, mode: str) -> Influence:
     """The same by another road: one unchunked pass over context and continuation with removal by masking.
 
-    What `--verify` compares with. Memory grows with (context + continuation) squared.
+    What `verify` compares with. Memory grows with (context + continuation) squared.
     """
     tokens = tokens.to(model.device)
     n, span = trace.n, int(tokens.shape[0])
@@ -469,7 +469,7 @@ def masked_direct_influence(
 ) -> Tensor:
     """KL (p,) of direct effects by what they mean: a full pass per distance, its last token alone blind.
 
-    What `--verify` compares with.
+    What `verify` compares with.
 
     Args:
         tokens: (n + m,) context and continuation.

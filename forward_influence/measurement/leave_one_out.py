@@ -61,9 +61,9 @@ class MapRequest:
     def __post_init__(self) -> None:
         for name in ("context", "continuation", "block", "bin_width"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least 1")
+                raise UsageError(f"`{name}` {getattr(self, name)} is too small; give at least 1")
         if self.effect not in ("total", "direct"):
-            raise UsageError(f"--effect {self.effect} is unknown; it is total or direct")
+            raise UsageError(f"`effect` {self.effect} is unknown; it is total or direct")
 
     @property
     def bins(self) -> list[tuple[int, int]]:
@@ -197,16 +197,16 @@ def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ForwardInfluenceError(
-            f"{path} does not read back ({type(error).__name__}); choose another --out"
+            f"{path} does not read back ({type(error).__name__}); choose another `out`"
         ) from error
     known = _metadata(table, b"influence_map")
     if known is None:
-        raise UsageError(f"{path} exists and is no influence map; choose another --out")
+        raise UsageError(f"{path} exists and is no influence map; choose another `out`")
     if known != identity:
         digests = [name for name in _DIGESTS if known.get(name) != identity.get(name)]
         there, here = ({k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity))
         shown = "; ".join([*digests, *differing_fields(there, here)])
-        raise UsageError(f"{path} holds another map (different: {shown}); choose another --out")
+        raise UsageError(f"{path} holds another map (different: {shown}); choose another `out`")
     return table.to_pandas()
 
 

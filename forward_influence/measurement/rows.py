@@ -66,7 +66,7 @@ def described_compressor(
     assert outcome is not None
     compressor = condition.contender.compressor
     made: dict[str, Any] = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
-    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor --protect-last
+    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor `protect_last`
     return {
         "selector": condition.contender.name,
         "parameters": json.dumps({**compressor.rule.parameters, **made}, sort_keys=True, default=str),

@@ -14,7 +14,7 @@ from forward_influence.models.loading import Model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.trace import Trace
 
-#: How many positions of a direct effect `--verify` computes again: each takes a full pass.
+#: How many positions of a direct effect `verify` computes again: each takes a full pass.
 _VERIFIED_POSITIONS = 4
 
 #: What rounding explains of a difference between two ways to one KL: dtype -> (nats, share of the KL). For float32 and

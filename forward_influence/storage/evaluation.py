@@ -194,7 +194,7 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """
     path = Path(folder)
     if not (path / MANIFEST).is_file():
-        raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate --out` named")
+        raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate` wrote")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -204,7 +204,7 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     if character := steering_in(manifest):
         raise UsageError(f"{path / MANIFEST} holds the control character {character}; restore it or evaluate anew")
     if manifest.get("kind") != KIND:
-        raise UsageError(f"{path} is no evaluation but a run of `measure`; give the folder that `evaluate --out` named")
+        raise UsageError(f"{path} is no evaluation but a run of `measure`; give the folder that `evaluate` wrote")
     if manifest["schema"] != SCHEMA_VERSION:
         there = manifest["schema"]
         raise UsageError(f"{path} was made with schema {there}, this version reads {SCHEMA_VERSION}; evaluate anew")
@@ -224,7 +224,7 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; choose another --out")
+        raise UsageError(f"{path} is a file; choose another `out`")
     _refuse_foreign(path)
     path.mkdir(parents=True, exist_ok=True)
     digest = configuration_hash(manifest["configuration"])
@@ -236,7 +236,7 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
                 return there
             if there.started():  # a request that was refused leaves a manifest only, which the corrected one replaces
                 shown = "; ".join(fields)
-                raise UsageError(f"{path} holds another configuration's results ({shown}); choose another --out")
+                raise UsageError(f"{path} holds another configuration's results ({shown}); choose another `out`")
         else:
             _refuse_foreign(path)
         content = {"kind": KIND, "schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
@@ -247,4 +247,4 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
 def _refuse_foreign(path: Path) -> None:
     """Nothing is written into a folder that holds something else, not even a lock."""
     if path.is_dir() and not (path / MANIFEST).exists() and any(entry.name != ".lock" for entry in path.iterdir()):
-        raise UsageError(f"{path} exists and is no evaluation; choose another --out")
+        raise UsageError(f"{path} exists and is no evaluation; choose another `out`")

@@ -4,7 +4,7 @@
     runs/NAME/parts/<document>.parquet               one row per condition, arrays over the continuation
     runs/NAME/timings/<document>.json                seconds and tokens; kept apart, for they differ from run to run
     runs/NAME/selections/<document>.safetensors      with save_selections: what was selected, token by token
-    runs/NAME/stopped.json                           with --until: after how many documents, and why
+    runs/NAME/stopped.json                           with `until`: after how many documents, and why
 
 Everything downstream of a measurement reads only this. A run can lie at any address that fsspec knows (s3://...): then
 the folder is a local mirror of it, see `forward_influence.storage.remote`.
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def stopped(self) -> dict[str, Any] | None:
-        """Why and after how many documents `--until` ended the run; None where it did not."""
+        """Why and after how many documents `until` ended the run; None where it did not."""
         try:
             found = json.loads((self.folder / STOPPED).read_text(encoding="utf-8"))
             return found if isinstance(found["documents"], int) and found["documents"] > 0 else None
@@ -171,7 +171,7 @@ class Run:
         return pd.DataFrame(list(self.rows()), columns=SCHEMA.names)
 
     def verified(self) -> list[dict[str, Any]]:
-        """What `--verify` found, a dictionary per condition checked; empty where none was."""
+        """What `verify` found, a dictionary per condition checked; empty where none was."""
         found: list[dict[str, Any]] = []
         for document in self.documents:
             try:
@@ -260,7 +260,7 @@ def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:  # an OSError of its own
             raise ForwardInfluenceError(
-                f"{path} is being written by another process; wait for it, or choose another --out"
+                f"{path} is being written by another process; wait for it, or choose another `out`"
             ) from None
     try:
         for folder in (path, *(path / name for name in _FOLDERS)):
@@ -327,7 +327,7 @@ def _refuse_foreign(path: Path) -> None:
     if not path.is_dir() or any(
         e.name not in (_LOCK, TOKENS) and not e.name.startswith(WRITING) for e in path.iterdir()
     ):
-        raise UsageError(f"{path} exists and is not a run folder; choose another --out")
+        raise UsageError(f"{path} exists and is not a run folder; choose another `out`")
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
@@ -340,7 +340,7 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     if mirror is not None:
         mirror.pull()
     if not (path / MANIFEST).is_file():
-        raise UsageError(f"{folder} is not a run folder (no {MANIFEST} in it); give one that `measure --out` named")
+        raise UsageError(f"{folder} is not a run folder (no {MANIFEST} in it); give one that `measure` wrote")
     return Run(path, _read_manifest(path), mirror)
 
 
@@ -361,7 +361,8 @@ def _read_manifest(folder: Path, remedy: str = "restore it or measure anew") -> 
         raise UsageError(f"{path} is not a readable manifest ({error}); {remedy}") from error
     if manifest.get("kind") == "evaluation":
         raise UsageError(
-            f"{folder} is no run but an evaluation; `evaluate --results` shows it, `plot --kind retention` draws it"
+            f"{folder} is no run but an evaluation; `evaluate` with `results` shows it, `plot` with `kind` retention "
+            "draws it"
         )
     if version != SCHEMA_VERSION:
         raise UsageError(
@@ -398,7 +399,7 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
         if not fields:
             return run
         if run._has_parts():
-            raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
+            raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another `out`")
     content = {"schema": SCHEMA_VERSION, "configuration_hash": digest, **manifest}
     run = Run(path, json.loads(json.dumps(content, default=str)), mirror)
     run._write(path / MANIFEST, json.dumps(content, indent=1, sort_keys=False, default=str).encode())
