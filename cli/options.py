@@ -103,7 +103,7 @@ class Setting:
 
     @property
     def _off(self) -> str:
-        return f"--no-{self.typed[2:]}"
+        return f"--no-{self.typed[2:]}" if self.said.off is None else "--" + self.said.off.replace("_", "-")
 
     def words(self, value: Any) -> list[str]:
         """What is typed for a value as typer or a file gives it."""
@@ -160,7 +160,7 @@ _FILE = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         "--config",
-        help="A YAML file of options by name, as --dry-run writes it; what is typed goes before it.",
+        help="A YAML file of options by name; what is typed goes before it.",
         metavar="FILE",
         show_default=False,
     ),

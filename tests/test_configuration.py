@@ -272,3 +272,16 @@ def test_no_message_of_the_library_spells_an_option():
 
 def test_the_search_for_options_is_not_vacuous():
     assert _spelled(ROOT / "forward_influence" / "models" / "download.py")
+
+
+def test_an_evaluation_from_a_file_is_the_one_that_is_typed(capsys, place, tmp_path):
+    lines = ["compressor: recent", "budget: [0.5]", "task: 'facts:people=1'", "length: 300", "items: 1", "chat: false"]
+    (tmp_path / "e.yaml").write_text("\n".join([*lines, "protocol: seen", f"model: {place / 'model'}"]))
+    typed = ["--compressor", "recent", "--budget", "0.5", "--task", "facts:people=1", "--length", 300, "--items", 1]
+    typed += ["--no-chat", "--protocol", "seen", "--model", place / "model"]
+    code, _, err = call(capsys, "evaluate", *typed, "--out", tmp_path / "out")
+    assert code == 0, err
+    before = (tmp_path / "out" / "manifest.json").read_text()
+    code, _, err = call(capsys, "evaluate", "--config", tmp_path / "e.yaml", "--out", tmp_path / "out")
+    assert code == 0, err  # another configuration would be refused
+    assert (tmp_path / "out" / "manifest.json").read_text() == before

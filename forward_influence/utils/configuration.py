@@ -35,6 +35,7 @@ class Option:
         help: what it is, for people.
         group: one of `GROUPS`.
         typed: its name where it is typed, with underscores: `selector` of the field `selectors`.
+        off: what is typed for a flag that is not to be; the name after `no_` otherwise.
         shown: what its default comes to, where the value does not tell.
         least, most: limits of a number.
         choices: the texts that it can be.
@@ -47,6 +48,7 @@ class Option:
     help: str
     group: str
     typed: str | None = None
+    off: str | None = None
     shown: str | None = None
     least: float | None = None
     most: float | None = None
