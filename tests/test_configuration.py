@@ -20,9 +20,11 @@ from forward_influence.cli.executing import Cluster, Effort
 from forward_influence.cli.experiment import read_experiment, written
 from forward_influence.cli.measure import Result
 from forward_influence.cli.options import Part
+from forward_influence.cli.screen import Estimates
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.measurement.choices import Choices
+from forward_influence.measurement.screening import WAYS
 from forward_influence.models.recipe import Recipe
 from forward_influence.selectors.selection import MODES
 from forward_influence.storage.run import open_run
@@ -73,6 +75,7 @@ def test_every_field_is_an_option_with_the_fields_words(part):
 
 def test_choices_that_stand_elsewhere_too_are_the_same():
     assert options_of(Choices)["mode"].choices == MODES
+    assert options_of(Estimates)["by"].choices == WAYS
 
 
 def test_help_comes_in_groups_and_loads_no_torch():
