@@ -8,9 +8,11 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 import typer
 
+from forward_influence.cli import wording
 from forward_influence.cli.output import make_writable
 from forward_influence.errors import ForwardInfluenceError, UsageError, one_line, steering
 from forward_influence.utils import threads
@@ -57,6 +59,11 @@ def build() -> typer.Typer:
     return app
 
 
+def group() -> Any:
+    """The application as click has it: every command with its options."""
+    return typer.main.get_command(build())
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from forward_influence import __version__
@@ -86,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = [a for a in given if a != "--debug"]
     try:
         _refuse_steering(given)
-        code = build()(given, prog_name="forward-influence", standalone_mode=False)
+        command = group()
+        wording.learn(command, given)
+        code = command(given, prog_name="forward-influence", standalone_mode=False)
         if code == INTERRUPTED:  # what newer typers make of Ctrl-C
             _complain(_INTERRUPTED)
         sys.stdout.flush()  # here, where a full disk can still be told, and not at the interpreter's end
@@ -159,4 +168,4 @@ def _help_of(error: Exception) -> str:
 def _complain(text: str) -> None:
     """One line on standard error."""
     with suppress(OSError):  # where even that cannot be written, the exit code says it
-        typer.echo(f"error: {one_line(text)}", err=True)
+        typer.echo(f"error: {one_line(wording.in_options(text))}", err=True)

@@ -8,6 +8,8 @@ import typer
 
 from forward_influence.cli import tables
 from forward_influence.cli.compare_tables import TITLES, Part, readable
+from forward_influence.cli.options import Only, configured
+from forward_influence.cli.reading import Reading
 from forward_influence.cli.tables import Format
 from forward_influence.errors import UsageError
 
@@ -21,23 +23,17 @@ DEFAULT_PARTS = (Part.comparison, Part.means, Part.decay, Part.crossovers)
 _WIDE, _NARROW = 3, 2
 
 
+@configured
 def compare_command(
     runs: Annotated[list[str], typer.Argument(help="Run folders; several are read together.", metavar="RUN...")],
-    baseline: Annotated[
-        str, typer.Option(help="Rule to compare with; `position-matched` takes each rule's own control.")
-    ] = "random",
+    reading: Annotated[
+        Reading, Only(baseline_help="Rule to compare with; `position-matched` takes each rule's own control.")
+    ],
     form: Annotated[Format, typer.Option("--format", help="How to write the tables.")] = Format.table,
     show: Annotated[
         list[Part] | None,
         typer.Option(help="Tables to show, repeatable.  [default: comparison, means, decay, crossovers]"),
     ] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Only this budget, repeatable.")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Field of the documents whose groups are the unit, such as `author`.")
-    ] = None,
-    bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="Bootstrap intervals over documents rather than t-intervals on logs.")
-    ] = False,
     crossover: Annotated[
         list[str] | None,
         typer.Option(help="A,B: the distance from which A exceeds B, repeatable.  [default: every pair of rules]"),
@@ -53,15 +49,14 @@ def compare_command(
     if form is Format.csv and len(chosen) > 1:
         raise UsageError("csv holds one table; give --show once, or take --format json")
     opened = [open_run(folder) for folder in runs]
-    inference: dict[str, Any] = {"cluster": cluster, "method": "bootstrap" if bootstrap else "t"}
     pairs = None if not crossover else [_pair(text) for text in crossover]
-    found = compare(opened, baseline, budgets=budget or (), pairs=pairs, **inference)
+    found = compare(opened, reading.baseline, budgets=reading.budgets, pairs=pairs, **reading.inference)
     kept = list(found.table["budget"].unique())
     selected = selection_tables(
         named(opened),
         [part.attribute for part in chosen],
-        budgets=[measured_budget(text, kept) for text in budget or kept],
-        **inference,
+        budgets=[measured_budget(text, kept) for text in reading.budgets or kept],
+        **reading.inference,
     )
     frames = {
         part: selected[part.attribute] if part.of_selections else getattr(found, part.attribute) for part in chosen

@@ -11,25 +11,25 @@ import typer
 
 from forward_influence.analysis.formatting.held_words import HEADING, held_cell
 from forward_influence.cli import tables
+from forward_influence.cli.options import Given, Only, configured
 from forward_influence.cli.tables import Format, interval, p_value
 from forward_influence.errors import UsageError
+from forward_influence.evaluation.choices import EvaluationChoices
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import (
+    BASICS,
+    CLUSTER,
+    READING,
+    Configuration,
+    described,
+    option,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from forward_influence.evaluation.run import Plan
     from forward_influence.storage.evaluation import Evaluation
-
-DEFAULT_COMPRESSORS = ["attention", "infokv", "pyramid", "expected-attention", "h2o", "streaming", "random"]
-DEFAULT_TASKS = ["needle", "variables", "facts"]
-
-
-class Protocol(StrEnum):
-    """When the question is known."""
-
-    seen = "seen"
-    unseen = "unseen"
-    both = "both"
 
 
 class Layout(StrEnum):
@@ -39,133 +39,79 @@ class Layout(StrEnum):
     paper = "paper"
 
 
+@described
 @dataclass(frozen=True)
-class Holding:
-    """How much compressors hold and what they always keep, as typed."""
+class Table(Configuration):
+    """Where results go, and how they are shown."""
 
-    budget: list[str] | None
-    match_held: list[int] | None
-    protect_first: int
-    protect_last: str | None
+    out: Path | None = option(None, "Folder of results.", BASICS, shown="evaluations/, named after the configuration")
+    results: Path | None = option(None, "Show the table of this folder and evaluate nothing.", BASICS, shown="evaluate")
+    shard: str = option("0/1", "i/n: do the i-th of n parts; run all n with one --out.", CLUSTER)
+    baseline: str = option("full", "What differences are paired with, full or a compressor.", READING)
+    form: Format = option(Format.table, "How to write the table.", READING, typed="format")
+    layout: Layout | None = option(
+        None,
+        "long: a row each, with intervals; paper: compressors by budgets.",
+        READING,
+        shown="paper in markdown and latex",
+    )
 
 
+@configured
 def evaluate_command(
-    model: Annotated[
-        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
-    ] = "smollm2-135m",
-    compressor: Annotated[
-        list[str] | None, typer.Option(help="NAME[:key=value,...]; repeatable. The full cache is always added.")
-    ] = None,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="Fraction of the tokens seen (0.2) or count of tokens (200); repeatable.")
-    ] = None,
-    match_held: Annotated[
-        list[int] | None,
-        typer.Option(help="Instead of --budget: entries that every compressor holds; repeatable.", show_default=False),
-    ] = None,
-    protect_first: Annotated[int, typer.Option(help="First tokens that are always kept (attention sinks).")] = 4,
-    protect_last: Annotated[
-        str | None,
-        typer.Option(
-            help="Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
-            show_default="64",
-        ),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="needle, needle-multikey, needle-multivalue, variables, facts, reasoning, reasoning-cot; each with "
-            "[:key=value,...]; repeatable."
-        ),
-    ] = None,
-    length: Annotated[list[int] | None, typer.Option(help="Tokens of context and question; repeatable.")] = None,
-    items: Annotated[int, typer.Option(help="Problems per task and length.")] = 100,
-    protocol: Annotated[
-        Protocol,
-        typer.Option(help="seen: the question is compressed with the context; unseen: it comes after."),
-    ] = Protocol.both,
-    every: Annotated[
-        int | None, typer.Option(help="Compress again after so many generated tokens.  [default: prefill only]")
-    ] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template.  [default: where there is one]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the items and of random rules.")] = 0,
-    baseline: Annotated[str, typer.Option(help="What differences are paired with, full or a compressor.")] = "full",
-    form: Annotated[Format, typer.Option("--format", help="How to write the table.")] = Format.table,
-    layout: Annotated[
-        Layout | None,
-        typer.Option(help="long: a row each, with intervals; paper: compressors by budgets.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of results.  [default: evaluations/, named after the configuration]")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Show the table of this folder and evaluate nothing.", show_default=False)
-    ] = None,
-    shard: Annotated[str, typer.Option(help="i/n: do the i-th of n parts; run all n with one --out.")] = "0/1",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
+    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    choices: EvaluationChoices,
+    table: Table,
+    given: Given,
 ) -> None:
     """Evaluate compressors on tasks that need no network; the same command again continues."""
     from forward_influence.storage.evaluation import open_evaluation
 
-    if results is None:
-        holding = Holding(budget, match_held, protect_first, protect_last)
-        plan = _plan(task, compressor, holding, length, items, protocol, every, chat, seed)
-        evaluation = _evaluated(model, plan, out, _shard(shard), device, dtype)
+    if table.results is None:
+        evaluation = _evaluated(recipe, _plan(choices), table.out, _shard(table.shard), given.command)
     else:
-        evaluation = open_evaluation(results)
-    _show(evaluation, baseline, form, layout)
-    if form is Format.table:
+        evaluation = open_evaluation(table.results)
+    _show(evaluation, table.baseline, table.form, table.layout)
+    if table.form is Format.table:
         typer.echo(f"results: {evaluation.folder}")
         typer.echo(f"picture: forward-influence plot {evaluation.folder} --kind retention")
 
 
-def _plan(
-    task: list[str] | None,
-    compressor: list[str] | None,
-    holding: Holding,
-    length: list[int] | None,
-    items: int,
-    protocol: Protocol,
-    every: int | None,
-    chat: bool | None,
-    seed: int,
-) -> Plan:
+def _plan(choices: EvaluationChoices) -> Plan:
     from forward_influence.data.tasks import parse_task
     from forward_influence.evaluation.run import Plan
 
     return Plan(
-        tasks=tuple(parse_task(text) for text in task or DEFAULT_TASKS),
-        compressors=tuple(compressor or DEFAULT_COMPRESSORS),
-        budgets=tuple(holding.budget or ([] if holding.match_held else ["0.4", "0.2"])),
-        match_held=tuple(holding.match_held or ()),
-        protect_first=holding.protect_first,
-        protect_last=holding.protect_last,
-        lengths=tuple(length or [1000]),
-        items=items,
-        protocols=("seen", "unseen") if protocol is Protocol.both else (protocol.value,),
-        every=every,
-        chat=chat,
-        seed=seed,
+        tasks=tuple(parse_task(text) for text in choices.tasks),
+        compressors=choices.compressors,
+        budgets=choices.budgets or (() if choices.match_held else ("0.4", "0.2")),
+        match_held=choices.match_held,
+        protect_first=choices.protect_first,
+        protect_last=choices.protect_last,
+        lengths=choices.lengths,
+        items=choices.items,
+        protocols=("seen", "unseen") if choices.protocol == "both" else (choices.protocol,),
+        every=choices.every,
+        chat=choices.chat,
+        seed=choices.seed,
     )
 
 
 def _shard(text: str) -> tuple[int, int]:
     first, slash, second = text.partition("/")
     if not (slash and first.isdigit() and second.isdigit()):
-        raise UsageError(f"--shard {text} is not i/n, such as 0/4")
+        raise UsageError(f"`shard` {text} is not i/n, such as 0/4")
     return int(first), int(second)
 
 
-def _evaluated(model: str, plan: Plan, out: Path | None, shard: tuple[int, int], device: str, dtype: str) -> Evaluation:
+def _evaluated(recipe: Recipe, plan: Plan, out: Path | None, shard: tuple[int, int], command: str) -> Evaluation:
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.evaluation.run import default_folder, evaluate
     from forward_influence.models.loading import load_model
 
-    loaded = load_model(model, device=device, dtype=dtype)
-    return evaluate(loaded, plan, out or default_folder(loaded, plan), shard=shard, progress=TerminalProgress())
+    loaded = load_model(recipe.model, device=recipe.device, dtype=recipe.dtype)
+    where = out or default_folder(loaded, plan)
+    return evaluate(loaded, plan, where, shard=shard, command=command, progress=TerminalProgress())
 
 
 def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | None) -> None:

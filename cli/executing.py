@@ -6,15 +6,79 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.errors import UsageError
+from forward_influence.utils.configuration import CLUSTER, HARDWARE, Configuration, described, option
+from forward_influence.utils.defaults import CHUNK
 
 if TYPE_CHECKING:
     from forward_influence.execution.executors import Executor
-    from forward_influence.execution.ray_executor import Recipe
     from forward_influence.models.info import Card
     from forward_influence.models.loading import Model, Resolved
+    from forward_influence.models.recipe import Recipe
 
-EXECUTORS = ("local", "ray")
+
+@described
+@dataclass(frozen=True)
+class Effort(Configuration):
+    """What a measurement may take of the machine."""
+
+    chunk: int = option(CHUNK, "Tokens per forward pass, at most.", HARDWARE, least=1)
+    compile: bool = option(False, "Compile the divergence: a minute at first, faster for many documents.", HARDWARE)
+    memory_limit: str | None = option(None, "Memory above the model, 8GB.", HARDWARE, shown="80% of what is free")
+    trace_cache: str = option(
+        "4GB", "Disk space for contexts and baselines that later runs reuse; 0 for none.", HARDWARE
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cache_bytes()
+        if self.memory_limit is not None:
+            from forward_influence.utils.memory import parse_bytes
+
+            parse_bytes(self.memory_limit)
+
+    def cache_bytes(self) -> int:
+        """The disk space of `trace_cache`: 0, or an amount like 4GB."""
+        from forward_influence.utils.memory import parse_bytes
+
+        if self.trace_cache.strip() == "0":
+            return 0
+        try:
+            return parse_bytes(self.trace_cache)
+        except UsageError:
+            raise UsageError(f"`trace_cache` {self.trace_cache} is no amount of space; give 4GB or 0, say") from None
+
+
+@described
+@dataclass(frozen=True)
+class Cluster(Configuration):
+    """Where documents are measured."""
+
+    executor: str = option("local", "local, or ray: documents over a cluster.", CLUSTER, choices=("local", "ray"))
+    address: str | None = option(
+        None,
+        "Of a Ray cluster: auto, host:6379, ray://host:10001.",
+        CLUSTER,
+        shown="started here",
+    )
+    workers: int = option(0, "Ray workers, a model each.", CLUSTER, shown="all that fit")
+    gpus_per_worker: float = option(0.0, "GPUs of each Ray worker.", CLUSTER)
+    threads_per_worker: int = option(0, "Processors of each Ray worker.", CLUSTER, shown="as torch uses here")
+
+    def made(self, recipe: Recipe) -> Executor | None:
+        """The executor; None for this process.
+
+        Raises:
+            UsageError: options that belong to another executor, or Ray is not installed.
+        """
+        sizes = (self.workers, self.gpus_per_worker, self.threads_per_worker)
+        if self.executor == "local":
+            if self.address or any(sizes):
+                raise UsageError("`address`, `workers`, `gpus_per_worker` and `threads_per_worker` need `executor` ray")
+            return None
+        from forward_influence.execution.ray_executor import RayExecutor
+
+        return RayExecutor(recipe, self.address, *sizes)
 
 
 @dataclass(frozen=True)
@@ -24,22 +88,16 @@ class Loading:
     Attributes:
         recipe: how it is loaded.
         executor: measures elsewhere, with models of its own; None for this process.
-        memory_limit: above the model, as typed.
-        chunk: tokens per forward pass, at most.
-        compile: whether to compile the divergence.
-        trace_cache: bytes of disk for traces.
+        effort: what it may take.
     """
 
     recipe: Recipe
     executor: Executor | None
-    memory_limit: str | None
-    chunk: int
-    compile: bool
-    trace_cache: int
+    effort: Effort
 
     def of_model(self, spec: str, dtype: str) -> Loading:
         """The same for a model that a run names."""
-        recipe = dataclasses.replace(self.recipe, spec=spec, dtype=dtype)
+        recipe = dataclasses.replace(self.recipe, model=spec, dtype=dtype)
         executor = self.executor
         if executor is not None and hasattr(executor, "recipe"):
             executor.recipe = recipe
@@ -50,7 +108,7 @@ class Loading:
         from forward_influence.models.loading import resolve_spec
 
         recipe = self.recipe
-        return resolve_spec(recipe.spec, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+        return resolve_spec(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
 
     def load(self, resolved: Resolved) -> tuple[Model | None, Card]:
         """The model, None where an executor has its own, and what it is."""
@@ -62,39 +120,3 @@ class Loading:
         recipe = self.recipe
         model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
         return model, Card.of(model)
-
-
-def cache_bytes(text: str) -> int:
-    """The disk space of --trace-cache: 0, or an amount like 4GB."""
-    from forward_influence.utils.memory import parse_bytes
-
-    if text.strip() == "0":
-        return 0
-    try:
-        return parse_bytes(text)
-    except UsageError:
-        raise UsageError(f"--trace-cache {text} is no amount of space; give 4GB or 0, say") from None
-
-
-def chosen_executor(
-    name: str,
-    recipe: Recipe,
-    address: str | None,
-    workers: int,
-    gpus_per_worker: float,
-    threads_per_worker: int,
-) -> Executor | None:
-    """None for this process.
-
-    Raises:
-        UsageError: an unknown executor, options that belong to another one, or Ray is not installed.
-    """
-    if name not in EXECUTORS:
-        raise UsageError(f"--executor {name} is unknown{did_you_mean(name, list(EXECUTORS))}; it is local or ray")
-    if name == "local":
-        if address or workers or gpus_per_worker or threads_per_worker:
-            raise UsageError("--address, --workers, --gpus-per-worker and --threads-per-worker need --executor ray")
-        return None
-    from forward_influence.execution.ray_executor import RayExecutor
-
-    return RayExecutor(recipe, address, workers, gpus_per_worker, threads_per_worker)

@@ -2,61 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.cli.options import Given, Only, configured
 from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import BASICS, BUDGETS, Configuration, described, option
 
 if TYPE_CHECKING:
     from forward_influence.compression.generation import Generated
 
 
+@described
+@dataclass(frozen=True)
+class Generation(Configuration):
+    """What is generated, and how the cache compresses itself meanwhile."""
+
+    file: Path | None = option(None, "A text file that comes before the prompt.", BASICS, shown="none")
+    compressor: str = option("infokv", "infokv, snapkv, h2o, rpc, full, ... or any rule: NAME[:key=value,...].", BASICS)
+    max_new_tokens: int = option(512, "Most tokens to generate.", BASICS)
+    temperature: float = option(0.0, "0 is greedy.", BASICS)
+    top_p: float = option(1.0, "Of sampling.", BASICS)
+    seed: int = option(0, "Of sampling and of random compressors.", BASICS)
+    chat: bool | None = option(None, "Use the chat template.", BASICS, shown="where there is one")
+    system: str | None = option(None, "A system message.", BASICS, shown="none")
+    budget: str = option("0.25", "Fraction of the tokens seen (0.25) or count of tokens (200).", BUDGETS)
+    every: int | None = option(None, "Compress each time that so many tokens came.", BUDGETS, shown="after the prompt")
+    prefill: bool = option(True, "Compress after the prompt.", BUDGETS)
+    scheme: str | None = option(
+        None,
+        "How the budget is divided: uniform, pyramid, layers, heads, recent, rule.",
+        BUDGETS,
+        shown="the compressor's own",
+    )
+    keep_prompt: bool | None = option(
+        None, "Keep the prompt whole.", BUDGETS, off="compress_prompt", shown="the compressor's own"
+    )
+    protect_last: str | None = option(
+        None,
+        "Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
+        BUDGETS,
+        shown="64 or the rule's window",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"`top_p` {self.top_p} is no share; give more than 0 and at most 1")
+
+
+@configured
 def generate_command(
+    asked: Generation,
+    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    given: Given,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="A text file that comes before the prompt.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
-    ] = "smollm2-135m",
-    compressor: Annotated[
-        str, typer.Option(help="infokv, snapkv, h2o, rpc, full, ... or any rule: NAME[:key=value,...].")
-    ] = "infokv",
-    budget: Annotated[str, typer.Option(help="Fraction of the tokens seen (0.25) or count of tokens (200).")] = "0.25",
-    every: Annotated[
-        int | None, typer.Option(help="Compress each time that so many tokens came.", show_default="after the prompt")
-    ] = None,
-    prefill: Annotated[bool, typer.Option("--prefill/--no-prefill", help="Compress after the prompt.")] = True,
-    scheme: Annotated[
-        str | None,
-        typer.Option(
-            help="How the budget is divided: uniform, pyramid, layers, heads, recent, rule.",
-            show_default="the compressor's own",
-        ),
-    ] = None,
-    keep_prompt: Annotated[
-        bool | None, typer.Option("--keep-prompt/--compress-prompt", help="Keep the prompt whole.", show_default=False)
-    ] = None,
-    protect_last: Annotated[
-        str | None,
-        typer.Option(
-            help="Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
-            show_default="64 or the rule's window",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling and of random compressors.")] = 0,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template.  [default: where there is one]")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
 ) -> None:
     """Generate with a compressed cache: the text as it grows, then what is held and what that took."""
     from forward_influence.compression import make_compressor
@@ -64,23 +69,28 @@ def generate_command(
     from forward_influence.measurement.request import check_temperature
     from forward_influence.models.loading import load_model, resolve_spec
 
-    text = _prompt(prompt, file)
-    kept = {"keep_prompt": keep_prompt, "protect_last": protect_last}
-    made = make_compressor(compressor, budget, every=every, prefill=prefill, scheme=scheme, **kept)  # type: ignore[arg-type]
-    check_temperature(temperature)
-    if not 0 < top_p <= 1:
-        raise UsageError(f"--top-p {top_p} is no share; give more than 0 and at most 1")
-    loaded = load_model(resolve_spec(model), device=device, dtype=dtype)
+    text = _prompt(prompt, asked.file)
+    made = make_compressor(
+        asked.compressor,
+        asked.budget,
+        every=asked.every,
+        prefill=asked.prefill,
+        scheme=asked.scheme,
+        keep_prompt=asked.keep_prompt,
+        protect_last=asked.protect_last,
+    )
+    check_temperature(asked.temperature)
+    loaded = load_model(resolve_spec(recipe.model), device=recipe.device, dtype=recipe.dtype)
     found = generate(
         loaded,
         text,
         made,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        chat=chat,
-        system=system,
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        seed=asked.seed,
+        chat=asked.chat,
+        system=asked.system,
         show=_show,
     )
     typer.echo("")

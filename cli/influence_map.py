@@ -33,6 +33,7 @@ def influence_map_command(
     """Measure every token of a short context by itself: leave-one-out, exact. A stopped map goes on where it was."""
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
+    from forward_influence.data.asked import Asked
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls
     from forward_influence.measurement.request import Request
@@ -47,7 +48,7 @@ def influence_map_command(
     )  # fmt: skip
     resolved = resolve_spec(model)
     request.check_positions(resolved.positions, model)
-    prepared = prepare_documents(documents or ["sotu"], None, seed, resolved, request, 1)
+    prepared = prepare_documents(Asked(tuple(documents or ["sotu"]), 1), seed, resolved, request)
     document = prepared.documents[0]
     loaded = load_model(resolved, device=device, dtype=dtype)
     name = document.document.name

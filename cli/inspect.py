@@ -35,6 +35,7 @@ def inspect_command(
 ) -> None:
     """Show a context shaded by a rule's scores, with what it selects underlined; two rules side by side."""
     from forward_influence.cli.measuring import prepare_documents
+    from forward_influence.data.asked import Asked
     from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.measurement.inspection import html_page, inspect_document, scores_table
     from forward_influence.measurement.request import Request
@@ -51,7 +52,7 @@ def inspect_command(
     )  # fmt: skip
     resolved = resolve_spec(model)
     request.check_positions(resolved.positions, model)
-    prepared = prepare_documents(documents or ["sotu"], None, seed, resolved, request, 1)
+    prepared = prepare_documents(Asked(tuple(documents or ["sotu"]), 1), seed, resolved, request)
     loaded = load_model(resolved, device=device, dtype=dtype)
     found = inspect_document(loaded, prepared.documents[0], request)
     if out is None:

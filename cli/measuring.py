@@ -10,6 +10,7 @@ import typer
 
 from forward_influence.cli.progress import TerminalProgress
 from forward_influence.cli.summary import show_summary
+from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
 def measure_documents(
     request: Request,
-    specs: list[str],
-    sample: str | None,
-    most: int | None,
+    asked: Asked,
     out: str | None,
     until: float | None,
     loading: Loading,
+    command: str = "",
 ) -> None:
     """Measure a request on documents, and show the table.
 
     Args:
-        specs, sample, most: the documents, as typed.
+        asked: the documents, as typed.
         out: the run folder or address; None for the default one.
         until: stop when every far interval is this narrow.
+        command: that repeats the run; "" for the one that runs.
     """
     from forward_influence.analysis.statistics.stopping import Until
     from forward_influence.execution.run import (
@@ -51,18 +52,18 @@ def measure_documents(
     stop = None if until is None else Until(until)
     resolved = loading.resolved()
     request.check_positions(resolved.positions, resolved.spec)
-    prepared = prepare_documents(specs, sample, request.seed, resolved, request, most)
+    prepared = prepare_documents(asked, request.seed, resolved, request)
     skipped = tuple((s.name, s.reason) for s in prepared.skipped)
-    source = Source(documents=tuple(specs), sample=sample, max_documents=most, skipped=skipped)
+    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command)
     if out is not None:
         refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
     model, card = loading.load(resolved)
-    chunk = choose_chunk(card.sizes, card.free_bytes, request, loading.memory_limit, loading.chunk)
+    chunk = choose_chunk(card.sizes, card.free_bytes, request, loading.effort.memory_limit, loading.effort.chunk)
     where = out or str(default_folder(card, prepared.documents, request, source))
-    if loading.memory_limit is not None:
+    if loading.effort.memory_limit is not None:
         begun = _begun(where, build_configuration(card, prepared.documents, request, source))
         if begun is not None:
-            _check_memory(begun, card, request, loading.memory_limit)
+            _check_memory(begun, card, request, loading.effort.memory_limit)
     run = measure(
         model,
         prepared.documents,
@@ -73,8 +74,8 @@ def measure_documents(
         executor=loading.executor,
         progress=TerminalProgress(),
         stop=stop,
-        compile=loading.compile,
-        trace_cache=loading.trace_cache,
+        compile=loading.effort.compile,
+        trace_cache=loading.effort.cache_bytes(),
     )
     _show(run)
     if request.verify:
@@ -96,12 +97,12 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
     request = request_of(run, selectors, compressors)
     loading = loading.of_model(configuration["model"], configuration["dtype"])
     resolved = loading.resolved()
-    specs, sample, most = configuration["documents"], configuration.get("sample"), configuration.get("max_documents")
-    prepared = prepare_documents(specs, sample, request.seed, resolved, request, most)
+    asked = Asked(tuple(configuration["documents"]), configuration.get("max_documents"), configuration.get("sample"))
+    prepared = prepare_documents(asked, request.seed, resolved, request)
     documents = prepared.documents[: len(run.documents)]  # of a run that stopped, those up to there
     model, card = loading.load(resolved)
-    if loading.memory_limit is not None:
-        _check_memory(run, card, request, loading.memory_limit)
+    if loading.effort.memory_limit is not None:
+        _check_memory(run, card, request, loading.effort.memory_limit)
     grown = add(
         model,
         run,
@@ -110,7 +111,7 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
         compressors=compressors,
         executor=loading.executor,
         progress=TerminalProgress(),
-        trace_cache=loading.trace_cache,
+        trace_cache=loading.effort.cache_bytes(),
     )
     _show(grown)
 
@@ -206,17 +207,17 @@ def _verified(run: Run) -> str:
     )
 
 
-def prepare_documents(
-    specs: list[str], sample: str | None, seed: int, resolved: Resolved, request: Request, most: int | None
-) -> Prepared:
+def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Request) -> Prepared:
     """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
     from forward_influence.models.loading import load_tokenizer
 
-    ordered = sample_documents(load_documents(specs), sample, seed)
+    ordered = sample_documents(load_documents(list(asked.documents)), asked.sample, seed)
     follows = request.continuation if request.continuation_from == "text" else 1
-    prepared = prepare(ordered, load_tokenizer(resolved), request.context, follows, request.segments, most)
+    prepared = prepare(
+        ordered, load_tokenizer(resolved), request.context, follows, request.segments, asked.max_documents
+    )
     for skipped in prepared.skipped[:5]:
         typer.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
     if len(prepared.skipped) > 5:

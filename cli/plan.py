@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.cli.measure import only_compressors
+from forward_influence.cli.options import Given, Only, configured
+from forward_influence.errors import UsageError
+from forward_influence.measurement.choices import Choices
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import BASICS, CLUSTER, HARDWARE, Configuration, described, option
 from forward_influence.utils.defaults import CHUNK
 
 if TYPE_CHECKING:
     from forward_influence.measurement.costs import Plan
+    from forward_influence.measurement.request import Request
     from forward_influence.models.loading import Resolved
     from forward_influence.models.sizes import Sizes
 
@@ -30,73 +38,65 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
+@described
+@dataclass(frozen=True)
+class Machine(Configuration):
+    """What a measurement is planned for."""
+
+    documents: int = option(24, "How many documents.", BASICS, least=1)
+    chunk: int = option(CHUNK, "Tokens per forward pass.", HARDWARE, least=1)
+    tflops: float | None = option(None, "10^12 operations per second of one worker.", HARDWARE, shown="measured here")
+    workers: int = option(1, "Workers that share the documents.", CLUSTER, least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tflops is not None and not 0 < self.tflops < float("inf"):
+            raise UsageError(f"`tflops` {self.tflops} is no throughput; give 300 for an H100 in bfloat16, say")
+
+
+@configured
 def plan_command(
-    model: Annotated[
-        str, typer.Option(help="As of `measure`, the config.json of a model, or llama-3.1-8b, which needs no network.")
-    ] = "smollm2-135m",
-    documents: Annotated[int, typer.Option(help="How many documents.", min=1)] = 24,
-    selector: Annotated[list[str] | None, typer.Option(help="Rules, as of `measure`.", show_default=False)] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Budgets, as of `measure`.", show_default=False)] = None,
-    match_held: Annotated[list[int] | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
-    context: Annotated[int, typer.Option(help="Context tokens.")] = 1024,
-    continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 3072,
-    segments: Annotated[int, typer.Option(help="Context/continuation pairs per document.")] = 1,
-    effect: Annotated[str, typer.Option(help="total, direct or both.")] = "total",
-    mode: Annotated[str, typer.Option(help="As of `measure`.")] = "drop",
-    continuation_from: Annotated[str, typer.Option(help="As of `measure`.")] = "text",
-    positions_per_bin: Annotated[int | None, typer.Option(help="As of `measure`.", show_default="all")] = None,
-    bin_width: Annotated[int, typer.Option(help="As of `measure`.")] = 128,
-    layers: Annotated[str | None, typer.Option(help="As of `measure`.", show_default="all full ones")] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="As of `measure`.")] = False,
-    compressor: Annotated[list[str] | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
-    every: Annotated[int | None, typer.Option(help="As of `measure`.", show_default=False)] = None,
-    draws: Annotated[int, typer.Option(help="Draws of random rules.")] = 5,
-    chunk: Annotated[int, typer.Option(help="Tokens per forward pass.", min=1)] = CHUNK,
-    dtype: Annotated[str, typer.Option(help="As of `measure`.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda: what the memory is predicted for.")] = "auto",
-    tflops: Annotated[
-        float | None, typer.Option(help="10^12 operations per second of one worker.", show_default="measured here")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Workers that share the documents.", min=1)] = 1,
+    recipe: Annotated[
+        Recipe,
+        Only(
+            "model",
+            "dtype",
+            "device",
+            model_help="As of `measure`, the config.json of a model, or llama-3.1-8b, which needs no network.",
+            device_help="cpu or cuda: what the memory is predicted for.",
+        ),
+    ],
+    machine: Machine,
+    choices: Choices,
+    given: Given,
 ) -> None:
     """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone."""
-    from forward_influence.cli.measure import DEFAULT_RULES
-    from forward_influence.errors import UsageError
+    from forward_influence.measurement.request import Request
+
+    request = Request(**vars(only_compressors(choices, given)))
+    for line in costs(_resolved(recipe.model), request, recipe, machine):
+        typer.echo(line)
+
+
+def costs(resolved: Resolved, request: Request, recipe: Recipe, machine: Machine) -> list[str]:
+    """What a measurement comes to, in lines.
+
+    Raises:
+        UsageError: the model cannot be measured so, or there is no such device.
+    """
     from forward_influence.instrument.architecture import refuse_unfit_caches
     from forward_influence.measurement.costs import counted, plan
-    from forward_influence.measurement.request import Request
     from forward_influence.models.loading import choose_dtype
     from forward_influence.models.sizes import Sizes
-    from forward_influence.utils.ranges import whole_numbers
 
-    if tflops is not None and not 0 < tflops < float("inf"):
-        raise UsageError(f"--tflops {tflops} is no throughput; give 300 for an H100 in bfloat16, say")
-    request = Request(
-        selectors=tuple(selector or ([] if compressor else DEFAULT_RULES)),
-        budgets=tuple(budget) if budget else Request.budgets,
-        context=context,
-        continuation=continuation,
-        segments=segments,
-        effect=effect,
-        draws=draws,
-        mode=mode,
-        continuation_from=continuation_from,
-        positions_per_bin=positions_per_bin,
-        bin_width=bin_width,
-        layers=whole_numbers(layers, "--layers"),
-        per_layer=per_layer,
-        compressors=tuple(compressor or ()),
-        every=every,
-        match_held=tuple(match_held or ()),
-    )
-    accelerated, itemsize = _accelerated(device), choose_dtype(dtype).itemsize
-    resolved = _resolved(model)
-    request.check_positions(resolved.positions, model)
+    accelerated, itemsize = _accelerated(recipe.device), choose_dtype(recipe.dtype).itemsize
+    request.check_positions(resolved.positions, recipe.model)
     refuse_unfit_caches(resolved.spec, resolved.config.get_text_config(decoder=True))
     sizes = counted(Sizes.of(resolved.config, itemsize, accelerated), resolved.config)
-    throughput = tflops * 1e12 if tflops is not None else _measured(sizes)
-    found = plan(sizes, request, documents, chunk=chunk, throughput=throughput, workers=workers)
-    _show(found, throughput, workers, tflops is None)
+    given = machine.tflops is not None
+    throughput = machine.tflops * 1e12 if machine.tflops is not None else _measured(sizes)
+    found = plan(sizes, request, machine.documents, chunk=machine.chunk, throughput=throughput, workers=machine.workers)
+    return _lines(found, throughput, machine.workers, not given)
 
 
 def _accelerated(device: str) -> bool:
@@ -118,7 +118,6 @@ def _resolved(model: str) -> Resolved:
     """
     from transformers import AutoConfig, LlamaConfig
 
-    from forward_influence.errors import UsageError
     from forward_influence.models.loading import Resolved, resolve_spec
 
     if model in SHAPES:
@@ -159,7 +158,7 @@ def _measured(sizes: Sizes) -> float:
 _SUSTAINED = 0.7
 
 
-def _show(found: Plan, throughput: float, workers: int, here: bool) -> None:
+def _lines(found: Plan, throughput: float, workers: int, here: bool) -> list[str]:
     lines = [
         ("documents", f"{found.documents:,}, {found.conditions} conditions each"),
         ("tokens", f"{found.tokens:,}"),
@@ -172,5 +171,4 @@ def _show(found: Plan, throughput: float, workers: int, here: bool) -> None:
         minutes = found.hours * 60
         time = f"{found.hours:,.1f} hours" if found.hours >= 2 else f"{minutes:,.1f} minutes"
         lines.append(("time", f"{time} on {workers} worker{'s' if workers > 1 else ''}"))
-    for name, value in lines:
-        typer.echo(f"{name:<16} {value}")
+    return [f"{name:<16} {value}" for name, value in lines]

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from forward_influence.cli.options import Only, configured
+from forward_influence.cli.reading import Reading
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 
 
+@configured
 def plot_command(
     runs: Annotated[
         list[str], typer.Argument(help="Run folders; each of several has panels of its own.", metavar="RUN...")
     ],
+    reading: Annotated[Reading, Only(baseline_help="The rule that ratios are taken to.")],
     kind: Annotated[
         str,
         typer.Option(help="decay, ratio, nearfar, crossover, overlap, layers, positions, tokens; retention."),
@@ -24,14 +28,6 @@ def plot_command(
     ] = None,
     log_bins: Annotated[bool, typer.Option("--log-bins", help="Log-spaced bins instead of equal ones.")] = False,
     selector: Annotated[list[str] | None, typer.Option(help="Only this rule, repeatable.")] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Only this budget, repeatable.")] = None,
-    baseline: Annotated[str, typer.Option(help="The rule that ratios are taken to.")] = "random",
-    cluster: Annotated[
-        str | None, typer.Option(help="Field of the documents whose groups are the unit, such as `author`.")
-    ] = None,
-    bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="Bootstrap intervals over documents rather than t-intervals on logs.")
-    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="File to write: .png, .svg or .pdf.  [default: RUN/plots/KIND.png; of an address KIND.png]"),
@@ -62,10 +58,9 @@ def plot_command(
             width=bin_width,
             log=log_bins,
             selectors=tuple(selector or ()),
-            budgets=tuple(budget or ()),
-            baseline=baseline,
-            cluster=cluster,
-            method="bootstrap" if bootstrap else "t",
+            budgets=reading.budgets,
+            baseline=reading.baseline,
+            **reading.inference,
         )
         figure = plots.draw(chosen.name, data)
         remarks = data.remarks(chosen.needs_selections)

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from forward_influence.cli.wording import in_options
+
 
 class TerminalProgress:
     """Draws a bar on standard error if that is a terminal; messages are lines there in any case."""
@@ -47,7 +49,7 @@ class TerminalProgress:
 
     def message(self, text: str) -> None:
         """A line above the bar."""
-        line = "".join(c if c.isprintable() else "?" for c in text)
+        line = "".join(c if c.isprintable() else "?" for c in in_options(text))
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:

@@ -7,23 +7,19 @@ from typing import Annotated
 
 import typer
 
+from forward_influence.cli.options import configured
+from forward_influence.cli.reading import Reading
 from forward_influence.errors import ForwardInfluenceError, StorageError
 
 
+@configured
 def report_command(
     runs: Annotated[
         list[str],
         typer.Argument(help="Run folders; several are compared, or stand side by side.", metavar="RUN..."),
     ],
+    reading: Reading,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
-    baseline: Annotated[str, typer.Option(help="The rule that the others are set against.")] = "random",
-    budget: Annotated[list[str] | None, typer.Option(help="Only this budget, repeatable.")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Field of the documents whose groups are the unit, such as `author`.")
-    ] = None,
-    bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="Bootstrap intervals over documents rather than t-intervals on logs.")
-    ] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
@@ -33,10 +29,9 @@ def report_command(
 
     made = report(
         [open_run(folder) for folder in runs],
-        baseline=baseline,
-        budgets=budget or (),
-        cluster=cluster,
-        method="bootstrap" if bootstrap else "t",
+        baseline=reading.baseline,
+        budgets=reading.budgets,
+        **reading.inference,
         title=title,
     )
     data = made.html.encode()

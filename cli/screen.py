@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from forward_influence.cli import tables
+from forward_influence.cli.options import Given, Only, configured
 from forward_influence.cli.tables import Format
+from forward_influence.data.asked import Asked
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.measurement.choices import Choices
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import BASICS, MEASURED, Configuration, described, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,59 +23,61 @@ if TYPE_CHECKING:
     from forward_influence.measurement.screening import Screened, Way
 
 
+@described
+@dataclass(frozen=True)
+class Estimates(Configuration):
+    """How influence is estimated, and what becomes of it."""
+
+    by: str = option(
+        "closing",
+        "closing: gates of all candidates half closed; fisher: all open, sampled labels.",
+        MEASURED,
+        choices=("closing", "fisher"),
+    )
+    gates: int = option(1, "For closing: gate values between 1 and 0.", MEASURED, least=1)
+    samples: int = option(8, "For fisher: less noise, more backward passes.", MEASURED, least=1)
+    exact: bool = option(False, "Measure too, and say how well the estimates rank.", MEASURED)
+    out: Path | None = option(None, "Write every estimate to this .parquet file.", BASICS, shown="the table alone")
+    form: Format = option(Format.table, "How to write the table.", BASICS, typed="format")
+
+
+@configured
 def screen_command(
-    model: Annotated[
-        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
-    ] = "smollm2-135m",
-    documents: Annotated[list[str] | None, typer.Option(help="As in `measure`; repeatable.")] = None,
-    selector: Annotated[list[str] | None, typer.Option(help="As in `measure`; repeatable.", show_default=False)] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="Fraction or count; repeatable.")] = None,
-    context: Annotated[int, typer.Option(help="Context tokens.")] = 1024,
-    continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 3072,
-    mode: Annotated[str, typer.Option(help="drop what is selected, or keep only that.")] = "drop",
-    protect_first: Annotated[int, typer.Option(help="First tokens that no rule selects.")] = 4,
-    protect_last: Annotated[int, typer.Option(help="Last tokens that no rule selects.")] = 64,
-    draws: Annotated[int, typer.Option(help="Draws of random rules per document.")] = 5,
-    by: Annotated[
-        str, typer.Option(help="closing: gates of all candidates half closed; fisher: all open, sampled labels.")
-    ] = "closing",
-    gates: Annotated[int, typer.Option(help="For closing: gate values between 1 and 0.", min=1)] = 1,
-    samples: Annotated[int, typer.Option(help="For fisher: less noise, more backward passes.", min=1)] = 8,
-    exact: Annotated[bool, typer.Option("--exact", help="Measure too, and say how well the estimates rank.")] = False,
-    max_documents: Annotated[int | None, typer.Option(help="Screen so many documents.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the order of documents, labels and everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write every estimate to this .parquet file.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write the table.")] = Format.table,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
+    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    documents: Annotated[Asked, Only("documents", "max_documents", max_documents=1)],
+    choices: Annotated[
+        Choices,
+        Only(
+            "selectors",
+            "budgets",
+            "context",
+            "continuation",
+            "mode",
+            "protect_first",
+            "protect_last",
+            "draws",
+            "seed",
+        ),
+    ],
+    estimates: Estimates,
+    given: Given,
 ) -> None:
     """Estimate how strongly each rule's tokens act near and far, from a few backward passes for all rules together."""
-    from forward_influence.cli.measure import DEFAULT_RULES
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
-    from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.measurement.request import Request
     from forward_influence.measurement.screening import Way, screen_document
     from forward_influence.models.loading import load_model, resolve_spec
 
+    out, form, exact = estimates.out, estimates.form, estimates.exact
     if out is not None and out.suffix != ".parquet":
-        raise UsageError(f"cannot write {out}; --out must end in .parquet")
-    way = Way(by, samples if by == "fisher" else gates)
-    request = Request(
-        selectors=tuple(selector or DEFAULT_RULES),
-        budgets=tuple(budget or ["0.2"]),
-        context=context,
-        continuation=continuation,
-        mode=mode,
-        protect_first=protect_first,
-        protect_last=protect_last,
-        draws=draws,
-        seed=seed,
-    )
-    resolved = resolve_spec(model)
-    request.check_positions(resolved.positions, model)
-    prepared = prepare_documents(documents or ["sotu"], None, seed, resolved, request, max_documents)
-    loaded = load_model(resolved, device=device, dtype=dtype)
+        raise UsageError(f"cannot write {out}; `out` must end in .parquet")
+    way = Way(estimates.by, estimates.samples if estimates.by == "fisher" else estimates.gates)
+    request = Request(**vars(choices))
+    resolved = resolve_spec(recipe.model)
+    request.check_positions(resolved.positions, recipe.model)
+    prepared = prepare_documents(documents, request.seed, resolved, request)
+    loaded = load_model(resolved, device=recipe.device, dtype=recipe.dtype)
     found: list[Screened] = []
     seconds = 0.0
     progress = TerminalProgress()
@@ -98,7 +107,7 @@ def screen_command(
             out.parent.mkdir(parents=True, exist_ok=True)
             frame.to_parquet(out, index=False)
         except OSError as error:
-            raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+            raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another `out`") from error
         typer.echo(f"written to {out}", err=form is not Format.table)
     if failures:
         raise typer.Exit(1)

@@ -89,7 +89,7 @@ def prepare(
         UsageError: none is long enough.
     """
     if max_documents is not None and max_documents < 1:
-        raise UsageError(f"--max-documents {max_documents}: at least one document is needed")
+        raise UsageError(f"`max_documents` {max_documents}: at least one document is needed")
     taken: list[Cut] = []
     skipped: list[Skipped] = []
     first: dict[str, str] = {}

@@ -60,7 +60,7 @@ def parse_sample(sample: str | int | float) -> int | float:
     except ValueError:
         value = math.nan
     if not (0 < value <= 1) or re.fullmatch(r"[0-9]+", text):
-        raise UsageError(f"--sample {sample} is neither a count of documents (10) nor a fraction of them (0.1)")
+        raise UsageError(f"`sample` {sample} is neither a count of documents (10) nor a fraction of them (0.1)")
     return value
 
 
@@ -70,7 +70,7 @@ def sample_documents(
     """Documents in a shuffled order that depends on the seed, and of those the first `sample`.
 
     The order is that of SHA-256(seed, text, name): the same on every machine and Python, and a document that is added
-    later leaves the order of the others as it was. A smaller sample is part of a larger one. `--max-documents` is
+    later leaves the order of the others as it was. A smaller sample is part of a larger one. `max_documents` is
     another thing: it counts documents that turn out to be long enough, and is applied by `prepare`.
 
     Args:

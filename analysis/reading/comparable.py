@@ -6,26 +6,13 @@ import json
 from collections.abc import Sequence
 
 from forward_influence.errors import UsageError
+from forward_influence.measurement.choices import Choices
 from forward_influence.storage.manifest import differing_fields
 from forward_influence.storage.run import Run
+from forward_influence.utils.configuration import options_of
 
 #: Fields of the configuration in which runs must agree to be compared, beside the model's fingerprint.
-MUST_AGREE = (
-    "context",
-    "continuation",
-    "segments",
-    "continuation_from",
-    "temperature",
-    "protect_first",
-    "protect_last",
-    "layers",
-    "heads",
-    "positions_per_bin",
-    "bin_width",
-    "rerotate",
-    "every",
-    "dtype",
-)
+MUST_AGREE = (*(name for name, said in options_of(Choices).items() if said.alike), "dtype")
 
 
 def differences(one: Run, other: Run) -> list[str]:

@@ -85,7 +85,7 @@ class Compressor:
             raise UsageError("a negative number of tokens cannot be protected; give 0 or more")
         if self.protect_last == 0 and self.rule.observation_window and not self.is_full:
             raise UsageError(
-                f"{self.name} observes from the last tokens that are protected, and none is; give --protect-last 1, say"
+                f"{self.name} observes from the last tokens that are protected, and none is; give `protect_last` 1, say"
             )
         if self.window_on_top and not isinstance(self.protect_last, int):
             raise UsageError(

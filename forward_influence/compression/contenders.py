@@ -111,7 +111,7 @@ def contenders(
             if values.count(value) > 1:
                 raise UsageError(f"{what} {value} is given twice; give it once")
     if names and not wanted:
-        raise UsageError("no budget; give one with --budget, 0.2 say")
+        raise UsageError("no budget; give one with `budgets`, 0.2 say")
     if protect_last is None:
         protect_last = max([PROTECT_LAST, window, *(_window(make_compressor(name, every=every)) for name in names)])
     found = [Contender(FULL, "1.0", every, protect_first, protect_last)]

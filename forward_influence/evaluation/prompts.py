@@ -91,5 +91,5 @@ def make_prompt(
     text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     at = text.rfind(question)
     if at < 0:
-        raise UsageError("the chat template changes the question: where it begins is unknown; use --no-chat")
+        raise UsageError("the chat template changes the question: where it begins is unknown; use `chat=False`")
     return cut(tokenizer, text + answer_prefix, at, at + len(question))

@@ -92,11 +92,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UsageError("no task; name one with --task, `forward-influence evaluate --help` lists them")
+            raise UsageError("no task; name one with `tasks`, needle or variables say")
         if not 1 <= self.items <= MOST_ITEMS:
-            raise UsageError(f"--items {self.items} cannot be; give 1 to {MOST_ITEMS}")
+            raise UsageError(f"`items` {self.items} cannot be; give 1 to {MOST_ITEMS}")
         if self.every is not None and not 1 <= self.every <= MOST_TOKENS:
-            raise UsageError(f"--every {self.every}: compress after 1 to {MOST_TOKENS} tokens, or leave it out")
+            raise UsageError(f"`every` {self.every}: compress after 1 to {MOST_TOKENS} tokens, or leave it out")
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise UsageError(f"protocol {protocol} is unknown; it is seen, unseen or both")
@@ -108,7 +108,7 @@ class Plan:
         object.__setattr__(self, "match_held", counts)
         if self.match_held:
             if self.budgets:
-                raise UsageError("--budget and --match-held both say how much is held; give one of them")
+                raise UsageError("`budgets` and `match_held` both say how much is held; give one of them")
             self._check_held()
         whole = self.every is not None and min(self.match_held, default=MOST_TOKENS) > max(self.lengths)
         control = CONTROL_WHILE_DECODING if whole else CONTROL
@@ -131,7 +131,7 @@ class Plan:
         for count in self.match_held:
             if count >= seen:
                 raise UsageError(
-                    f"--match-held {count}: no more than {seen} tokens are seen when a cache is compressed, so that "
+                    f"`match_held` {count}: no more than {seen} tokens are seen when a cache is compressed, so that "
                     "nothing would be removed; hold fewer"
                 )
 
@@ -250,7 +250,7 @@ def _check(model: Model, plan: Plan, shard: tuple[int, int]) -> None:
     longest = max(plan.lengths) + max(task.answer_tokens for task in plan.tasks)
     if positions is not None and longest > positions:
         raise UsageError(
-            f"--length {max(plan.lengths)} and the answer exceed the {positions} positions of {model.spec}"
+            f"`lengths` {max(plan.lengths)} and the answer exceed the {positions} positions of {model.spec}"
         )
 
 

@@ -120,4 +120,4 @@ def reason_of(error: BaseException) -> str:
     """Why a document could not be measured, in one line."""
     if isinstance(error, ForwardInfluenceError):
         return str(error)
-    return "out of memory; use a smaller --context, --continuation or --chunk, or a smaller dtype"
+    return "out of memory; use a smaller `context`, `continuation` or `chunk`, or a smaller dtype"

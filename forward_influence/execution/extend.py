@@ -56,15 +56,15 @@ def request_of(run: Run, selectors: Sequence[str], compressors: Sequence[str] = 
         choices.pop("match_held", None)
     if selectors and configuration.get("match_held") and not configuration.get("budgets"):
         raise UsageError(
-            f"{run.where} measures compressors that hold equally much (--match-held) and has no budget, which rules "
-            "need; measure them with another --out"
+            f"{run.where} measures compressors that hold equally much (`match_held`) and has no budget, which rules "
+            "need; measure them with another `out`"
         )
     choices = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
     request = Request(**choices)
     if request.protected_last != configuration["protect_last"]:
         raise UsageError(
             f"{run.where} protects the last {configuration['protect_last']} tokens, and a new rule observes from "
-            f"{request.protected_last}: candidates would differ; measure anew with --protect-last "
+            f"{request.protected_last}: candidates would differ; measure anew with `protect_last` "
             f"{request.protected_last}"
         )
     return request
@@ -108,7 +108,7 @@ def add(
         if fields := differences(_of_model(run.manifest), now):
             raise UsageError(
                 f"{run.where} was measured with another {run.configuration['model']} ({'; '.join(fields)}); nothing is "
-                "added; bring that back (or name its --revision), or measure anew"
+                "added; bring that back (or name its `revision`), or measure anew"
             )
         source = Source(documents=tuple(run.configuration["documents"]), command=run.manifest.get("command", ""))
         _discard_others(run.folder / ADDING, card, build_configuration(card, documents, request, source))
@@ -147,7 +147,7 @@ def _of_model(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(run: Run, documents: Sequence[Cut], selectors: Sequence[str], compressors: Sequence[str]) -> None:
     if not selectors and not compressors:
-        raise UsageError("nothing to add; name a rule with --selector or a compressor with --compressor")
+        raise UsageError("nothing to add; name a rule with `selectors` or a compressor with `compressors`")
     there = [d["fingerprint"] for d in run.documents]
     if there != [d.document.fingerprint for d in documents]:
         raise UsageError(f"the documents of {run.where} are not what they were; measure anew")

@@ -12,7 +12,7 @@ import re
 import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Task, is_expected, reason_of, write_measured
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
+from forward_influence.models.recipe import Recipe
 from forward_influence.storage.run import Run
 from forward_influence.utils.progress import Progress
 from forward_influence.utils.threads import SLEEPING, processors
@@ -31,18 +32,6 @@ from forward_influence.utils.threads import SLEEPING, processors
 _MOST_LOSSES = 3
 _POLL_SECONDS = 1.0
 _REACH_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a worker loads the model: the arguments of `load_model`, by name."""
-
-    spec: str
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    device_map: str | None = None
 
 
 class _Count:
@@ -79,11 +68,11 @@ class Worker:
 
         torch.set_num_threads(self._threads)
         recipe = self._recipe
-        resolved = resolve_spec(recipe.spec, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+        resolved = resolve_spec(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         self._model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
         if fingerprint is not None and self._model.fingerprint != fingerprint:
             raise ForwardInfluenceError(
-                f"a worker on {os.uname().nodename} has other weights of {recipe.spec} than the driver; "
+                f"a worker on {os.uname().nodename} has other weights of {recipe.model} than the driver; "
                 "give every node the same model"
             )
         return Card.of(self._model)
@@ -132,7 +121,7 @@ class RayExecutor:
         threads: int = 0,
     ) -> None:
         if workers < 0 or gpus_per_worker < 0 or threads < 0:
-            raise UsageError("--workers, --gpus-per-worker and --threads-per-worker are not negative; leave them out")
+            raise UsageError("`workers`, `gpus_per_worker` and `threads_per_worker` are not negative; leave them out")
         self.recipe, self._address, self._workers, self._gpus = recipe, address, workers, gpus_per_worker
         self.threads = threads or min(torch.get_num_threads(), processors())
         self._first: Any = None  # a worker that has loaded the model already, and what it said of it
@@ -202,8 +191,8 @@ class RayExecutor:
             self._ray.shutdown()
             self._own = False
             raise UsageError(
-                f"no node of the cluster has {wanted} for a worker; lower --threads-per-worker (or OMP_NUM_THREADS) or "
-                "--gpus-per-worker, or add a node"
+                f"no node of the cluster has {wanted} for a worker; lower `threads_per_worker` (or OMP_NUM_THREADS) or "
+                "`gpus_per_worker`, or add a node"
             )
 
     def fits(self) -> bool:
@@ -381,5 +370,5 @@ def _import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise UsageError('--executor ray needs Ray; install it with `pip install "forward-influence[ray]"`') from error
+        raise UsageError('`executor` ray needs Ray; install it with `pip install "forward-influence[ray]"`') from error
     return ray

@@ -130,7 +130,7 @@ def refuse_other_run(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> 
     if run.is_abandoned():
         return
     if fields := differing_fields({key: there.get(key) for key in wanted}, wanted):
-        raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another --out")
+        raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another `out`")
 
 
 def default_folder(card: Card, documents: Sequence[Cut], request: Request, source: Source) -> Path:
@@ -276,7 +276,7 @@ def _check_continued(run: Run, card: Card, progress: Progress) -> None:
     if torch.device(begun).type != torch.device(card.device).type:
         raise UsageError(
             f"{run.where} was begun on {begun}, whose rounding is another than {card.device}'s; continue it there, or "
-            "choose another --out"
+            "choose another `out`"
         )
     before, now = run.manifest.get("versions", {}), versions()
     changed = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]

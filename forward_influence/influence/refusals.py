@@ -57,7 +57,7 @@ def check_nll(continuation: Continuation, nll: Tensor) -> None:
         whole = shuffled(continuation.trace, len(nll))  # in any order: what is looked for is no matter of rounding
         raise ForwardInfluenceError(
             f"the full cache gives NaN or infinite logits at distance {first_bad(continuation, whole)}; "
-            "try --dtype float32, or leave this document out"
+            "try `dtype` float32, or leave this document out"
         )
 
 
@@ -80,7 +80,7 @@ def check_influences(
             bad = ~torch.isfinite(influence.kl)
             where = first_bad(continuation, ablation) if ablation.spoils else _distance(ablation, bad)
             raise ForwardInfluenceError(
-                f"{ablation.label}: NaN or infinite logits at distance {where}; try --dtype float32, or leave this "
+                f"{ablation.label}: NaN or infinite logits at distance {where}; try `dtype` float32, or leave this "
                 "document out"
             )
         if not ablation.empty and not bool((influence.kl > 0).any()):

@@ -70,7 +70,7 @@ def full_layers(windows: Sequence[int | None], unlike: Sequence[int], span: int)
     if set(full) & set(unlike) and not set(full) <= set(unlike):
         raise UsageError(
             f"at {span} tokens the windowed layers see everything too, and they have other numbers of heads; "
-            "ask for more --context or --continuation"
+            "ask for more `context` or `continuation`"
         )
     return full
 

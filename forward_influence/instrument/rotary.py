@@ -133,7 +133,7 @@ class Rotation:
             if not difference <= tolerance:
                 raise UsageError(
                     f"layer {layer} of {self._name} does not rotate its queries and keys in a way that can be undone, "
-                    "so that expected-attention and --rerotate are not available for this model"
+                    "so that expected-attention and `rerotate` are not available for this model"
                 )
             self._ways[layer] = way
 

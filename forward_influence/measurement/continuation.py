@@ -29,7 +29,7 @@ def generate_continuation(model: Model, context: Tensor, m: int, temperature: fl
         if "probability tensor" not in str(error):
             raise
         raise ForwardInfluenceError(
-            "while it writes its continuation the model's logits become NaN or infinite; try --dtype float32, another "
-            "--temperature, or leave this document out"
+            "while it writes its continuation the model's logits become NaN or infinite; try `dtype` float32, another "
+            "`temperature`, or leave this document out"
         ) from error
     return output[len(context) :]

@@ -52,7 +52,7 @@ class Measured:
 
     Attributes:
         rows: one per condition and control, keys as in `runs.SCHEMA`.
-        timings: seconds by part of the work, and what `--verify` found.
+        timings: seconds by part of the work, and what `verify` found.
         tensors, metadata: what a selections file holds; empty unless asked for.
     """
 
@@ -210,7 +210,7 @@ class _Segment:
             bad = first_not_finite(self.model, self.context, span=request.span)
             raise ForwardInfluenceError(
                 f"{self.document.name}: token {bad} of its context (segment {self.number}) makes the model's states "
-                "NaN or infinite; try --dtype float32, or leave this document out"
+                "NaN or infinite; try `dtype` float32, or leave this document out"
             )
         if self.store is not None:
             self.kept[self.key] = packed(trace)
@@ -270,7 +270,7 @@ class _Segment:
             whole = torch.cat([self.context, continuation.to(self.context.device)])
             bad = first_not_finite(self.model, whole) - trace.n
             raise ForwardInfluenceError(
-                f"{self.document.name}: NaN or infinite logits at distance {bad} of the continuation; try --dtype "
+                f"{self.document.name}: NaN or infinite logits at distance {bad} of the continuation; try `dtype` "
                 "float32, or leave this document out"
             )
         return found

@@ -71,11 +71,11 @@ class Inspected:
         """
         if layer is not None and layer not in self.layers:
             raise UsageError(
-                f"--layer {layer} cannot be looked at; the full-attention layers are {ranges(self.layers)}"
+                f"`layer` {layer} cannot be looked at; the full-attention layers are {ranges(self.layers)}"
             )
         heads = self.masks[rule].shape[1]
         if head is not None and not 0 <= head < heads:
-            raise UsageError(f"--head {head} does not exist; the model has kv heads 0 to {heads - 1}")
+            raise UsageError(f"`head` {head} does not exist; the model has kv heads 0 to {heads - 1}")
         rows = slice(None) if layer is None else slice(self.layers.index(layer), self.layers.index(layer) + 1)
         columns = slice(None) if head is None else slice(head, head + 1)
         inside = self.scores[rule][rows, columns, self.first : self.last]

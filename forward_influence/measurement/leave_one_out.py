@@ -66,9 +66,9 @@ class MapRequest:
     def __post_init__(self) -> None:
         for name in ("context", "continuation", "block", "bin_width"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least 1")
+                raise UsageError(f"`{name}` {getattr(self, name)} is too small; give at least 1")
         if self.effect not in names():
-            raise UsageError(f"--effect {self.effect} is unknown; it is {alternatives(names())}")
+            raise UsageError(f"`effect` {self.effect} is unknown; it is {alternatives(names())}")
 
     @property
     def bins(self) -> list[tuple[int, int]]:
@@ -198,17 +198,17 @@ def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     try:
         table, metadata = read_table(path)
     except ForwardInfluenceError as error:
-        raise ForwardInfluenceError(f"{error}; choose another --out") from error
+        raise ForwardInfluenceError(f"{error}; choose another `out`") from error
     known = _held(metadata, "influence_map")
     if known is None:
-        raise UsageError(f"{path} exists and is no influence map; choose another --out")
+        raise UsageError(f"{path} exists and is no influence map; choose another `out`")
     if known != identity:
         digests = [name for name in _DIGESTS if known.get(name) != identity.get(name)]
         there, here = ({k: v for k, v in one.items() if k not in _DIGESTS} for one in (known, identity))
         shown = "; ".join([*digests, *differing_fields(there, here)])
-        raise UsageError(f"{path} holds another map (different: {shown}); choose another --out")
+        raise UsageError(f"{path} holds another map (different: {shown}); choose another `out`")
     if metadata.get("digest") not in (None, values_sha256(table)):  # maps of earlier versions have none
-        raise ForwardInfluenceError(f"{path.name} does not read back (its content differs); choose another --out")
+        raise ForwardInfluenceError(f"{path.name} does not read back (its content differs); choose another `out`")
     return table.to_pandas()
 
 

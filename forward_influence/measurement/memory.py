@@ -15,11 +15,11 @@ and, one after the other, so that the peak adds the largest of them:
     continuation         2 L Hkv d (n + m) + body(n + m)    one cache, whatever the number of conditions
     head                 3 rows V float32; rows from the vocabulary, 256 at 49,152 words on a processor, and at most m
 
-    verification         11 Hq (n + m)^2 bytes of masks + body of n + m at once    with --verify only
+    verification         11 Hq (n + m)^2 bytes of masks + body of n + m at once    with `verify` only
 
 body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 25 kB a row of the
 largest product, 16 MB at most, come on top for what matrix libraries pack operands into and what the allocator cannot
-give back. Without --verify there is no term with m V, n^2 or conditions x cache.
+give back. Without `verify` there is no term with m V, n^2 or conditions x cache.
 """
 
 from __future__ import annotations
@@ -176,10 +176,10 @@ def fitting_chunk(sizes: Sizes, request: Request, limit: int | None, largest: in
         if peak_of_request(sizes, request, chunk).total <= limit:
             return chunk
     least = peak_of_request(sizes, request, tried[-1])
-    without = "leave out --verify, " if request.verify else ""
+    without = "leave out `verify`, " if request.verify else ""
     raise UsageError(
         f"this needs {in_words(least.total)} above the model ({least.described()}), but {in_words(limit)} are "
-        f"allowed; {without}use a smaller --context or --continuation, a narrower --dtype, or raise --memory-limit"
+        f"allowed; {without}use a smaller `context` or `continuation`, a narrower `dtype`, or raise `memory_limit`"
     )
 
 

@@ -31,7 +31,7 @@ def sampled_positions(m: int, per_bin: int, width: int, seed: int) -> Tensor:
         UsageError: fewer than 1 per bin, or more than a bin holds.
     """
     if not 1 <= per_bin <= width:
-        raise UsageError(f"--positions-per-bin {per_bin} of bins of {width} positions cannot be; give 1 to {width}")
+        raise UsageError(f"`positions_per_bin` {per_bin} of bins of {width} positions cannot be; give 1 to {width}")
     generator = torch.Generator().manual_seed(seed)
     ends = {end for _, end in zones(m).values()} if m >= 3 else {m}
     edges = sorted({*range(0, m, width), *ends})

@@ -3,86 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError, alternatives, did_you_mean
 from forward_influence.influence.effects import DEFAULT, TOGETHER, Effect, effects_of, names
+from forward_influence.measurement.choices import Choices
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.selectors.base import remarks_of
 from forward_influence.selectors.protection import PROTECT_LAST, last_protected, parse_protected
 from forward_influence.selectors.registry import own_sources
-from forward_influence.selectors.selection import MODES, Budget, Candidates
+from forward_influence.selectors.selection import Budget, Candidates
 from forward_influence.tracing.needs import Needs
-from forward_influence.utils.distances import BIN_WIDTH
+from forward_influence.utils.configuration import described, options_of
 
 if TYPE_CHECKING:
     from forward_influence.compression.contenders import Contender
 
-CONTINUATIONS = ("text", "generate")
-FEWEST_DRAWS = 5  # of random rules within a document
 MOST_DRAWS = 1000
 #: Other temperatures than 0: dividing logits by less overflows, by more leaves nothing of them.
 TEMPERATURES = (0.01, 100.0)
 
 
+@described
 @dataclass(frozen=True)
-class Request:
-    """The choices of a run.
+class Request(Choices):
+    """The choices of a run, checked against one another and against the rules and compressors that they name.
 
-    Attributes:
-        selectors: rules as typed; see `forward_influence.selectors.registry`.
-        budgets: fractions of the context (with a point), of the tokens seen where compressors go on compressing, or
-            counts of tokens. Not fractions of the candidates.
-        context, continuation: tokens per segment.
-        segments: context/continuation pairs per document.
-        continuation_from: "text", or "generate": what the model itself would write after the context.
-        mode: "drop" removes what is selected; "keep" removes everything else.
-        effect: "total": the continuation's own entries are computed under the ablated cache; "direct": each position
-            loses its own view of the selection, and nothing else changes; "both".
-        protect_first: first tokens that no rule selects, and that compressors always keep.
-        protect_last: the same of the last ones; never fewer than the widest window that a rule observes from. Where
-            there are compressors only, as many as are asked for (at most half of what is kept), or a share of what is
-            kept (0.25). None: 64, or that window if it is wider.
-        draws: of random rules, averaged within a document.
-        seed: of everything random.
-        temperature: of generated continuations; 0 is greedy.
-        verify: check one condition per document against a masked full pass.
-        save_selections: keep what was selected, token by token.
-        positions_per_bin: measure at so many sampled positions of each bin of `bin_width`; None: at all.
-        layers, heads: model layers and kv heads that are ablated; None: all full-attention layers, all heads.
-        per_layer: ablate layer by layer instead of all at once.
-        rerotate: close the gaps: what is kept takes the positions right before the continuation.
-        compressors: compressors as typed, at every budget: how faithful the model stays while each keeps compressing.
-        every: compressors compress again after so many continuation tokens; None: after the context only.
-        match_held: of compressors, instead of budgets: entries that each holds per layer and head after every
-            compression, a context that it keeps whole included.
+    Everything that can be found without a model is refused here.
     """
 
-    selectors: tuple[str, ...] = ("attention", "entropy", "infokv", "random")
-    budgets: tuple[str, ...] = ("0.2",)
-    context: int = 1024
-    continuation: int = 3072
-    segments: int = 1
-    continuation_from: str = "text"
-    mode: str = "drop"
-    effect: str = DEFAULT
-    protect_first: int = 4
-    protect_last: int | float | str | None = None
-    draws: int = FEWEST_DRAWS
-    seed: int = 0
-    temperature: float = 1.0
-    verify: bool = False
-    save_selections: bool = False
-    positions_per_bin: int | None = None
-    bin_width: int = BIN_WIDTH
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    per_layer: bool = False
-    rerotate: bool = False
-    compressors: tuple[str, ...] = ()
-    every: int | None = None
-    match_held: tuple[int, ...] = ()
     contenders: tuple[Contender, ...] = field(init=False, repr=False, compare=False)
     rules: tuple[Selector, ...] = field(init=False, repr=False, compare=False)
 
@@ -92,29 +42,25 @@ class Request:
             values = getattr(self, name)
             values = (values,) if isinstance(values, str | float | int) else values
             object.__setattr__(self, name, tuple(str(v) for v in values))
-        _one_of("mode", self.mode, MODES)
-        _one_of("effect", self.effect, (*names(), *TOGETHER))
-        _one_of("continuation-from", self.continuation_from, CONTINUATIONS)
-        for name, least in (("context", 2), ("continuation", 3), ("segments", 1), ("draws", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} {getattr(self, name)} is too small; give at least {least}")
-        if self.protect_first < 0:
-            raise UsageError(f"--protect-first {self.protect_first} is negative; give 0 or more")
+        super().__post_init__()
+        if self.effect not in (known := (*names(), *TOGETHER)):
+            near = did_you_mean(self.effect, list(known))
+            raise UsageError(f"`effect` {self.effect} is unknown{near}; it is {alternatives(known)}")
         if self.protect_last is not None:
             object.__setattr__(self, "protect_last", parse_protected(self.protect_last))
         if isinstance(self.protect_last, float) and self.selectors:
             raise UsageError(
-                f"--protect-last {self.protect_last:g} is a share of what a compressor keeps; rules choose among the "
+                f"`protect_last` {self.protect_last:g} is a share of what a compressor keeps; rules choose among the "
                 "same candidates at all budgets: give a count like 64"
             )
         if self.draws > MOST_DRAWS:
-            raise UsageError(f"--draws {self.draws} is a pass over the continuation each; give at most {MOST_DRAWS}")
+            raise UsageError(f"`draws` {self.draws} is a pass over the continuation each; give at most {MOST_DRAWS}")
         check_temperature(self.temperature)
         self._check_slices()
         if not self.selectors and not self.compressors:
-            raise UsageError("no rule to measure; name one with --selector, `forward-influence selectors` lists them")
+            raise UsageError("no rule to measure; name one with `selectors`, `forward-influence selectors` lists them")
         if not self.budgets and not self.match_held:
-            raise UsageError("no budget; give one with --budget, 0.2 say")
+            raise UsageError("no budget; give one with `budgets`, 0.2 say")
         rules = tuple(parse_selector(text) for text in self.selectors)
         _refuse_twice("rule", [rule.spec for rule in rules])
         _refuse_twice("budget", [budget.text for budget in self.parsed_budgets])
@@ -131,10 +77,10 @@ class Request:
         if not counts:
             return
         if not self.compressors:
-            raise UsageError("--match-held is what compressors hold; name one with --compressor")
+            raise UsageError("`match_held` is what compressors hold; name one with `compressors`")
         if not self.selectors:
             if self.budgets and self.budgets is not type(self).budgets:
-                raise UsageError("--budget and --match-held both say how much is held; give one of them")
+                raise UsageError("`budgets` and `match_held` both say how much is held; give one of them")
             object.__setattr__(self, "budgets", ())
 
     def _check_held(self) -> None:
@@ -144,7 +90,7 @@ class Request:
             budget = contender.compressor.budget
             if budget.of_all and budget.value >= seen:
                 raise UsageError(
-                    f"--match-held {int(budget.value)}: no more than {seen} tokens are seen when a cache is "
+                    f"`match_held` {int(budget.value)}: no more than {seen} tokens are seen when a cache is "
                     "compressed, so that nothing would be removed; hold fewer"
                 )
             contender.compressor.check_prompt(self.context)
@@ -152,17 +98,17 @@ class Request:
     def _contenders(self) -> tuple[Contender, ...]:
         """Compressors at budgets, without the full cache: that is what they are compared with."""
         if self.every is not None and not self.compressors:
-            raise UsageError("--every is when compressors compress again; name one with --compressor")
+            raise UsageError("`every` is when compressors compress again; name one with `compressors`")
         if not self.compressors:
             return ()
         from forward_influence.compression.contenders import contenders
 
         if self.effect != DEFAULT or self.layers or self.heads or self.per_layer or self.rerotate:
             raise UsageError(
-                "a compressor is measured as it is: leave out --effect, --layers, --heads, --per-layer and --rerotate"
+                "a compressor is measured as it is: leave out `effect`, `layers`, `heads`, `per_layer` and `rerotate`"
             )
         if self.verify and not self.selectors:
-            raise UsageError("--verify checks the removal of rules' tokens; leave it out, or name a --selector")
+            raise UsageError("`verify` checks the removal of rules' tokens; leave it out, or name one with `selectors`")
         asked, window = self.protect_last, self._window
         made = contenders(
             self.compressors,
@@ -177,7 +123,7 @@ class Request:
         if both and self.mode == "keep":
             raise UsageError(
                 f"{sorted(both)[0]} is measured as a rule and as a compressor, and both keep what they choose: results "
-                "would bear one name; measure them with two --out"
+                "would bear one name; measure them with two `out`"
             )
         return tuple(made[1:])
 
@@ -186,21 +132,19 @@ class Request:
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(sorted(set(values))))
                 if not values:
-                    raise UsageError(f"--{name} names none; leave it out for all")
-        if self.bin_width < 1:
-            raise UsageError(f"--bin-width {self.bin_width} is too small; give at least 1")
+                    raise UsageError(f"`{name}` names none; leave it out for all")
         if self.positions_per_bin is not None and not 1 <= self.positions_per_bin <= self.bin_width:
             raise UsageError(
-                f"--positions-per-bin {self.positions_per_bin} of bins of {self.bin_width} positions cannot be; "
+                f"`positions_per_bin` {self.positions_per_bin} of bins of {self.bin_width} positions cannot be; "
                 f"give 1 to {self.bin_width}"
             )
         if self.verify and self.rerotate:
-            raise UsageError("--verify checks by masking, which moves no positions; leave out --rerotate or --verify")
+            raise UsageError("`verify` checks by masking, which moves no positions; leave out `rerotate` or `verify`")
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:
         """The names of what can be chosen."""
-        return tuple(f.name for f in fields(cls) if f.init)
+        return tuple(options_of(cls))
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -277,15 +221,15 @@ class Request:
         """
         if positions is not None and self.span > positions:
             raise UsageError(
-                f"--context {self.context} + --continuation {self.continuation} = {self.span} tokens, but {model} was "
+                f"`context` {self.context} + `continuation` {self.continuation} = {self.span} tokens, but {model} was "
                 f"made for {positions} positions; ask for less"
             )
 
     def configuration(self) -> dict[str, Any]:
         """What decides the result columns, in the manifest's names."""
-        values = asdict(self)
-        for name in ("rules", "contenders", "verify"):
-            values.pop(name)
+        values: dict[str, Any] = {
+            name: getattr(self, name) for name, said in options_of(type(self)).items() if said.decides
+        }
         values["selectors"] = [rule.spec for rule in self.rules]
         values["rule_sources"] = own_sources([*self.rules, *(c.compressor.rule for c in self.contenders)])
         values["budgets"] = list(self.budgets)
@@ -307,12 +251,7 @@ def check_temperature(value: float) -> None:
     """
     low, high = TEMPERATURES
     if value != 0 and not low <= value <= high:
-        raise UsageError(f"--temperature {value:g} is no temperature; give {low:g} to {high:g}, or 0 for greedy")
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UsageError(f"--{name} {value} is unknown{did_you_mean(value, list(known))}; it is {alternatives(known)}")
+        raise UsageError(f"`temperature` {value:g} is no temperature; give {low:g} to {high:g}, or 0 for greedy")
 
 
 def _refuse_twice(what: str, values: Sequence[str]) -> None:

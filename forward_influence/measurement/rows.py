@@ -78,7 +78,7 @@ def of_outcome(condition: CompressorCondition, outcome: Outcome, trace: Trace) -
     """What a compressor's condition came to."""
     compressor = condition.contender.compressor
     made: dict[str, Any] = {"compressor": True, "every": compressor.schedule.every, "scheme": compressor.scheme}
-    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor --protect-last
+    made |= {"grain": outcome.grain, "ends": outcome.ends}  # what came out: `per` does not tell it, nor `protect_last`
     parameters = {**compressor.rule.parameters, **made}
     held = outcome_columns(outcome)
     return Found(parameters, outcome.counts, "keep", trace.layers, range(trace.kv_heads), held)

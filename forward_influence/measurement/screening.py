@@ -56,7 +56,7 @@ class Way:
 
     def __post_init__(self) -> None:
         if self.by not in WAYS:
-            raise UsageError(f"--by {self.by} is unknown{did_you_mean(self.by, WAYS)}; it is {' or '.join(WAYS)}")
+            raise UsageError(f"`by` {self.by} is unknown{did_you_mean(self.by, WAYS)}; it is {' or '.join(WAYS)}")
         if not 1 <= self.count <= MOST_PASSES:
             raise UsageError(f"{self.count} {self.counts}, a backward pass each, cannot be; give 1 to {MOST_PASSES}")
 

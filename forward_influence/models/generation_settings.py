@@ -244,7 +244,7 @@ def for_people(
         config.pad_token_id = (end_tokens(model) or [0])[0]
     remarks = [
         f"the checkpoint's {name}={_short(value)} was left out: "
-        + (REFUSED[name].why if name in REFUSED else "--temperature and --top-p say how tokens are drawn")
+        + (REFUSED[name].why if name in REFUSED else "`temperature` and `top_p` say how tokens are drawn")
         for name, value in left.items()
     ]
     return config, tuple(remarks)

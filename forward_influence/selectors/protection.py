@@ -29,14 +29,14 @@ def parse_protected(written: str | int | float) -> int | float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"--protect-last {text} is not a number; give a count like 64, or a share like 0.25")
+        raise UsageError(f"`protect_last` {text} is not a number; give a count like 64, or a share like 0.25")
     if value < 0:
-        raise UsageError(f"--protect-last {text} is negative; give 0 or more")
+        raise UsageError(f"`protect_last` {text} is negative; give 0 or more")
     if text.lstrip("+").isdigit():
         return int(value)  # of the float, for Python refuses to read whole numbers of over 4,300 digits
     if not 0 < value <= MOST_SHARE:
         raise UsageError(
-            f"--protect-last {text}: a share of what is kept is more than 0, at most {MOST_SHARE:g}; counts have none"
+            f"`protect_last` {text}: a share of what is kept is more than 0, at most {MOST_SHARE:g}; counts have none"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Rules by name: registration, discovery, and the little language of `--selector`.
+"""Rules by name: registration, discovery, and the little language of `selectors`.
 
     NAME[:key=value,...]     a registered rule, or one from an entry point in the group forward_influence.selectors
     path/to/rules.py:Rule    a rule of one's own in a file, loaded only because it was named

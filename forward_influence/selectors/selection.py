@@ -72,7 +72,7 @@ class Budget:
             UsageError: none, or not a whole number.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UsageError(f"--match-held {count} is no number of entries to hold; give a whole number like 200")
+            raise UsageError(f"`match_held` {count} is no number of entries to hold; give a whole number like 200")
         return Budget(f"{_HELD}{count}", count, False, of_all=True)
 
     def count(self, tokens: int) -> int:
@@ -100,7 +100,7 @@ class Candidates:
         if protect_first + protect_last >= n:
             raise UsageError(
                 f"{protect_first} + {protect_last} protected tokens leave none of {n} to choose from; "
-                "use a longer --context or protect fewer"
+                "use a longer `context` or protect fewer"
             )
         return Candidates(n, protect_first, n - protect_last)
 
@@ -134,7 +134,7 @@ class Candidates:
         if free < FEWEST_TO_CHOOSE:
             raise UsageError(
                 f"budget {budget.text} keeps {wanted} of {self.n} tokens, {self.protected} protected: fewer than "
-                f"{FEWEST_TO_CHOOSE} are left to choose; raise it, protect fewer, or use a longer --context"
+                f"{FEWEST_TO_CHOOSE} are left to choose; raise it, protect fewer, or use a longer `context`"
             )
         if free > self.count:
             raise UsageError(f"budget {budget.text} keeps {wanted} tokens of {self.n}; give fewer than all")

@@ -186,7 +186,7 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """
     path = Path(folder)
     if not (path / MANIFEST).is_file():
-        raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate --out` named")
+        raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate` wrote")
     return Evaluation(path, read_manifest(path, SCHEMA_VERSION, kind=KIND, remedy="restore it or evaluate anew"))
 
 

@@ -22,8 +22,9 @@ from forward_influence.utils.versions import LIBRARIES, versions
 MANIFEST = "manifest.json"
 #: Kinds of results by what a manifest calls them, and what to say to who opens one for another.
 _KINDS = {
-    None: "is no evaluation but a run of `measure`; give the folder that `evaluate --out` named",
-    "evaluation": "is no run but an evaluation; `evaluate --results` shows it, `plot --kind retention` draws it",
+    None: "is no evaluation but a run of `measure`; give the folder that `evaluate` wrote",
+    "evaluation": "is no run but an evaluation; `evaluate` with `results` shows it, `plot` with `kind` retention "
+    "draws it",
 }
 _LONGEST_VALUE = 120  # characters of a value in a message
 _MOST_THREADS = 1024
@@ -115,7 +116,7 @@ def to_continue(
         if begun:
             raise UsageError(
                 f"{path} holds {'a run' if kind is None else f'an {kind}'} of another configuration "
-                f"({'; '.join(fields)}); choose another --out"
+                f"({'; '.join(fields)}); choose another `out`"
             )
     return {**({} if kind is None else {"kind": kind}), "schema": schema, "configuration_hash": digest, **asked}
 
@@ -133,7 +134,7 @@ def refuse_foreign(path: Path, what: str, ours: Collection[str]) -> None:
     if not path.exists() or (path / MANIFEST).exists():
         return
     if not path.is_dir() or any(e.name not in ours and not e.name.startswith(WRITING) for e in path.iterdir()):
-        raise UsageError(f"{path} exists and is {what}; choose another --out")
+        raise UsageError(f"{path} exists and is {what}; choose another `out`")
 
 
 def wrong_in(manifest: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,7 @@
     runs/NAME/parts/<document>.parquet               one row per condition, arrays over the continuation
     runs/NAME/timings/<document>.json                seconds and tokens; kept apart, for they differ from run to run
     runs/NAME/selections/<document>.safetensors      with save_selections: what was selected, token by token
-    runs/NAME/stopped.json                           with --until: after how many documents, and why
+    runs/NAME/stopped.json                           with `until`: after how many documents, and why
 
 Everything downstream of a measurement reads only this. A run can lie at any address that fsspec knows (s3://...): then
 the folder is a local mirror of it, see `forward_influence.storage.remote`.
@@ -120,7 +120,7 @@ class Run:
 
     @property
     def stopped(self) -> dict[str, Any] | None:
-        """Why and after how many documents `--until` ended the run; None where it did not."""
+        """Why and after how many documents `until` ended the run; None where it did not."""
         try:
             found = json.loads((self.folder / STOPPED).read_text(encoding="utf-8"))
             return found if isinstance(found["documents"], int) and found["documents"] > 0 else None
@@ -175,7 +175,7 @@ class Run:
         return pd.DataFrame(list(self.rows()), columns=SCHEMA.names)
 
     def verified(self) -> list[dict[str, Any]]:
-        """What `--verify` found, a dictionary per condition checked; empty where none was."""
+        """What `verify` found, a dictionary per condition checked; empty where none was."""
         found: list[dict[str, Any]] = []
         for document in self.documents:
             try:
@@ -256,7 +256,7 @@ def held_for_writing(out: str | os.PathLike[str]) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:  # an OSError of its own
             raise ForwardInfluenceError(
-                f"{path} is being written by another process; wait for it, or choose another --out"
+                f"{path} is being written by another process; wait for it, or choose another `out`"
             ) from None
     try:
         for folder in (path, *(path / name for name in _FOLDERS)):
@@ -325,7 +325,7 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     if mirror is not None:
         mirror.pull()
     if not (path / MANIFEST).is_file():
-        raise UsageError(f"{folder} is not a run folder (no {MANIFEST} in it); give one that `measure --out` named")
+        raise UsageError(f"{folder} is not a run folder (no {MANIFEST} in it); give one that `measure` wrote")
     return Run(path, _read_manifest(path), mirror)
 
 

@@ -51,9 +51,9 @@ def parse_bytes(text: str) -> int:
     try:
         value = float(number) * units[stripped[len(number) :].strip()]
     except (ValueError, KeyError):
-        raise UsageError(f"--memory-limit {text} is no amount of memory; give 8GB or 500MB, say") from None
+        raise UsageError(f"`memory_limit` {text} is no amount of memory; give 8GB or 500MB, say") from None
     if not 0 < value < float("inf"):
-        raise UsageError(f"--memory-limit {text} is no amount of memory; give 8GB or 500MB, say")
+        raise UsageError(f"`memory_limit` {text} is no amount of memory; give 8GB or 500MB, say")
     return int(value)
 
 

@@ -10,7 +10,7 @@ from forward_influence.errors import UsageError
 _MOST_NUMBERS = 10_000
 
 
-def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+def whole_numbers(text: str | None, what: str) -> tuple[int, ...] | None:
     """The numbers that "0-9" or "0,2,5-7" means; None for None.
 
     Raises:
@@ -23,9 +23,9 @@ def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         low, dash, high = part.strip().partition("-")
         ends = [low, high or low] if high or not dash else [low, ""]
         if not all(end.isascii() and end.isdecimal() and len(end) < 10 for end in ends) or int(ends[1]) < int(ends[0]):
-            raise UsageError(f"{option} {text} is not a list of numbers; write 0-9 or 0,2,5-7")
+            raise UsageError(f"{what} {text} is not a list of numbers; write 0-9 or 0,2,5-7")
         if int(ends[1]) >= _MOST_NUMBERS:
-            raise UsageError(f"{option} {text} goes beyond what any model has; write 0-9 or 0,2,5-7")
+            raise UsageError(f"{what} {text} goes beyond what any model has; write 0-9 or 0,2,5-7")
         numbers.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(numbers))
 

@@ -146,5 +146,5 @@ def wants_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> bool:
     """
     there = bool(getattr(tokenizer, "chat_template", None))
     if chat and not there:
-        raise UsageError("this model has no chat template; leave --chat out, or choose an instruction-tuned model")
+        raise UsageError("this model has no chat template; leave `chat` out, or choose an instruction-tuned model")
     return there if chat is None else chat

@@ -61,7 +61,7 @@ def stage(place, monkeypatch) -> Iterator[None]:
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(place.parent))
     monkeypatch.setenv("FORWARD_INFLUENCE_CACHE", str(place / "cache"))
-    monkeypatch.setattr(app, "build", lambda: COMMAND)
+    monkeypatch.setattr(app, "group", lambda: COMMAND)
     monkeypatch.setattr(models, "load_model", functools.partial(_loaded, models.load_model))
 
     def ring(*_):

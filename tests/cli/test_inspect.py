@@ -32,7 +32,7 @@ def test_views_say_what_is_selected(found):
     assert set(one.selected.tolist()) == {0.0, 1.0} and int(one.selected.sum()) == 12
     assert torch.equal(one.selected.bool(), found.masks[0][2, 1])
     assert float(one.ranks[one.selected.bool()].min()) > float(one.ranks[4:52][~one.selected[4:52].bool()].max())
-    with pytest.raises(UsageError, match="--layer 9"):
+    with pytest.raises(UsageError, match="`layer` 9"):
         found.view(0, 9, None)
     with pytest.raises(UsageError, match="kv heads 0 to 1"):
         found.view(0, None, 2)

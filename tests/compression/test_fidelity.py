@@ -95,7 +95,7 @@ def test_rules_and_compressors_share_a_run_and_budget_one_changes_nothing():
     [
         ({"effect": "both"}, "measured as it is"),
         ({"layers": (1,)}, "measured as it is"),
-        ({"verify": True}, "--verify checks"),
+        ({"verify": True}, "`verify` checks"),
         ({"budgets": ("0",)}, "selects nothing"),
         ({"every": 0}, "at least one token"),
     ],
@@ -106,7 +106,7 @@ def test_what_a_compressor_cannot_be_asked(changes, words):
 
 
 def test_every_without_a_compressor_and_unknown_compressors_are_refused():
-    with pytest.raises(UsageError, match="name one with --compressor"):
+    with pytest.raises(UsageError, match="name one with `compressors`"):
         Request(every=10)
     with pytest.raises(UsageError, match="did you mean 'infokv'"):
         asked("infokw")

@@ -208,7 +208,7 @@ def test_matched_all_hold_the_same_number_after_every_compression():
         (("infokv",), {"match_held": 0}, "no number of entries to hold"),
         (("infokv",), {"match_held": (20, 20)}, "given twice"),
         (("infokv",), {"match_held": 20, "budgets": ("0.2",)}, "give one of them"),
-        ((), {"match_held": 20, "selectors": ("recent",), "every": None}, "name one with --compressor"),
+        ((), {"match_held": 20, "selectors": ("recent",), "every": None}, "name one with `compressors`"),
         (("infokv",), {"protect_last": 0.6}, "at most 0.5"),
         (("infokv",), {"protect_last": "half"}, "not a number"),
         (("infokv",), {"protect_last": -1}, "negative"),

@@ -25,7 +25,8 @@ from forward_influence.models.loading import load_model
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-from forward_influence.execution.ray_executor import RayExecutor, Recipe  # noqa: E402
+from forward_influence.execution.ray_executor import RayExecutor  # noqa: E402
+from forward_influence.models.recipe import Recipe  # noqa: E402
 
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
 #: A rule that says where it runs and takes its time, so that it can be killed in the middle.
@@ -210,7 +211,8 @@ def test_what_no_cluster_can_give_is_one_line_at_once(folder, tmp_path, options,
         "import sys, tiny_data\n"
         "from forward_influence.errors import UsageError\n"
         "from forward_influence.execution.run import measure\n"
-        "from forward_influence.execution.ray_executor import RayExecutor, Recipe\n"
+        "from forward_influence.execution.ray_executor import RayExecutor\n"
+        "from forward_influence.models.recipe import Recipe\n"
         "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=('recent',), **{SMALL!r})\n"
         f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), **{options!r})\n"
@@ -237,7 +239,8 @@ def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
         "import ray, sys, tiny_data, torch\n"
         "torch.set_num_threads(1)\n"
         "from forward_influence.execution.run import measure\n"
-        "from forward_influence.execution.ray_executor import RayExecutor, Recipe\n"
+        "from forward_influence.execution.ray_executor import RayExecutor\n"
+        "from forward_influence.models.recipe import Recipe\n"
         "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=({rule!r},), **{SMALL!r})\n"
         f"executor = RayExecutor(Recipe({str(folder)!r}, device='cpu'), address={cluster.address!r}, workers=2)\n"

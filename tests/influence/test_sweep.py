@@ -150,8 +150,8 @@ def test_progress_counts_what_runs():
         ({"effect": "indirect"}, "total, direct or both"),
         ({"positions_per_bin": 0}, "give 1 to 128"),
         ({"positions_per_bin": 20, "bin_width": 10}, "give 1 to 10"),
-        ({"layers": ()}, "--layers names none"),
-        ({"rerotate": True, "verify": True}, "leave out --rerotate or --verify"),
+        ({"layers": ()}, "`layers` names none"),
+        ({"rerotate": True, "verify": True}, "leave out `rerotate` or `verify`"),
     ],
 )
 def test_requests_that_cannot_be_met(changes, message):

@@ -48,7 +48,7 @@ def test_layers_on_disk_give_the_same_results_bit_for_bit(folder, tmp_path, monk
 def test_auto_and_what_it_cannot_do(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_model(str(folder), device_map="auto").fingerprint == load_model(str(folder), device="cpu").fingerprint
-    with pytest.raises(UsageError, match="leave --device"):
+    with pytest.raises(UsageError, match="leave `device`"):
         load_model(str(folder), device="cpu", device_map="auto")
     on_disk = {"model.embed_tokens": "disk", "model.layers": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     with pytest.raises(UsageError, match="would lie on disk"):

@@ -99,7 +99,7 @@ def test_an_ablation_that_does_nothing_is_an_error(model, tokens, tmp_path, monk
 
 def test_refusals(model, tokens, tmp_path):
     influence_map(model, tokens, SMALL, tmp_path / "map.parquet")
-    with pytest.raises(UsageError, match=r"holds another map \(different: tokens\); choose another --out"):
+    with pytest.raises(UsageError, match=r"holds another map \(different: tokens\); choose another `out`"):
         influence_map(model, tokens.flip(0), SMALL, tmp_path / "map.parquet")
     other = dataclasses.replace(SMALL, block=3, effect="direct")
     wanted = r'\(different: block: 2 there, 3 now; effect: "total" there, "direct" now\)'
@@ -115,7 +115,7 @@ def test_refusals(model, tokens, tmp_path):
         influence_map(model, tokens, SMALL, tmp_path / "broken.parquet")
     with pytest.raises(UsageError, match="no influence map"):
         read_controls(tmp_path / "broken.parquet")
-    with pytest.raises(UsageError, match="--block 0 is too small"):
+    with pytest.raises(UsageError, match="`block` 0 is too small"):
         MapRequest(block=0)
 
 

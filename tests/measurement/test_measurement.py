@@ -283,10 +283,10 @@ def test_a_document_that_fails_is_named_and_the_rest_measured(model, tmp_path, m
         ({"budgets": ("0.2", "0.2")}, "given twice"),
         ({"budgets": ("49",)}, "49 of 48 candidates"),
         ({"budgets": ("0.5",), "mode": "keep"}, "fewer than 32 are left"),
-        ({"mode": "replace"}, "--mode replace is unknown"),
+        ({"mode": "replace"}, "`mode` replace is unknown"),
         ({"continuation": 1}, "too small"),
         ({"protect_first": 60}, "leave none of 60"),
-        ({"temperature": float("nan")}, "--temperature"),
+        ({"temperature": float("nan")}, "`temperature`"),
         ({"continuation_from": "txt"}, "did you mean 'text'"),
     ],
 )

@@ -112,7 +112,7 @@ def test_verification_grows_with_the_square_of_the_length_and_is_named_where_it_
     assert peak_of_request(sizes, of(1024), 512).total == pytest.approx(241e6, rel=0.15)
     assert peak_of_request(sizes, of(16384), 512).total > 3.5 * peak_of_request(sizes, of(8192), 512).total
     assert peak(sizes, 512, 512, 1, 512).verification == 0
-    with pytest.raises(UsageError, match=r"verification [\d,]+ MB.* leave out --verify"):
+    with pytest.raises(UsageError, match=r"verification [\d,]+ MB.* leave out `verify`"):
         fitting_chunk(sizes, of(16384), 10**9, 512)
 
 

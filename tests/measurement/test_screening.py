@@ -79,7 +79,7 @@ def test_closing_gates_rank_rules_on_a_real_model():
 
 
 def test_ways_that_there_are_not():
-    with pytest.raises(UsageError, match="--by fischer is unknown \\(did you mean 'fisher'"):
+    with pytest.raises(UsageError, match="`by` fischer is unknown \\(did you mean 'fisher'"):
         Way("fischer")
     with pytest.raises(UsageError, match="0 gates, a backward pass each"):
         Way(count=0)

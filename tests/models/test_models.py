@@ -155,7 +155,7 @@ def test_a_bad_configuration_is_one_line(tmp_path: Path, content: str) -> None:
         ("a/b/c", "no folder 'a/b/c'"),
         ("../../nowhere", "no folder"),
         ("nowhere.gguf", "no file 'nowhere.gguf'"),
-        ("org/model", "cannot reach the Hugging Face hub.*take --model smollm2-135m"),
+        ("org/model", "cannot reach the Hugging Face hub.*take `model` smollm2-135m"),
     ],
 )
 def test_what_cannot_be_found_says_what_to_type(spec: str, words: str) -> None:
