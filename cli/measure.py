@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Cluster, Effort, Loading
 from forward_influence.cli.options import Given, configured
 from forward_influence.data.asked import Asked
@@ -73,11 +74,6 @@ def measure_command(
         show_measurement(request, documents, loading, cluster, result)
     else:
         measure_documents(request, documents, result.out, result.until, loading, given.command)
-
-
-def only_compressors(choices: Choices, given: Given) -> Choices:
-    """Without the default rules, where compressors are asked for and no rules."""
-    return replace(choices, selectors=()) if choices.compressors and "selectors" not in given.fields else choices
 
 
 #: What may stand beside --add; everything else is the run's own.

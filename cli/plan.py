@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.cli.measure import only_compressors
+from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.options import Given, Only, configured
 from forward_influence.errors import UsageError
 from forward_influence.measurement.choices import Choices

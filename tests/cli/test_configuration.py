@@ -30,7 +30,7 @@ from forward_influence.selectors.selection import MODES
 from forward_influence.storage.run import open_run
 from forward_influence.utils.configuration import GROUPS, options_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MEASURE = typer.main.get_command(app.build()).commands["measure"]  # type: ignore[attr-defined]
 PARTS = (Recipe, Asked, Choices, Result, Effort, Cluster)
 #: Files with options of other programs: pip, Docker, Ray, llama.cpp, and lm-eval's harness.

@@ -143,10 +143,10 @@ def test_a_map_of_it(halved, model, tmp_path):
     wanted = {name: MapRequest(10, 20, block=5, effect=name, bin_width=20) for name in ("total", "halved")}
     maps = {name: influence_map(model, tokens, ask, tmp_path / f"{name}.parquet") for name, ask in wanted.items()}
     assert 0 < maps["halved"]["kl"].max() < maps["total"]["kl"].max()
-    with pytest.raises(UsageError, match="--effect own is unknown; it is total, direct or halved"):
+    with pytest.raises(UsageError, match="`effect` own is unknown; it is total, direct or halved"):
         MapRequest(10, 20, effect="own")
 
 
 def test_without_it_nobody_knows_it():
-    with pytest.raises(UsageError, match=r"--effect halved is unknown.*it is total, direct or both"):
+    with pytest.raises(UsageError, match=r"`effect` halved is unknown.*it is total, direct or both"):
         asked(effect="halved")

@@ -106,7 +106,7 @@ def test_commands_set_it_before_torch_reads_it(given, wanted, tmp_path):
 @LINUX
 def test_scripts_that_have_torch_already_start_anew_once():
     code = (
-        "import os, sys, torch; from forward_influence import threads; threads.start_anew(); "
+        "import os, sys, torch; from forward_influence.utils import threads; threads.start_anew(); "
         "print(os.environ['GOMP_SPINCOUNT'], sys.argv[1:])"
     )
     done = process(code, "an argument", "--another", OMP_DISPLAY_ENV="VERBOSE")
@@ -120,8 +120,8 @@ def test_scripts_that_have_torch_already_start_anew_once():
 @LINUX
 def test_threads_are_no_more_than_the_processors_that_may_be_used():
     code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from forward_influence import threads; "
-        "threads.prepare(); import torch; print(threads.processors(), torch.get_num_threads())"
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from forward_influence.utils import threads; threads.prepare(); import torch; print(threads.processors(), torch.get_num_threads())"
     )
     assert process(code).stdout == "1 1\n"
 
@@ -129,7 +129,7 @@ def test_threads_are_no_more_than_the_processors_that_may_be_used():
 @LINUX
 def test_a_quota_makes_torch_take_fewer_threads():
     code = (
-        "from forward_influence import threads; threads.cpu_quota = lambda: 1; "
+        "from forward_influence.utils import threads; threads.cpu_quota = lambda: 1; "
         "threads.allowed_processors = lambda: 64; threads.prepare(); import torch; print(torch.get_num_threads())"
     )
     assert process(code).stdout == "1\n"
