@@ -121,7 +121,8 @@ def test_scripts_that_have_torch_already_start_anew_once():
 def test_threads_are_no_more_than_the_processors_that_may_be_used():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from forward_influence.utils import threads; threads.prepare(); import torch; print(threads.processors(), torch.get_num_threads())"
+        "from forward_influence.utils import threads; threads.prepare(); import torch; "
+        "print(threads.processors(), torch.get_num_threads())"
     )
     assert process(code).stdout == "1 1\n"
 
