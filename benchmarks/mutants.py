@@ -22,14 +22,16 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "forward_influence"
-FILES = ("divergence", "selection", "cache", "influence")
 #: The tests that a mutant of a file has to get past, those that fail first first.
 SUITES = {
-    "divergence": ("divergence", "core_details", "influence"),
-    "selection": ("selection", "core_details", "influence"),
-    "cache": ("cache", "core_details", "influence"),
-    "influence": ("core_details", "influence", "direct"),
+    "influence/divergence": ("divergence", "core_details", "influence"),
+    "selectors/selection": ("selection", "core_details", "influence"),
+    "instrument/cache": ("cache", "core_details", "influence"),
+    "influence/ablation": ("core_details", "influence", "direct"),
+    "influence/measure": ("core_details", "influence", "direct"),
+    "influence/comparison": ("core_details", "influence", "direct"),
 }
+FILES = tuple(SUITES)
 #: The package's other parts lie beside it in the repository.
 PARTS = ("cli", "analysis", "data")
 #: Operators that change names at random or exceptions into others: what they make mostly does not run.
@@ -166,7 +168,8 @@ def _try(folder: Path, file: str | None, code: str) -> int:
     engine.MAX_SHRINKS = 0  # that a test fails is enough; hypothesis need not find the smallest case
     suite = SUITES[file] if file else dict.fromkeys(name for suite in SUITES.values() for name in suite)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
-    status = int(pytest.main([*options, *(str(ROOT / "tests" / f"test_{name}.py") for name in suite)]))
+    tests = [str(path) for name in suite for path in (ROOT / "tests").rglob(f"test_{name}.py")]
+    status = int(pytest.main([*options, *tests]))
     import forward_influence
 
     assert str(forward_influence.__file__).startswith(str(folder)), "the original was tested"
