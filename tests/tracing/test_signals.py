@@ -23,7 +23,8 @@ from forward_influence.measurement.memory import peak
 from forward_influence.measurement.request import Request
 from forward_influence.models.loading import wrap_model
 from forward_influence.models.sizes import Sizes
-from forward_influence.selectors import parse_selector
+from forward_influence.selectors import discover, parse_selector
+from forward_influence.selectors import registry as rules
 from forward_influence.selectors.rule_files import load_file
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.part import Group
@@ -36,8 +37,18 @@ RULE = f"{FILE}:recurrent"
 N = 60
 
 
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    """What the file registers is gone again when the tests here are done."""
+    discover(), known()  # all that is there anyway stays
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "_rules", dict(rules._rules))
+        patch.setattr(registry, "_signals", dict(registry._signals))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def toy():
+def toy(registered):
     """The file, loaded as `--selector` loads it."""
     parse_selector(RULE)
     module = load_file(FILE)
