@@ -12,7 +12,7 @@ DEMO := runs/demo
 .PHONY: demo test test-extras test-browser test-slow test-full lint format lock model bench clean help
 
 help:
-	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 5 minutes)"
+	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 3 minutes)"
 	@echo "make test    install what the tests need and run them"
 	@echo "make lint    ruff, mypy, and which room may import which"
 	@echo "make test-full   also the extras (lm-eval, Ray), the report in Chromium, kvpress, and the slow tests"
