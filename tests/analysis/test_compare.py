@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import typer
+from invoking import COMPARE, invoke
 from scipy import stats
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
@@ -21,14 +21,11 @@ from forward_influence.analysis.reading import comparable
 from forward_influence.analysis.reading.curves import load, load_zones, read_curves
 from forward_influence.analysis.reading.pairing import grain_remark, position_control_for
 from forward_influence.analysis.statistics.inference import STUDENT, estimate, paired
-from forward_influence.cli.compare import compare_command
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.selectors.selection import Selection
 from forward_influence.storage.run import Run
 
 RULES = {**DEFAULT_RULES, "position-matched:of=attention": Decay("power", 0.25, 0.6)}
-APP = typer.Typer()
-APP.command()(compare_command)
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +36,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def found(run: Run) -> Comparison:
     return compare(run)
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(APP, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_the_table_finds_the_planted_ratios(found: Comparison) -> None:
@@ -218,7 +207,7 @@ def test_bad_requests_get_one_line(tmp_path: Path, run: Run) -> None:
     empty = simulate(tmp_path / "empty", documents=3, measured=0)
     with pytest.raises(ForwardInfluenceError, match=r"0 of 3 documents\); continue it with: forward-influence measure"):
         compare(empty)
-    assert CliRunner().invoke(APP, [str(run.folder), "--format", "xml"]).exit_code == 2
+    assert CliRunner().invoke(COMPARE, [str(run.folder), "--format", "xml"]).exit_code == 2
 
 
 def test_rules_are_found_as_they_were_typed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
+from invoking import COMPARE
 from scipy import stats
 from simulated import Decay, effects_of_documents, simulate
 from typer.testing import CliRunner
@@ -19,11 +19,8 @@ from forward_influence.analysis.report.page import report
 from forward_influence.analysis.statistics import means
 from forward_influence.analysis.statistics.inference import bootstrap_quantiles
 from forward_influence.analysis.statistics.means import arithmetic, disagreement, ratio_of_means
-from forward_influence.cli.compare import compare_command
 from forward_influence.storage.run import Run
 
-APP = typer.Typer()
-APP.command()(compare_command)
 RNG = np.random.default_rng
 RULES = {"attention": Decay("power", 0.3, 0.5), "entropy": Decay("power", 0.3, 0.5), "random": Decay("power", 0.3, 0.5)}
 
@@ -141,7 +138,7 @@ def test_disagreement_in_words() -> None:
 
 def test_both_stand_in_the_tables_in_json_and_in_the_report(disagreeing: Run) -> None:
     def typed(*arguments: str) -> str:
-        done = CliRunner().invoke(APP, [str(disagreeing.folder), *arguments], env={"COLUMNS": "160"})
+        done = CliRunner().invoke(COMPARE, [str(disagreeing.folder), *arguments], env={"COLUMNS": "160"})
         assert done.exit_code == 0, done.output
         return done.output
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import typer
+from invoking import invoke
 from rich.console import Console
 from simulated import DEFAULT_RULES, Decay, simulate
-from typer.testing import CliRunner
 
 from forward_influence.analysis.formatting.wording import interval, join, many, number, p_value, tokens
 from forward_influence.analysis.measures.compare import Comparison, compare
@@ -21,14 +20,12 @@ from forward_influence.analysis.measures.overlap import overlap, overlap_summary
 from forward_influence.analysis.measures.summary import summarise
 from forward_influence.analysis.measures.tokens import token_profile, token_shares
 from forward_influence.cli import summary, tables
-from forward_influence.cli.compare import _pair, compare_command
+from forward_influence.cli.compare import _pair
 from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run
 
 RULES = {**DEFAULT_RULES, "position-matched:of=attention": Decay("power", 0.25, 0.6)}
-APP = typer.Typer()
-APP.command()(compare_command)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -41,14 +38,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def found(run: Run) -> Comparison:
     return compare(run)
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(APP, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def on_terminal(frame: pd.DataFrame, width: int) -> list[str]:
