@@ -27,6 +27,7 @@ SUITES = {
     "influence/divergence": ("divergence", "core_details", "influence"),
     "selectors/selection": ("selection", "core_details", "influence"),
     "instrument/cache": ("cache", "core_details", "influence"),
+    "instrument/selective_layer": ("cache", "core_details", "influence"),
     "influence/ablation": ("core_details", "influence", "direct"),
     "influence/measure": ("core_details", "influence", "direct"),
     "influence/comparison": ("core_details", "influence", "direct"),

@@ -13,7 +13,8 @@ import forward_influence.influence.effects.total as total
 import forward_influence.influence.measure as influence
 import forward_influence.measurement.document as document
 from forward_influence.instrument.attention import F as attention_functional
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.selective_layer import SelectiveLayer
 
 
 def profile(call: Callable[[], Any], model: Any) -> dict[str, float]:

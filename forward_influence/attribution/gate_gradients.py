@@ -22,11 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import continuation_hidden, forward_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.lm_head import Head, LinearHead
 from forward_influence.instrument.replay import Entries, Queries, ReplayLayer, continuation_entries, noting
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.models.loading import Model
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.progress import Progress, Silent

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.backbone import backbone
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import given_cache
 from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.utils.defaults import CHUNK
 
 if TYPE_CHECKING:

@@ -28,11 +28,12 @@ from forward_influence.compression.passes import Passes
 from forward_influence.compression.stats import Event, Stats
 from forward_influence.errors import UsageError
 from forward_influence.instrument.architecture import Anatomy, examine
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.given import given_model
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary import Rotation
 from forward_influence.instrument.rotary_span import depends_on_length
+from forward_influence.instrument.selective_layer import SelectiveLayer, indices
 from forward_influence.models.fingerprint import mark
 from forward_influence.models.loading import Model
 from forward_influence.selectors import Selector

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.attention import causal_tail
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import next_logits
 from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.models.loading import Model
 from forward_influence.tracing.trace import Trace
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.rotary import Rotation
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.numerics import at_least_float32
 

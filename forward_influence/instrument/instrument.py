@@ -18,10 +18,11 @@ from transformers.masking_utils import sdpa_mask
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.attention import Geometry, attend, causal_tail
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.compat import attention_implementations
 from forward_influence.instrument.given import uncompiled
 from forward_influence.instrument.rotary_span import depends_on_length, pinned
+from forward_influence.instrument.selective_layer import SelectiveLayer
 
 #: The registered name. transformers branches on names that contain sdpa, flash or flex: this one contains none.
 NAME = "forward_influence"

@@ -17,8 +17,9 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from forward_influence.errors import UsageError
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import query_count
+from forward_influence.instrument.selective_layer import SelectiveLayer
 
 #: Per model layer, keys and values (1, kv_heads, m, d) of a continuation.
 Entries = Sequence[tuple[Tensor, Tensor]]

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from forward_influence.errors import UsageError
 from forward_influence.instrument.architecture import Anatomy
 from forward_influence.instrument.attention import Geometry, causal_tail
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import forward_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary import Rotation
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.tracing.columns import TokenColumns
 from forward_influence.tracing.evicted_trace import HeldTrace

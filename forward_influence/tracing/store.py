@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from forward_influence.instrument.attention import Geometry
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, text_config
+from forward_influence.instrument.cache import SelectiveCache, text_config
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import ready_rotation, ready_signals
 from forward_influence.tracing.signals import known

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.attention import Geometry, probabilities
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.rotary import Rotation
+from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.signals import Signal, parsed
 from forward_influence.tracing.signals.entropy import DEFAULT_TOP_K, entropy_need

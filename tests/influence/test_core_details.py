@@ -20,7 +20,8 @@ from forward_influence.influence.effects import effect_of
 from forward_influence.influence.full_run import Baseline, Continuation, run_in_full
 from forward_influence.influence.masked import masked_direct_influence, masked_influence
 from forward_influence.influence.measure import forward_influence, measure_ablations
-from forward_influence.instrument.cache import MaskedLayer, SelectiveCache, SelectiveLayer, indices, masked
+from forward_influence.instrument.cache import SelectiveCache, masked
+from forward_influence.instrument.selective_layer import MaskedLayer, SelectiveLayer, indices
 from forward_influence.selectors.selection import FEWEST_TO_CHOOSE, Budget, Candidates, Selection
 from forward_influence.utils import numerics
 from forward_influence.utils.numerics import rows_in_cache, slices

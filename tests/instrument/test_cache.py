@@ -10,8 +10,9 @@ from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from forward_influence.errors import UsageError
-from forward_influence.instrument.cache import SelectiveCache, SelectiveLayer, indices
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.instrument import NAME, Instrument
+from forward_influence.instrument.selective_layer import SelectiveLayer, indices
 from forward_influence.models.loading import wrap_model
 from forward_influence.tracing.recorder import record
 
