@@ -9,12 +9,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO := runs/demo
 
-.PHONY: demo test test-extras test-browser test-slow test-full lint format lock model bench clean help
+.PHONY: demo test test-extras test-browser test-slow test-full lint format docs package lock model bench clean help
 
 help:
 	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 3 minutes)"
 	@echo "make test    install what the tests need and run them"
 	@echo "make lint    ruff, mypy, and which room may import which"
+	@echo "make docs    the pages as a site, in site/index.html"
+	@echo "make package the wheel and the source archive, checked"
 	@echo "make test-full   also the extras (lm-eval, Ray), the report in Chromium, kvpress, and the slow tests"
 	@echo "make bench   time and memory against the bare forward passes"
 
@@ -73,11 +75,25 @@ lint: $(VENV)/.dev-installed
 	cd .typed && ../$(BIN)/mypy --config-file ../pyproject.toml -p forward_influence
 	cd .typed && PYTHONPATH=. ../$(BIN)/lint-imports --no-logo --no-cache ../pyproject.toml
 
+# The pages as a site that can be read without a server; a broken link or a page that nobody can find is an error.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "site/index.html"
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
+	touch $@
+
+# What would be uploaded: built in a clean environment, and its text as PyPI shows it.
+package: $(VENV)/.dev-installed
+	rm -rf dist && $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # The versions that everything last passed with; what `make` installs here, no limit on what users may have.
-lock: $(VENV)/.extras-installed $(VENV)/.dev-installed
+lock: $(VENV)/.extras-installed $(VENV)/.dev-installed $(VENV)/.docs-installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/ @ /d' > constraints.txt
 
 bench: $(VENV)/.installed model
@@ -85,6 +101,6 @@ bench: $(VENV)/.installed model
 	$(BIN)/python benchmarks/curves.py
 
 clean:
-	rm -rf $(VENV) .typed build dist *.egg-info
+	rm -rf $(VENV) .typed build dist site *.egg-info
 
 -include make/*.mk
