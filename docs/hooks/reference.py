@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 #: Page of the site -> file of the repository.
 TAKEN_OVER = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md"}
+_TO_CODE = re.compile(r"\[([^\]]+)\]\((?:\.\./)*((?:tests|benchmarks|examples|forward_influence)/[^)]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
