@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
+from forward_influence.influence.ablation_kinds import REMOVE, AblationKind
 from forward_influence.influence.effects.base import Branch, Effect
 from forward_influence.influence.effects.total import TOTAL
 from forward_influence.influence.full_run import Continuation
 from forward_influence.influence.rerotation import close_gaps
 from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.replaced import replace_values
 from forward_influence.selectors.selection import MODES, Selection
 from forward_influence.tracing.trace import Trace
 
@@ -60,7 +62,7 @@ class Ablation(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Removal(Ablation):
-    """A run over what is left of the context's cache.
+    """A run over what an ablation leaves of the context's cache.
 
     Attributes:
         branch: makes that cache, with room for the given number of tokens.
@@ -99,23 +101,29 @@ def removal(
     positions: Tensor | None = None,
     effect: Effect = TOTAL,
     rerotate: bool = False,
+    kind: AblationKind = REMOVE,
 ) -> Removal:
-    """The ablation that removes a selection (drop) or everything else (keep) from the context's cache.
+    """The ablation of a selection (drop) or of everything else (keep) in the context's cache.
 
     Args:
         positions, effect: see `Removal`.
         rerotate: what is kept moves up to the continuation, gaps closed; the trace needs its rotation.
+        kind: what takes the place of ablated entries; by default they leave the cache.
 
     Raises:
-        UsageError: unknown mode, or a selection of another shape than the trace.
+        UsageError: unknown mode, a selection of another shape than the trace, or gaps to close where none are left.
     """
     if mode not in MODES:
         raise UsageError(f"mode {mode!r} is unknown; it is drop or keep")
     if tuple(selection.mask.shape) != trace.shape or selection.layers != trace.layers:
         raise UsageError(f"{label}: a selection of shape {tuple(selection.mask.shape)} does not fit {trace.shape}")
+    if rerotate and not kind.removes:
+        raise UsageError(f"`rerotate` closes the gaps that removal leaves; ablation {kind.name!r} leaves none")
     kept = selection.kept(mode)
 
     def branch(room: int) -> SelectiveCache:
+        if (fills := kind.fills(trace)) is not None:
+            return replace_values(trace.cache.branch(None, room), ~kept, fills)
         cache = trace.cache.branch(kept, room)
         return close_gaps(cache, trace) if rerotate else cache
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forward_influence.errors import UsageError
 from forward_influence.influence.ablation import Ablation, removal
+from forward_influence.influence.ablation_kinds import REMOVE, ablation_kind
 from forward_influence.influence.comparison import Influence, compare_hidden
 from forward_influence.influence.effects import DEFAULT, effect_of
 from forward_influence.influence.full_run import Baseline, Continuation, run_in_full
@@ -34,6 +35,7 @@ def forward_influence(
     *,
     mode: str = "drop",
     effect: str = DEFAULT,
+    ablation: str = REMOVE.name,
     positions: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> list[Influence]:
@@ -46,6 +48,8 @@ def forward_influence(
         mode: "drop" removes what is selected, "keep" removes everything else.
         effect: "total": the continuation's own entries change too, as they do in generation; "direct": each position
             loses its own view of the selection and nothing else changes.
+        ablation: "remove": entries leave the cache; "zero": their keys stay and their values become 0; "mean": their
+            values become the mean of their layer's and head's candidates (`record`'s first <= i < last).
         positions: (p,) distances at which to measure, ascending; None: all m.
         chunk: tokens per forward pass.
 
@@ -53,14 +57,14 @@ def forward_influence(
         One `Influence` per selection.
 
     Raises:
-        UsageError: an unknown effect or mode, or positions that are none.
+        UsageError: an unknown effect, mode or ablation, or positions that are none.
     """
-    felt = effect_of(effect)
+    felt, kind = effect_of(effect), ablation_kind(ablation)
     chosen = [selections] if isinstance(selections, Selection) else list(selections)
     m = int(continuation.shape[0])
     if positions is not None and not _ascending(positions, m):
         raise UsageError(f"positions must be distances from 0 to {m - 1}, ascending, each once")
-    ablations = [removal(trace, s, mode, m, f"selection {i}", positions, felt) for i, s in enumerate(chosen)]
+    ablations = [removal(trace, s, mode, m, f"selection {i}", positions, felt, kind=kind) for i, s in enumerate(chosen)]
     return measure_ablations(model, trace, continuation, ablations, chunk=chunk)[1]
 
 

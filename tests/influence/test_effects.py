@@ -49,7 +49,7 @@ class Halved(Effect):
     def verified(self, count):
         return torch.tensor([0, count - 1])
 
-    def masked_kl(self, model, tokens, trace, removed, distances):
+    def masked_kl(self, model, tokens, trace, removed, distances, fills=None):
         """By definition, from states of the model's own code: no chunks, no branches, KL summed word by word."""
         import brute_force
 

@@ -8,7 +8,7 @@ removal of all candidates.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -67,10 +67,19 @@ class Effect(ABC):
         return torch.arange(count)
 
     @abstractmethod
-    def masked_kl(self, model: Model, tokens: Tensor, trace: Trace, removed: Selection, distances: Tensor) -> Tensor:
-        """KL (p,) at distances (p,) by another road: removal by masking, in passes over everything.
+    def masked_kl(
+        self,
+        model: Model,
+        tokens: Tensor,
+        trace: Trace,
+        removed: Selection,
+        distances: Tensor,
+        fills: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """KL (p,) at distances (p,) by another road: ablation by masking, in passes over everything.
 
         Args:
             tokens: (context + continuation,) ids.
-            removed: what left the cache.
+            removed: what was ablated.
+            fills: values (kv_heads, d_v) per layer that ablated entries got; None: they left the cache.
         """

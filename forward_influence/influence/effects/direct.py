@@ -7,6 +7,8 @@ only a sample of them. (Causal mediation, Vig et al. 2020, arXiv:2004.12265, for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,9 +52,17 @@ class Direct(Effect):
         """A few, evenly spread."""
         return torch.linspace(0, count - 1, min(_VERIFIED_POSITIONS, count)).long()
 
-    def masked_kl(self, model: Model, tokens: Tensor, trace: Trace, removed: Selection, distances: Tensor) -> Tensor:
+    def masked_kl(
+        self,
+        model: Model,
+        tokens: Tensor,
+        trace: Trace,
+        removed: Selection,
+        distances: Tensor,
+        fills: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """A full pass per distance."""
-        return masked_direct_influence(model, tokens, trace, removed, distances)
+        return masked_direct_influence(model, tokens, trace, removed, distances, fills)
 
 
 DIRECT = register(Direct())

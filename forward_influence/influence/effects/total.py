@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from forward_influence.influence.effects.base import Branch, Effect
@@ -28,9 +30,17 @@ class Total(Effect):
             hidden = continuation_hidden(model.model, continuation.tokens[:length], instrument, continuation.chunk)
         return hidden if positions is None else hidden[positions.to(hidden.device)]
 
-    def masked_kl(self, model: Model, tokens: Tensor, trace: Trace, removed: Selection, distances: Tensor) -> Tensor:
+    def masked_kl(
+        self,
+        model: Model,
+        tokens: Tensor,
+        trace: Trace,
+        removed: Selection,
+        distances: Tensor,
+        fills: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """One unchunked pass over context and continuation."""
-        return masked_influence(model, tokens, trace, removed, "drop").kl[distances]
+        return masked_influence(model, tokens, trace, removed, "drop", fills).kl[distances]
 
 
 TOTAL = register(Total())
