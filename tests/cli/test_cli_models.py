@@ -9,6 +9,7 @@ import pytest
 from tiny_files import save_tiny
 
 from forward_influence.cli.app import main
+from forward_influence.models.catalog import catalogue
 from forward_influence.utils.paths import CACHE_VARIABLE
 
 
@@ -36,10 +37,7 @@ def test_models_lists_names_licences_and_what_to_type(capsys: pytest.CaptureFixt
     ):
         assert words in out
     code, out, _ = run(capsys, "models", "--format", "json")
-    assert {model["name"]: model["state"] for model in json.loads(out)} == {
-        "smollm2-135m": "not pulled",
-        "gemma3-270m": "not pulled",
-    }
+    assert {model["name"]: model["state"] for model in json.loads(out)} == dict.fromkeys(catalogue(), "not pulled")
 
 
 def test_pull_shows_terms_and_refuses_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

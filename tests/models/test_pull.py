@@ -20,7 +20,8 @@ from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.models import loading as models
-from forward_influence.models.catalog import NamedModel
+from forward_influence.models import pull as pulling
+from forward_influence.models.catalog import NamedModel, Wheel, catalogue, named_model
 from forward_influence.models.pull import pull
 from forward_influence.models.store import MANIFEST, checked_folder, model_folder, problem
 from forward_influence.utils.paths import CACHE_VARIABLE
@@ -262,3 +263,49 @@ def test_the_default_model_is_whole_and_speaks(monkeypatch: pytest.MonkeyPatch) 
     tokens = torch.tensor([ids[:512]])
     nll = torch.nn.functional.cross_entropy(loaded.model(tokens).logits[0, :-1], tokens[0, 1:])
     assert 2.5 < nll < 4.0
+
+
+def test_a_pull_that_was_stopped_downloads_only_what_is_missing(
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two wheels cannot be had at first, then comes damaged; the first is downloaded once."""
+    first = write_wheel(wheels, {"a/part0": CONTENT[:7001]}, "one-1.0-py3-none-any.whl")
+    second = write_wheel(wheels, {"b/part1": CONTENT[7001:]}, "two-1.0-py3-none-any.whl")
+    model, fetched = describe(CONTENT, first, second), []
+    state = {"two": "absent"}
+
+    def download(wheel: Wheel, folder: Path, progress: object) -> Path:
+        fetched.append(wheel.file)
+        if wheel is second and state["two"] == "absent":
+            raise ForwardInfluenceError("cannot download two")
+        folder.mkdir(exist_ok=True)
+        data = (wheels / wheel.file).read_bytes()
+        (folder / wheel.file).write_bytes(data[:-1] if wheel is second and state["two"] == "damaged" else data)
+        return folder / wheel.file
+
+    monkeypatch.setattr(pulling, "download_wheel", download)
+    for state["two"], match in (("absent", "cannot download two"), ("damaged", "wrong SHA-256")):
+        with pytest.raises(ForwardInfluenceError, match=match):
+            pull(model, converter=Converter())
+    state["two"] = "whole"
+    pull(model, converter=Converter())
+    assert fetched == [first.file, second.file, second.file, second.file]
+    assert [path.name for path in (cache / "models").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue() if name.startswith("qwen2.5-coder")])
+@pytest.mark.real_model
+def test_a_model_that_can_reason_is_whole_and_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if USERS_CACHE is None:
+        monkeypatch.delenv(CACHE_VARIABLE)
+    else:
+        monkeypatch.setenv(CACHE_VARIABLE, USERS_CACHE)
+    if problem(named_model(name), full=False) is not None:
+        pytest.skip(f"{name} is not pulled here")
+    loaded = models.load_model(name, device="cpu")
+    question = [{"role": "user", "content": "What is 17 + 25? Answer with the number only."}]
+    asked = loaded.tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = loaded.model.generate(**asked, max_new_tokens=4, do_sample=False)
+    assert "42" in loaded.tokenizer.decode(answer[0, asked["input_ids"].shape[1] :])

@@ -7,6 +7,7 @@ drops rotary scaling and more without a word.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,16 +104,25 @@ def convert(path: Path, folder: Path) -> None:
         model, tokenizer = load_weights(path, torch.float32), load_tokenizer(path)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        before, described = _digests(model), model.config.to_diff_dict()
+        del model  # so that memory holds one of the two
         again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         reread = AutoTokenizer.from_pretrained(folder)
-    before, after = model.state_dict(), again.state_dict()
-    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+    if before != _digests(again):
         raise ForwardInfluenceError(f"{path.name}: the converted weights do not read back as they were written")
-    if model.config.to_diff_dict() != again.config.to_diff_dict():
+    if described != again.config.to_diff_dict():
         raise ForwardInfluenceError(f"{path.name}: the converted configuration does not read back as it was written")
     probe = "In 1945,\n\n12,000 men  and\twomen: it's naïve… <b>end</b>\n"
     if tokenizer(probe).input_ids != reread(probe).input_ids or tokenizer.chat_template != reread.chat_template:
         raise ForwardInfluenceError(f"{path.name}: the converted tokenizer does not read back as it was written")
+
+
+def _digests(model: PreTrainedModel) -> dict[str, str]:
+    """SHA-256 of every weight's shape, type and bytes, by name."""
+    return {
+        name: hashlib.sha256(f"{weight.shape} {weight.dtype}".encode() + weight.contiguous().numpy().data).hexdigest()
+        for name, weight in model.state_dict().items()
+    }
 
 
 def require_gguf(path: Path) -> None:
