@@ -19,7 +19,7 @@ CONDITIONS = [name for name in RULE if name != "selector"]
 RANDOM = "random"
 POSITION_MATCHED = "position-matched"
 #: Rules that are there to be compared against.
-CONTROLS = (RANDOM, "random-protected", POSITION_MATCHED, "recent", "first")
+CONTROLS = (RANDOM, "random-protected", "prompt-recent", POSITION_MATCHED, "recent", "first")
 
 
 #: What an entry of the cache is called that a rule of some grain chooses; from the finest to the coarsest.

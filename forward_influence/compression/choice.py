@@ -103,24 +103,31 @@ def _fill(
     first, last = pinned
     counts = held.counts
     width = int(counts.max()) - first - last
-    frame = torch.full((*counts.shape, width), float("-inf"), dtype=torch.float64, device=counts.device)
     skip = held.prompt if compressor.window_on_top else 0
     traces = []
-    for i, group in enumerate(found):
+    for group in found:
         trace = trace_of(group, skip)
-        trace = dataclasses.replace(trace, first=first - skip, last=trace.n - last, most_observed=last)
-        traces.append(trace)
-        scores = final_scores(_drawn(compressor.rule, held.number, i), trace)[..., first - skip : trace.n - last]
-        rows = torch.tensor(group.rows)[:, None], torch.tensor(group.heads)[None, :]
-        padded = torch.full((*scores.shape[:2], width), float("-inf"), dtype=frame.dtype, device=frame.device)
-        padded[..., width - scores.shape[-1] :] = scores
-        frame[rows] = padded
+        traces.append(dataclasses.replace(trace, first=first - skip, last=trace.n - last, most_observed=last))
+
+    def scored(rule: Selector) -> Tensor:
+        """Scores of the candidates, (layers, kv_heads, width) float64, -inf in front where fewer are held."""
+        frame = torch.full((*counts.shape, width), float("-inf"), dtype=torch.float64, device=counts.device)
+        for i, (group, trace) in enumerate(zip(found, traces, strict=True)):
+            scores = final_scores(_drawn(rule, held.number, i), trace)[..., first - skip : trace.n - last]
+            rows = torch.tensor(group.rows)[:, None], torch.tensor(group.heads)[None, :]
+            padded = torch.full((*scores.shape[:2], width), float("-inf"), dtype=frame.dtype, device=frame.device)
+            padded[..., width - scores.shape[-1] :] = scores
+            frame[rows] = padded
+        return frame
+
+    frame = scored(compressor.rule)
     whole = traces[0] if len(found) == 1 and not skip else frame_of(_framed(held, found, first, last, width))
     whole = dataclasses.replace(whole, first=first, last=first + width)
     divide = SCHEMES[compressor.scheme].divide
     spread = torch.zeros(*counts.shape, whole.n, dtype=frame.dtype, device=frame.device)
-    spread[..., first : first + width] = frame
-    wanted = torch.as_tensor(divide(compressor.rule, whole, spread, number), device=counts.device)
+    by = compressor.rule.divides_by
+    spread[..., first : first + width] = frame if by is compressor.rule else scored(by)
+    wanted = torch.as_tensor(divide(by, whole, spread, number), device=counts.device)
     wanted = fitted(wanted.expand(counts.shape).clone(), counts - first - last)
     chosen = top(frame, Candidates(width, 0, width), wanted)
     for group, mask in zip(found, masks, strict=True):

@@ -43,6 +43,10 @@ NAMED = {
     "streamingllm": Named("streaming", "the first tokens and the most recent ones (arXiv:2309.17453)"),
     "h2o": Named("h2o", "half heavy hitters, half recent tokens (arXiv:2306.14048)", scheme="recent"),
     "rpc": Named("rpc", "of the generated tokens, what the last 32 attend to (arXiv:2505.13866)", keeps_prompt=True),
+    "expected-attention-adakv": Named(
+        "expected-attention:epsilon=0.01,heads=adaptive", "expected attention as kvpress' leaderboard runs it"
+    ),
+    "prompt-recent": Named("recent", "the prompt, and the latest of the generated tokens", keeps_prompt=True),
     "random-protected": Named("random", "of the generated tokens, a random choice", keeps_prompt=True),
 }
 

@@ -58,7 +58,7 @@ class Passes:
 
     def _enter_model(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         """Before the whole model: its logits will come, so that the pass ends with them."""
-        if self._nested:
+        if self._is_beside():
             return None
         self._refuse_attentions(named)
         self._inside_model = True
@@ -67,7 +67,7 @@ class Passes:
 
     def _leave_model(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         """After the whole model, or its failure."""
-        if self._nested:
+        if self._is_beside():
             return
         self._inside_model = False
         hidden, self._hidden = self._hidden, None
@@ -80,7 +80,7 @@ class Passes:
 
     def _enter_backbone(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         """Before the layers: refuse what cannot be compressed, read all but the last chunk of a long prompt."""
-        if self._nested:
+        if self._is_beside():
             return None
         self._refuse_attentions(named)
         self._adopt()
@@ -98,7 +98,7 @@ class Passes:
 
     def _leave_backbone(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         """After the layers, or their failure: put the chunks' hidden states together."""
-        if self._nested:
+        if self._is_beside():
             return None
         if output is not None:
             self._hidden = output[0][0]
@@ -113,6 +113,10 @@ class Passes:
             finally:
                 self._release()
         return output
+
+    def _is_beside(self) -> bool:
+        """Whether a pass is not the sequence's own: a chunk of a longer one, or a rule's, which uses another cache."""
+        return self._nested or (self._instrument is not None and self._instrument.cache is not self._cache)
 
     def _wants(self, named: dict[str, Any], what: str) -> bool:
         """Whether a pass is asked for an output, in its call or in the model's configuration."""

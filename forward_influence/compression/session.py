@@ -106,6 +106,7 @@ class Session:
         needs = compressor.needs
         self.rotation = Rotation(model, span or 1) if needs.rotation else None
         self.recorder = Recorder(anatomy, cache, needs, model.device, self.rotation)
+        self.recorder.add_ready(model)
         self.prompt = 0
         self._events: list[Event] = []
         self._remarks: dict[str, None] = {}

@@ -160,6 +160,30 @@ def set_aside() -> Iterator[None]:
         instrument.recorder, instrument.cache = kept
 
 
+@contextmanager
+def beside(
+    model: PreTrainedModel, recorder: Recorder, cache: SelectiveCache | None = None, span: int | None = None
+) -> Iterator[Instrument]:
+    """An instrument for a pass beside others: the one that is on with another recorder and cache, or a new one.
+
+    Args:
+        span: as of `Instrument`, where none is on.
+    """
+    instrument = active.instrument
+    if instrument is None:
+        if span is None and depends_on_length(model):
+            span = 1
+        with Instrument(model, recorder, cache=cache, span=span) as made:
+            yield made
+        return
+    kept = instrument.recorder, instrument.cache
+    instrument.recorder, instrument.cache = recorder, cache
+    try:
+        yield instrument
+    finally:
+        instrument.recorder, instrument.cache = kept
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,

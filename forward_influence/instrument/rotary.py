@@ -163,6 +163,18 @@ class Rotation:
         _, key, reading = way
         return _turn(reading, self._calls[key].output, rotated).undo(rotated)
 
+    def lengths(self, layer: int, heads: Tensor) -> Tensor:
+        """Lengths of the pairs of channels that a layer rotates, of (heads, q, d): (heads, q, pairs); none, no pair.
+
+        Raises:
+            UsageError: the layer was not looked at (`verify`).
+        """
+        way = self._way(layer)
+        if way is None:
+            return heads[..., :0]
+        call, _, reading = way
+        return _turn(reading, call.output, heads).lengths(heads)
+
     def at(self, layer: int, positions: Tensor, like: Tensor) -> Turn:
         """How a layer rotates at positions (p,), in `like`'s dtype and device.
 

@@ -46,16 +46,26 @@ class Turn:
         """The mean over positions: rotating is linear in (cos, sin)."""
         return Turn(self.cos.mean(0, keepdim=True), self.sin.mean(0, keepdim=True), self.neighbours)
 
+    def lengths(self, heads: Tensor) -> Tensor:
+        """Lengths of the pairs of channels, of (heads, positions, d): (heads, positions, pairs)."""
+        first, second = self._pairs(heads)
+        return torch.hypot(first, second)
+
+    def _pairs(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = self.cos.shape[-1]
+        if self.neighbours:
+            return heads[..., 0 : 2 * pairs : 2], heads[..., 1 : 2 * pairs : 2]
+        return heads[..., :pairs], heads[..., pairs : 2 * pairs]
+
     def _turned(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         pairs = cos.shape[-1]
         cos, sin = cos.to(heads), sin.to(heads)
         turned = heads.clone()
+        first, second = self._pairs(heads)
         if self.neighbours:
-            first, second = heads[..., 0 : 2 * pairs : 2], heads[..., 1 : 2 * pairs : 2]
             turned[..., 0 : 2 * pairs : 2] = first * cos - second * sin
             turned[..., 1 : 2 * pairs : 2] = second * cos + first * sin
         else:
-            first, second = heads[..., :pairs], heads[..., pairs : 2 * pairs]
             turned[..., :pairs] = first * cos - second * sin
             turned[..., pairs : 2 * pairs] = second * cos + first * sin
         return turned

@@ -106,6 +106,11 @@ class Selector:
         return {}
 
     @property
+    def divides_by(self) -> Selector:
+        """The rule by whose scores a compressor divides budgets between layers and heads, where that is another one."""
+        return self
+
+    @property
     def inner(self) -> tuple[Selector, ...]:
         """The rules that this one is made of."""
         return ()

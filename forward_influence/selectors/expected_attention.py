@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
+from forward_influence.instrument.turns import Turn
 from forward_influence.selectors.base import Selector
 from forward_influence.selectors.registry import selector
 from forward_influence.tracing.trace import Trace
@@ -71,12 +72,23 @@ class ExpectedAttention(Selector):
 
     def _rotated(self, trace: Trace, layer: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """R mu (query_heads, d) and R Sigma R^T (query_heads, d, d)."""
-        assert trace.rotation is not None  # recorded with the moments
-        rotation, moments = trace.rotation, trace.query_moments[layer]
-        positions = torch.arange(trace.seen, trace.seen + self.future, device=like.device)
-        turn = rotation.at(trace.layers[layer], positions, like).mean()
+        turn = future_turn(trace, layer, self.future, like)
+        moments = trace.query_moments[layer]
         mean = turn.apply(moments.mean.to(like.dtype)[:, None])[:, 0]
         if not self.covariance:
             return mean, None
         once = turn.apply(moments.covariance.to(like.dtype))
         return mean, turn.apply(once.transpose(1, 2))
+
+
+def future_turn(trace: Trace, layer: int, future: int, like: Tensor) -> Turn:
+    """R: the mean rotation of the index-th layer over the next `future` positions, in `like`'s dtype and device."""
+    assert trace.rotation is not None  # recorded with the moments
+    positions = torch.arange(trace.seen, trace.seen + future, device=like.device)
+    return trace.rotation.at(trace.layers[layer], positions, like).mean()
+
+
+def future_query(trace: Trace, layer: int, future: int, like: Tensor) -> Tensor:
+    """R mu: the mean query, turned by the mean rotation over the next `future` positions, (query_heads, d)."""
+    mean = trace.query_moments[layer].mean.to(like.dtype)
+    return future_turn(trace, layer, future, like).apply(mean[:, None])[:, 0]

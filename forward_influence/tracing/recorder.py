@@ -27,7 +27,7 @@ from forward_influence.tracing.evicted_trace import HeldTrace
 from forward_influence.tracing.logits import Blocks, of_chunks, of_passes
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.part import Group, Part
-from forward_influence.tracing.signals.base import Attended, Logits, Recording, Setting
+from forward_influence.tracing.signals.base import Attended, Logits, Ready, Recording, Setting
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.progress import Progress, Silent
@@ -147,6 +147,12 @@ class Recorder:
     def prune(self, positions: list[Tensor]) -> None:
         """Forget what is recorded of tokens that no layer and head holds; `positions` are those held, per layer."""
         self.columns.prune(positions, self.seen)
+
+    def add_ready(self, model: PreTrainedModel) -> None:
+        """Offer rules what needs name and no pass has to record."""
+        for signal, number in self._needs.asked:
+            if (value := signal.ready(model)) is not None:
+                self.recordings[signal.key(number)] = Ready(signal, value)
 
     def stop(self) -> None:
         """Nothing will be compressed any more: record nothing, hold nothing."""

@@ -44,6 +44,14 @@ CASES = [
     ("entropy:alignment=next", "layers"),
     ("mix:0.9*attention+0.1*entropy", "layers"),
     ("position-matched", "heads"),
+    ("prompt-recent", None),
+    ("compactor:chunk=8", "heads"),
+    ("triattention", "heads"),
+    ("lazy-eviction:alpha=0.05,window=8", "heads"),
+    ("criticalkv:of=attention(window=8,heads=adaptive)", None),
+    ("criticalkv:of=knorm", "heads"),
+    ("chunkkv:of=knorm,length=5", "layers"),
+    ("vase", "layers"),
 ]
 
 
@@ -126,7 +134,7 @@ def held_at(stats: Stats) -> list[tuple[int, list[list[int]]]]:
 
 
 #: These have budgets of another kind, or look ahead.
-OTHERS = ("full", "rpc", "random-protected", "oracle")
+OTHERS = ("full", "rpc", "random-protected", "prompt-recent", "oracle")
 
 
 @pytest.mark.parametrize("name", [n for n in compressor_names() if n not in OTHERS])
@@ -138,7 +146,7 @@ def test_held_is_exactly_what_the_budget_says(name, budget):
     with compress(model, spec, budget=budget, every=EVERY, protect_last=LAST) as cache:
         model.generate(prompt(), past_key_values=cache, **settings())
     assert [event.seen for event in cache.stats.events] == [70, 80, 90, 100, 110]
-    even = name not in ("adakv",)
+    even = name not in ("adakv", "expected-attention-adakv")
     for event in cache.stats.events:
         kept = math.floor(0.3 * event.seen + 1e-9) if budget == "0.3" else 24
         assert int(event.held.sum()) == kept * 6

@@ -100,6 +100,29 @@ class Judge:
     def next_entropy(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
         return torch.tensor([self.entropy(j + 1) for j in held], dtype=torch.float64)
 
+    def lazy_eviction(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
+        """Step by step, each over what it saw."""
+        last, longest = list(range(now)), [0] * now
+        for t in range(now):
+            columns = [j for j in self.visible[layer][kv, t].nonzero()[:, 0].tolist() if j <= t]
+            rows = [self.weights(layer, head, t, columns) for head in range(kv * GROUP, (kv + 1) * GROUP)]
+            for j, weight in zip(columns, torch.stack(rows).amax(0).tolist(), strict=True):
+                if weight >= 0.05:
+                    longest[j], last[j] = max(longest[j], t - last[j]), t
+        scores = [
+            2 / (1 + math.exp((now - 1 - last[j]) / longest[j])) + 2 / (1 + math.exp(1 / longest[j]))
+            if longest[j]
+            else 0.0
+            for j in held
+        ]
+        return torch.tensor(scores, dtype=torch.float64)
+
+    def cur(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
+        keys = self.seen.keys[layer][kv][held].square().sum(-1)
+        shares = torch.cat([part / part.sum() for part in keys.split(16)])
+        shares[:4] = 1
+        return shares
+
     def rpc(self, layer: int, kv: int, held: list[int], now: int) -> Tensor:
         """Among generated tokens before the last R."""
         before = [j for j in held if PROMPT <= j < now - 5]
@@ -122,6 +145,8 @@ RULES = {
     "entropy": Judge.own_entropy,
     "entropy:alignment=next": Judge.next_entropy,
     "rpc:window=5": Judge.rpc,
+    "lazy-eviction:alpha=0.05,window=8": Judge.lazy_eviction,
+    "cur:kind=key": Judge.cur,
 }
 
 
@@ -159,6 +184,9 @@ def test_kept_are_the_best_of_what_was_held(name):
     [
         "attention", "infokv", "h2o", "observed-attention", "tova", "expected-attention", "streaming", "knorm",
         "pyramid:window=4", "keydiff", "rkv", "random", "entropy", "low-entropy", "surprisal", "adakv",
+        "caote", "lazy-eviction:alpha=0.05", "triattention", "q-filter", "lagkv:lag=16", "cur", "capkv",
+        "compactor:chunk=16", "criticalkv", "criticalkv:of=attention(heads=adaptive)", "chunkkv", "vase",
+        "expected-attention-adakv",
         "infokv:layers=adaptive", "position-matched", "mix:0.9*attention+0.1*entropy", "product:attention*surprisal",
     ],
 )  # fmt: skip

@@ -120,8 +120,8 @@ def test_every_rule_selects_exact_counts_among_the_candidates(family):
 
 
 #: Rules whose grain is not the mean of their scores: they draw anew, combine terms of that grain, average attention
-#: before they weigh it, or leave the grain to the matched rule.
-OWN_GRAINS = ("random", "position-matched", "infokv", "mix", "product")
+#: before they weigh it, choose in two stages, or leave the grain to the matched rule.
+OWN_GRAINS = ("random", "position-matched", "infokv", "mix", "product", "criticalkv", "vase")
 
 
 @pytest.mark.parametrize("spec", [spec for spec in EVERY if spec.split(":")[0] not in OWN_GRAINS])

@@ -158,7 +158,8 @@ def test_the_memory_formula_counts_it():
     assert with_it.recording - bare.recording == 8 * 8
 
 
-KEPT = {"window:8": 1, "accumulated_attention": 1, "key_size": 1, "recurrence": 1, "query_moments": 1}
+KEPT = ["window:8", "accumulated_attention", "key_size", "recurrence", "query_moments", "rotated_query_moments",
+        "query_lengths", "attended_steps", "chunk_attention:16"]  # fmt: skip
 
 
 @pytest.mark.parametrize("need", KEPT)
@@ -167,15 +168,14 @@ def test_what_a_signal_says_it_keeps_is_what_the_trace_holds(need):
     sizes = Sizes.of(model.model.config)
     trace = record(model, few_words(), Needs.merge({need}), chunk=25)
     signal, number = parsed(need)
-    value = trace.signal(need)
-    if need == "query_moments":
-        value = [moments.covariance for moments in value]  # in float64; beside them the means are nothing
-    tensors = value if isinstance(value, list) else [value]
-    assert sum(t.untyped_storage().nbytes() for t in tensors) == signal.cost(sizes, N, 25, number).kept
+    tensors = signal.packed(trace.signal(need))
+    kept = [t for name, t in tensors.items() if not name.startswith("mean/")]  # beside covariances, means are nothing
+    assert sum(t.untyped_storage().nbytes() for t in kept) == signal.cost(sizes, N, 25, number).kept
 
 
 LIVE = ["window:8", "window:100", "entropy:9", "entropy:0", "next_entropy:9", "surprisal", "representation_change",
-        "accumulated_attention", "query_moments", "recurrence", "key_size"]  # fmt: skip
+        "accumulated_attention", "query_moments", "rotated_query_moments", "query_lengths", "attended_steps:50000",
+        "chunk_attention:16", "recurrence", "key_size"]  # fmt: skip
 
 
 def test_every_signal_that_can_be_live_is_tried_here():

@@ -201,6 +201,10 @@ class Signal:
         """What it is without any pass, for signals without a recording."""
         return None
 
+    def of_part(self, value: Any, part: Part) -> Any:
+        """What is ready without any pass, for what a part of a compressed cache is about."""
+        return value
+
     def packed(self, value: Any) -> dict[str, Tensor]:
         """A value as named tensors, for the disk."""
         return {"": value}
@@ -218,6 +222,16 @@ class Signal:
             chunk: tokens per pass.
         """
         return Cost()
+
+
+class Ready(Recording):
+    """A signal that no pass has to record, beside those that are recorded while a sequence grows."""
+
+    def __init__(self, signal: Signal, value: Any) -> None:
+        self._signal, self._value = signal, value
+
+    def value(self, part: Part) -> Any:
+        return self._signal.of_part(self._value, part)
 
 
 def entries(sizes: Sizes, context: int) -> int:

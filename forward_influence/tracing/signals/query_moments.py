@@ -16,7 +16,7 @@ from forward_influence.utils.numerics import at_least_float32
 if TYPE_CHECKING:
     from forward_influence.models.sizes import Sizes
 
-_FIRST_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
+FIRST_TOKEN = 4  # attention sinks have queries unlike all others (arXiv:2510.00636)
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,25 @@ class QueryMoments(Signal):
         )
 
 
-class _Recording(Recording):
+class MomentsRecording(Recording):
     """What passed stays in the sums, evicted or not."""
 
     def __init__(self, setting: Setting) -> None:
-        assert setting.rotation is not None
-        self._layers, self._device, self._rotation = setting.layers, setting.device, setting.rotation
+        self._layers, self._device = setting.layers, setting.device
         self._counts = dict.fromkeys(setting.layers, 0)
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attention(self, attended: Attended) -> None:
         layer = attended.layer
-        plain = self._rotation.undo(layer, at_least_float32(attended.query))
-        plain = plain[:, max(0, _FIRST_TOKEN - attended.before) :].double()
-        new = plain.sum(1), plain.transpose(1, 2) @ plain
+        queries = self._queries(attended)[:, max(0, FIRST_TOKEN - attended.before) :].double()
+        new = queries.sum(1), queries.transpose(1, 2) @ queries
         before = self._sums.get(layer)
         self._sums[layer] = new if before is None else (before[0] + new[0], before[1] + new[1])
-        self._counts[layer] += plain.shape[1]
+        self._counts[layer] += queries.shape[1]
+
+    def _queries(self, attended: Attended) -> Tensor:
+        """The queries whose moments are taken, (query_heads, q, d)."""
+        return at_least_float32(attended.query)
 
     def value(self, part: Part) -> list[Moments]:
         found = []
@@ -89,9 +91,22 @@ class _Recording(Recording):
 
     def _moments(self, layer: int) -> Moments:
         total, squares = self._sums[layer]
-        mean = total / self._counts[layer]
-        covariance = squares / self._counts[layer] - mean[:, :, None] * mean[:, None, :]
+        count = max(1, self._counts[layer])  # of no query at all, moments are 0
+        mean = total / count
+        covariance = squares / count - mean[:, :, None] * mean[:, None, :]
         return Moments(mean.to(self._device), covariance.to(self._device))
+
+
+class _Recording(MomentsRecording):
+    """Of queries as they were before the rotary embedding."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        assert setting.rotation is not None
+        self._rotation = setting.rotation
+
+    def _queries(self, attended: Attended) -> Tensor:
+        return self._rotation.undo(attended.layer, super()._queries(attended))
 
 
 register(QueryMoments())
