@@ -27,9 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to code become its name: the site holds no code."""
-    return re.sub(
-        r"\[([^\]]+)\]\((?:\.\./)*((?:tests|benchmarks|examples|forward_influence)/[^)]+)\)", r"\1 (`\2`)", markdown
-    )
+    return _TO_CODE.sub(r"\1 (`\2`)", markdown)
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
