@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from forward_influence.data.document import Document
 from forward_influence.errors import UsageError
+from forward_influence.utils.display import Displayed
 from forward_influence.utils.tokenization import encode, leading_tokens
 
 if TYPE_CHECKING:
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(Displayed):
     """A document, its segments (token ids, int64, shape (context + continuation,)), and its length in tokens."""
 
     document: Document
     segments: tuple[Tensor, ...]
     length: int
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(str(len(segment)) for segment in self.segments)
+        return f"Cut({self.document.name!r}: segments of {sizes} of its {self.length:,} tokens)"
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forward_influence.errors import UsageError
+from forward_influence.utils.display import Displayed
 from forward_influence.utils.files import sha256
 
 _LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
-class Document:
+class Document(Displayed):
     """A text with a name for people; the name is data and never a path. `fingerprint` is the SHA-256 of the text."""
 
     name: str
     text: str
     fingerprint: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Document({self.name!r}: {len(self.text):,} characters)"
 
 
 def make_document(name: str, text: str, metadata: Mapping[str, Any] | None = None) -> Document:

@@ -8,7 +8,7 @@ Example:
     >>> documents = prepare(speeches, model.tokenizer, context=160, continuation=64, max_documents=1).documents
     >>> request = fi.Request(selectors=("entropy", "recent"), context=160, continuation=64)
     >>> run = fi.measure(model, documents, request, "runs/example")
-    >>> conditions = run.frame().query("kind == 'condition'")
+    >>> conditions = run.curves().query("kind == 'condition'")
     >>> [(row.selector, len(row.kl), bool(row.kl.mean() > 0)) for row in conditions.itertuples()]
     [('entropy', 64, True), ('recent', 64, True)]
 
@@ -30,14 +30,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from forward_influence.compression import compress
     from forward_influence.errors import ForwardInfluenceError, UsageError
-    from forward_influence.execution.run import measure
     from forward_influence.influence.comparison import Influence
     from forward_influence.influence.measure import forward_influence
+    from forward_influence.interactive.measuring import measure
+    from forward_influence.interactive.run import Run, open_run
     from forward_influence.measurement.request import Request
     from forward_influence.models.loading import Model, load_model, wrap_model
     from forward_influence.selectors import Selector, parse_selector, select, selector
     from forward_influence.selectors.selection import Budget, Candidates, Selection
-    from forward_influence.storage.run import Run, open_run
     from forward_influence.tracing.needs import Needs
     from forward_influence.tracing.recorder import record
     from forward_influence.tracing.trace import Trace
@@ -51,7 +51,7 @@ _HOMES = {
     "Model": "models.loading",
     "Needs": "tracing.needs",
     "Request": "measurement.request",
-    "Run": "storage.run",
+    "Run": "interactive.run",
     "Selection": "selectors.selection",
     "Selector": "selectors",
     "Trace": "tracing.trace",
@@ -59,8 +59,8 @@ _HOMES = {
     "compress": "compression",
     "forward_influence": "influence.measure",
     "load_model": "models.loading",
-    "measure": "execution.run",
-    "open_run": "storage.run",
+    "measure": "interactive.measuring",
+    "open_run": "interactive.run",
     "parse_selector": "selectors",
     "record": "tracing.recorder",
     "select": "selectors",
@@ -99,3 +99,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"forward_influence.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not: what tab completion shows."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

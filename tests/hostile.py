@@ -40,7 +40,7 @@ def manifest(data: bytes, folder: Path) -> None:
     """Open a run folder with this manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_bytes(data)
-    open_run(folder).frame()
+    open_run(folder).curves()
 
 
 def part(data: bytes, folder: Path) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from forward_influence.influence.divergence import Reference
 from forward_influence.instrument.lm_head import Head, HeadBuffers, head_rows
+from forward_influence.utils.display import Displayed
 from forward_influence.utils.numerics import at_least_float32
 
 
 @dataclass(frozen=True)
-class Influence:
+class Influence(Displayed):
     """What removing one selection did to the continuation, at every position or at an ablation's `positions`.
 
     Attributes:
@@ -26,6 +27,11 @@ class Influence:
     kl: Tensor
     nll_delta: Tensor
     top1_changed: Tensor
+
+    def __repr__(self) -> str:
+        changed = float(self.top1_changed.double().mean())
+        mean = float(self.kl.mean())
+        return f"Influence({len(self.kl)} positions: mean KL {mean:.2g} nats, {changed:.1%} of the top tokens changed)"
 
 
 def compare_hidden(

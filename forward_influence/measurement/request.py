@@ -12,10 +12,11 @@ from forward_influence.measurement.choices import Choices
 from forward_influence.selectors import Selector, parse_selector
 from forward_influence.selectors.base import remarks_of
 from forward_influence.selectors.protection import PROTECT_LAST, last_protected, parse_protected
-from forward_influence.selectors.registry import own_sources
+from forward_influence.selectors.registry import own_sources, spec_of
 from forward_influence.selectors.selection import Budget, Candidates
 from forward_influence.tracing.needs import Needs
 from forward_influence.utils.configuration import described, options_of
+from forward_influence.utils.display import Displayed
 
 if TYPE_CHECKING:
     from forward_influence.compression.contenders import Contender
@@ -27,7 +28,7 @@ TEMPERATURES = (0.01, 100.0)
 
 @described
 @dataclass(frozen=True)
-class Request(Choices):
+class Request(Choices, Displayed):
     """The choices of a run, checked against one another and against the rules and compressors that they name.
 
     Everything that can be found without a model is refused here.
@@ -36,12 +37,22 @@ class Request(Choices):
     contenders: tuple[Contender, ...] = field(init=False, repr=False, compare=False)
     rules: tuple[Selector, ...] = field(init=False, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        given = ", ".join(
+            f"{name}={getattr(self, name)!r}"
+            for name in self.choices()
+            if name in ("selectors", "context", "continuation")
+            or getattr(self, name) != getattr(type(self), name, None)
+        )
+        return f"Request({given})"
+
     def __post_init__(self) -> None:
         self._match_held()
         for name in ("selectors", "budgets", "compressors"):
             values = getattr(self, name)
-            values = (values,) if isinstance(values, str | float | int) else values
-            object.__setattr__(self, name, tuple(str(v) for v in values))
+            alone = isinstance(values, str | float | int | Selector) or callable(values)
+            read = spec_of if name == "selectors" else str
+            object.__setattr__(self, name, tuple(read(v) for v in ((values,) if alone else values)))
         super().__post_init__()
         if self.effect not in (known := (*names(), *TOGETHER)):
             near = did_you_mean(self.effect, list(known))

@@ -23,6 +23,7 @@ from forward_influence.models.catalog import catalogue, default_model
 from forward_influence.models.fingerprint import Fingerprint, configuration_of, fingerprint, mark
 from forward_influence.models.gguf import files as gguf_models
 from forward_influence.models.store import checked_folder, problem
+from forward_influence.utils.display import Displayed
 from forward_influence.utils.paths import is_there, typed_path
 from forward_influence.utils.quiet import quiet
 
@@ -60,7 +61,7 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Displayed):
     """A causal language model in eval mode, without gradients, with its tokenizer and what is known about it.
 
     `digests` are of its weights and of everything that decides what it computes; see
@@ -79,6 +80,11 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_mark", mark(self.model))
+
+    def __repr__(self) -> str:
+        a, dtype = self.anatomy, str(self.dtype).removeprefix("torch.")
+        heads = f"{a.layers} layers, {a.query_heads} query and {a.kv_heads} kv heads"
+        return f"Model({self.spec!r}: {type(self.model).__name__}, {heads}, {dtype} on {self.device})"
 
     @property
     def fingerprint(self) -> str:

@@ -144,6 +144,36 @@ def find_rule(text: str) -> type[Selector]:
     return cls  # type: ignore[no-any-return]
 
 
+def spec_of(rule: Any) -> str:
+    """The specification of a rule that is given as an object: what `parse_selector` makes it from in this process.
+
+    Args:
+        rule: a specification, which stays as it is; a rule; a rule's class; or a function `trace -> scores`. A class or
+            function that has no name yet is registered under its own, with dashes; again once it has changed, as a
+            notebook's cell does.
+
+    Raises:
+        UsageError: it is none of these, or another rule has that name.
+    """
+    if isinstance(rule, str):
+        return rule
+    made = type(rule) if isinstance(rule, Selector) else rule
+    cls = made if isinstance(made, type) and vars(made).get("name") else _named(made)
+    if isinstance(rule, Selector):
+        return rule.spec
+    _rules.setdefault(cls.name, cls)
+    return str(cls.name)
+
+
+def _named(made: Any) -> type[Selector]:
+    label = getattr(made, "__name__", repr(made))
+    if isinstance(made, type) or not callable(made) or label == "<lambda>":
+        _as_rule(made, label)  # refuses what is none
+    if label == "<lambda>":
+        raise UsageError("a lambda has no name to stand in results; write the rule as a function with `def`")
+    return selector(label.replace("_", "-").lower())(made)  # type: ignore[no-any-return]
+
+
 def typed_name(text: str) -> str:
     """A specification without its parameters: what to type to name the rule, its file or module included."""
     where, name, _ = _split(text.strip())

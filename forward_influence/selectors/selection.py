@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forward_influence.errors import UsageError
+from forward_influence.utils.display import Displayed
 from forward_influence.utils.ranges import ranges
 
 #: In keep mode, fewer than this many freely chosen tokens make no choice worth comparing.
@@ -142,7 +143,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Displayed):
     """A set of (layer, kv head, token) entries of a context's cache.
 
     Attributes:
@@ -152,6 +153,10 @@ class Selection:
 
     mask: Tensor
     layers: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        layers, heads, tokens = self.mask.shape
+        return f"Selection({int(self.mask.sum()):,} entries of {layers} layers x {heads} kv heads x {tokens} tokens)"
 
     @property
     def counts(self) -> Tensor:

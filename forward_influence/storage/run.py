@@ -170,7 +170,7 @@ class Run:
             if part is not None:
                 yield from part.rows
 
-    def frame(self) -> pd.DataFrame:
+    def curves(self) -> pd.DataFrame:
         """All rows as a DataFrame; array columns hold numpy arrays (m,) or None."""
         return pd.DataFrame(list(self.rows()), columns=SCHEMA.names)
 

@@ -21,10 +21,11 @@ from forward_influence.tracing.signals import Signal, parsed
 from forward_influence.tracing.signals.entropy import DEFAULT_TOP_K, entropy_need
 from forward_influence.tracing.signals.query_moments import Moments
 from forward_influence.tracing.signals.window import DEFAULT_WINDOW
+from forward_influence.utils.display import Displayed
 
 
 @dataclass
-class Trace:
+class Trace(Displayed):
     """One pass over a context of n tokens. L are the full-attention layers, H the kv heads.
 
     Attributes:
@@ -62,6 +63,11 @@ class Trace:
     most_observed: int | None = None
     span: int | None = None
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        recorded = ", ".join(self.recorded) or "keys and values"
+        heads = f"{len(self.layers)} layers of {self.kv_heads} kv heads"
+        return f"Trace({self.n} tokens, {heads}, candidates {self.first} to {self.last - 1}; {recorded})"
 
     @property
     def n(self) -> int:

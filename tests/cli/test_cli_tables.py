@@ -14,6 +14,7 @@ from invoking import invoke
 from rich.console import Console
 from simulated import DEFAULT_RULES, Decay, simulate
 
+from forward_influence.analysis.formatting import summary_words
 from forward_influence.analysis.formatting.wording import interval, join, many, number, p_value, tokens
 from forward_influence.analysis.measures.compare import Comparison, compare
 from forward_influence.analysis.measures.overlap import overlap, overlap_summary
@@ -175,20 +176,20 @@ def test_what_compressors_leave_is_judged_by_what_stays_the_same(tmp_path: Path)
     asked = {"configuration": {"compressors": compressors, "selectors": []}}
     run = simulate(tmp_path / "run", rules, documents=7, mode="keep", budgets=("0.2", "0.4"), manifest=asked)
     table = summarise(run)
-    kept = summary.fidelity(table)
+    kept = summary_words.fidelity(table)
     zones = ["near", "far"]
     assert list(kept) == ["rule", "budget", *(f"{w}, {z}" for z in zones for w in ("NLL shift", "same top token"))]
     row = table.iloc[0]
     assert kept["same top token, far"][0] == f"{row['same_far']:.1%}"
     assert kept["NLL shift, near"][0] == number(row["nll_near"], 2)
-    for frame in (kept, summary.readable(table)):
+    for frame in (kept, summary_words.readable(table)):
         lines = on_terminal(frame, 80)
         assert max(map(len, lines)) <= 80
         words = set("\n".join(lines).split())
         values = {w for cell in frame.drop(columns="rule").map(str).to_numpy().ravel() for w in cell.split()}
         assert values <= words
     dropped = simulate(tmp_path / "dropped", RULES, documents=2)
-    assert summary.fidelity(summarise(dropped)).empty
+    assert summary_words.fidelity(summarise(dropped)).empty
 
 
 def test_numbers_for_people() -> None:

@@ -119,7 +119,7 @@ def test_a_file_a_command_and_python_give_one_manifest(capsys, place, tmp_path):
 
 
 def _curves(run) -> list[list[float]]:
-    return run.frame().query("kind == 'condition'")["kl"].map(list).tolist()
+    return run.curves().query("kind == 'condition'")["kl"].map(list).tolist()
 
 
 def _settings(text: str) -> str:

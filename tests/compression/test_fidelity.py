@@ -58,7 +58,7 @@ def test_rows_equal_decoding_token_by_token(family, name, chunk):
 
 def test_a_row_says_what_was_held_and_how(tmp_path):
     run = measure(tiny_data.model(), tiny_data.documents(2, N + M), asked("infokv", "random"), tmp_path / "run")
-    frame = run.frame().query("kind == 'condition'")
+    frame = run.curves().query("kind == 'condition'")
     assert set(frame["selector"]) == {"infokv", "random"}
     assert (frame["mode"] == "keep").all()
     assert len(frame) == 2 * (1 + 5), "random is drawn five times"

@@ -266,7 +266,7 @@ def test_protect_last_reaches_the_compressors_of_a_run():
 def test_budgets_that_no_rule_could_drop_are_a_compressors_own(tmp_path):
     """Ninety percent kept is more than there are candidates to drop: of a compressor that is no mistake."""
     run = measure(tiny_data.model(), tiny_data.documents(1, N + M), asked("knorm", budgets=("0.9",)), tmp_path / "run")
-    assert run.frame().query("kind == 'condition'")["held"].tolist() == [math.floor(0.9 * 100)]
+    assert run.curves().query("kind == 'condition'")["held"].tolist() == [math.floor(0.9 * 100)]
 
 
 def test_kept_tokens_of_rules_are_counted_alike(tmp_path):
@@ -287,6 +287,6 @@ def test_adding_to_a_run_that_matches_sizes(tmp_path):
     both = measure(data, documents, asked("infokv", "knorm", match_held=70, protect_last=0.25), tmp_path / "both")
     assert grown.configuration == both.configuration
     columns = ["selector", "budget", "held", "pinned", "chosen", "parameters"]
-    assert grown.frame()[columns].equals(both.frame()[columns])
+    assert grown.curves()[columns].equals(both.curves()[columns])
     with pytest.raises(UsageError, match="no budget, which rules need"):
         add(data, grown, documents, ("recent",))

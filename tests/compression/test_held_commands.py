@@ -32,7 +32,7 @@ def test_match_held_and_a_share_that_is_protected(capsys, place, tmp_path):  # n
     assert "not at equal size" not in out
     run = open_run(tmp_path / "run")
     assert (run.configuration["match_held"], run.configuration["protect_last"]) == ([76], 0.25)
-    frame = run.frame()
+    frame = run.curves()
     assert set(frame.loc[frame["kind"] == "condition", "held"]) == {76}
     # the same command continues; another number is another run
     code, _, _ = call(

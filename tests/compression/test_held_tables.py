@@ -26,7 +26,7 @@ from forward_influence.analysis.report.findings import Evidence, findings
 from forward_influence.analysis.report.page import report
 from forward_influence.cli.app import build
 from forward_influence.cli.compare_tables import Part, readable
-from forward_influence.cli.summary import readable as means_of
+from forward_influence.analysis.formatting.summary_words import readable as means_of
 from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request

@@ -118,7 +118,7 @@ def test_sampled_positions_are_written_with_their_distances(model, document, eff
 def test_a_sampled_sweep_reads_back_from_its_run(model, document, tmp_path):
     request = small("entropy", per_layer=True, effect="both", positions_per_bin=4, bin_width=20, save_selections=True)
     run = measure(model, [document], request, tmp_path / "run")
-    frame = run.frame()
+    frame = run.curves()
     rows = frame[frame["kind"] == "condition"]
     assert len(rows) == 6 and set(rows["effect"]) == {"total", "direct"}
     assert all(len(row["kl"]) == len(row["distance"]) == 8 for _, row in rows.iterrows())

@@ -51,7 +51,7 @@ def model():
 
 def test_a_run_holds_baseline_conditions_and_controls(model, tmp_path):
     run = measure(model, tiny_data.documents(2, 100), small(), tmp_path / "run", chunk=32)
-    frame = open_run(tmp_path / "run").frame()
+    frame = open_run(tmp_path / "run").curves()
     assert list(frame.columns) == SCHEMA.names
     assert len(frame) == 2 * (1 + 3 + 5 + 2)
     assert sorted(frame["kind"].unique()) == ["baseline", "condition", "noise_floor", "positive_control"]
@@ -98,7 +98,7 @@ def test_draws_differ_between_draws_documents_and_segments_and_repeat_otherwise(
 
 def test_segments_are_rows_of_their_own(model, tmp_path):
     documents = tiny_data.documents(1, 100, segments=3)
-    frame = measure(model, documents, small("entropy", segments=3), tmp_path / "run").frame()
+    frame = measure(model, documents, small("entropy", segments=3), tmp_path / "run").curves()
     conditions = frame[frame["kind"] == "condition"]
     assert conditions["segment"].tolist() == [0, 1, 2]
     assert len({kl.tobytes() for kl in conditions["kl"]}) == 3

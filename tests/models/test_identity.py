@@ -58,7 +58,7 @@ def measure(folder: Path, capsys, out: str, *more) -> tuple[int, str]:
 
 
 def kl_of(run) -> torch.Tensor:
-    return torch.tensor(run.frame().query("kind == 'condition'")["kl"].iloc[0])
+    return torch.tensor(run.curves().query("kind == 'condition'")["kl"].iloc[0])
 
 
 def test_yarn_switched_on_is_another_model_for_the_trace_cache(folder, capsys, monkeypatch):

@@ -82,8 +82,8 @@ def test_an_unfit_document_is_named_and_the_others_are_measured(case: str, tmp_p
     run = measure(model, [GOOD[0], bad, GOOD[1]], Request(**WANTED), tmp_path / "run", progress=heard)
     assert re.search(words, heard.messages[0])
     assert heard.messages[-1] == "1 of 3 documents could not be measured: bad"
-    alone = measure(model, GOOD, Request(**WANTED), tmp_path / "alone").frame()
-    frame = run.frame()
+    alone = measure(model, GOOD, Request(**WANTED), tmp_path / "alone").curves()
+    frame = run.curves()
     assert frame["document"].tolist() == alone["document"].tolist()
     for mine, theirs in zip(frame["kl"], alone["kl"], strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -96,7 +96,7 @@ def test_a_generated_continuation_needs_the_context_alone(tmp_path: Path) -> Non
     short, unread = cut("short", GOOD[0].segments[0][:40]), cut("unread", with_id(50, 97))
     request = Request(**WANTED, continuation_from="generate")
     run = measure(tiny_data.model(), [short, unread], request, tmp_path / "run")
-    assert set(run.frame()["document"]) == {"short", "unread"}
+    assert set(run.curves()["document"]) == {"short", "unread"}
     heard = Heard()
     bad = cut("bad", with_id(39, 97))
     measure(tiny_data.model(), [short, bad], request, tmp_path / "other", progress=heard)
