@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from forward_influence.analysis import plots
 from forward_influence.analysis.formatting.held_words import entries, held_cell, is_equal
+from forward_influence.analysis.formatting.summary_words import readable as means_of
 from forward_influence.analysis.measures.accuracy import accuracy_notes, accuracy_table, paper_layout
 from forward_influence.analysis.measures.compare import compare
 from forward_influence.analysis.measures.summary import notes, summarise
@@ -26,7 +27,6 @@ from forward_influence.analysis.report.findings import Evidence, findings
 from forward_influence.analysis.report.page import report
 from forward_influence.cli.app import build
 from forward_influence.cli.compare_tables import Part, readable
-from forward_influence.analysis.formatting.summary_words import readable as means_of
 from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request
