@@ -157,12 +157,12 @@ def spec_of(rule: Any) -> str:
     """
     if isinstance(rule, str):
         return rule
-    made = type(rule) if isinstance(rule, Selector) else rule
-    cls = made if isinstance(made, type) and vars(made).get("name") else _named(made)
+    made: Any = type(rule) if isinstance(rule, Selector) else rule
+    cls: type[Selector] = made if isinstance(made, type) and vars(made).get("name") else _named(made)
     if isinstance(rule, Selector):
         return rule.spec
     _rules.setdefault(cls.name, cls)
-    return str(cls.name)
+    return cls.name
 
 
 def _named(made: Any) -> type[Selector]:
