@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError, did_you_mean
-from forward_influence.interactive.shown import Marked, Picture, Table
+from forward_influence.interactive.shown import Drawing, Marked, ReadableTable
 from forward_influence.storage import run as stored
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Run(stored.Run):
         table = zones.pivot_table(index=keys, columns="zone", values="kl", sort=False, observed=True)
         return table[["near", "middle", "far"]].rename_axis(columns=None).reset_index()
 
-    def summary(self) -> Table:
+    def summary(self) -> ReadableTable:
         """The table that ends a measurement: every rule's influence near, middle and far, with intervals.
 
         Raises:
@@ -57,9 +57,9 @@ class Run(stored.Run):
         if len(compared):
             shown = shown.merge(compared, how="left").fillna(ABSENT)
         title = f"{self.name}: mean KL in nats [95% interval over documents]"
-        return Table(title, shown, values, [*values.attrs["notes"], *flag_remarks(values)])
+        return ReadableTable(title, shown, values, [*values.attrs["notes"], *flag_remarks(values)])
 
-    def compare(self, baseline: str = "random", **options: Any) -> Table:
+    def compare(self, baseline: str = "random", **options: Any) -> ReadableTable:
         """Every rule's influence as a multiple of a baseline's on the same documents.
 
         Args:
@@ -82,11 +82,11 @@ class Run(stored.Run):
         )
         columns = ["selector", "budget", "zone", "n", shown.columns[-1]]
         kept = shown[shown["ratio"].notna()][columns].rename(columns={"selector": "rule", "n": "documents"})
-        return Table(
+        return ReadableTable(
             f"{self.name}: influence as a multiple of {baseline}'s", kept, values, found.notes_about(["table"])
         )
 
-    def plot(self, kind: str = "decay", **options: Any) -> Picture:
+    def plot(self, kind: str = "decay", **options: Any) -> Drawing:
         """One picture of the run.
 
         Args:
@@ -99,7 +99,7 @@ class Run(stored.Run):
         from forward_influence.analysis import plots
 
         found = plots.kind(kind)
-        return Picture(plots.draw(found.name, plots.PlotData([self], **options)), f"{self.name}: {found.summary}")
+        return Drawing(plots.draw(found.name, plots.PlotData([self], **options)), f"{self.name}: {found.summary}")
 
     def show(self, selector: str | None = None, document: int = 0) -> Marked:
         """The text of a document's context with what a rule selected.

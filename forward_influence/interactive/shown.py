@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Table:
+class ReadableTable:
     """A table as people read it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Table:
 
 
 @dataclass(frozen=True, repr=False)
-class Picture:
+class Drawing:
     """A picture with its caption.
 
     Attributes:
@@ -61,7 +61,7 @@ class Picture:
         style.save(self.figure, Path(path))
 
     def __repr__(self) -> str:
-        return f"Picture({self.caption!r}; .save('picture.png') writes it)"
+        return f"Drawing({self.caption!r}; .save('picture.png') writes it)"
 
     def _repr_png_(self) -> bytes:
         written = io.BytesIO()
