@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +11,10 @@ from forward_influence.cli import tables
 from forward_influence.cli.compare_tables import TITLES, Part, readable
 from forward_influence.cli.options import Only, configured
 from forward_influence.cli.reading import Reading
-from forward_influence.cli.tables import Format
+from forward_influence.cli.tables import Format, Shown
+from forward_influence.cli.wording import in_options
 from forward_influence.errors import UsageError
+from forward_influence.utils.configuration import READING, Configuration, described, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,21 +26,31 @@ DEFAULT_PARTS = (Part.comparison, Part.means, Part.decay, Part.crossovers)
 _WIDE, _NARROW = 3, 2
 
 
+@described
+@dataclass(frozen=True)
+class Wanted(Configuration):
+    """Which tables, of what."""
+
+    show: tuple[Part, ...] = option(
+        (), "Tables to show, repeatable.", READING, shown=", ".join(part.value for part in DEFAULT_PARTS)
+    )
+    pairs: tuple[str, ...] = option(
+        (),
+        "A,B: the distance from which A exceeds B, repeatable.",
+        READING,
+        typed="crossover",
+        shown="every pair of rules",
+    )
+
+
 @configured
 def compare_command(
     runs: Annotated[list[str], typer.Argument(help="Run folders; several are read together.", metavar="RUN...")],
     reading: Annotated[
         Reading, Only(baseline_help="Rule to compare with; `position-matched` takes each rule's own control.")
     ],
-    form: Annotated[Format, typer.Option("--format", help="How to write the tables.")] = Format.table,
-    show: Annotated[
-        list[Part] | None,
-        typer.Option(help="Tables to show, repeatable.  [default: comparison, means, decay, crossovers]"),
-    ] = None,
-    crossover: Annotated[
-        list[str] | None,
-        typer.Option(help="A,B: the distance from which A exceeds B, repeatable.  [default: every pair of rules]"),
-    ] = None,
+    wanted: Wanted,
+    shown: Annotated[Shown, Only(form_help="How to write the tables.")],
 ) -> None:
     """Compare rules with a baseline on the same documents: means, ratios, decay laws, crossovers, with intervals."""
     from forward_influence.analysis.measures.compare import compare, measured_budget
@@ -45,11 +58,12 @@ def compare_command(
     from forward_influence.analysis.reading.curves import named
     from forward_influence.storage.run import open_run
 
-    chosen = list(dict.fromkeys(show or ([Part.comparison] if form is Format.csv else DEFAULT_PARTS)))
+    form = shown.form
+    chosen = list(dict.fromkeys(wanted.show or ([Part.comparison] if form is Format.csv else DEFAULT_PARTS)))
     if form is Format.csv and len(chosen) > 1:
-        raise UsageError("csv holds one table; give --show once, or take --format json")
+        raise UsageError("csv holds one table; give `show` once, or take `form` json")
     opened = [open_run(folder) for folder in runs]
-    pairs = None if not crossover else [_pair(text) for text in crossover]
+    pairs = [_pair(text) for text in wanted.pairs] or None
     found = compare(opened, reading.baseline, budgets=reading.budgets, pairs=pairs, **reading.inference)
     kept = list(found.table["budget"].unique())
     selected = selection_tables(
@@ -70,9 +84,7 @@ def _pair(text: str) -> tuple[str, str]:
     # the right comma is the one after which a rule's name begins, not key=value
     whole = [(a, b) for a, b in halves if a and b and "=" not in b.split(",")[0].split(":")[0]]
     if len(whole) != 1:
-        raise UsageError(
-            f"--crossover takes two rules with a comma between them, such as entropy,attention; not {text!r}"
-        )
+        raise UsageError(f"`pairs` takes two rules with a comma between them, such as entropy,attention; not {text!r}")
     return whole[0]
 
 
@@ -108,4 +120,5 @@ def _notes(found: Comparison, frames: dict[Part, pd.DataFrame]) -> list[str]:
 
     lines = found.notes_about([part.about for part in frames])
     lines += [NOTES[part.attribute] for part in frames if part.of_selections]
-    return lines + (flag_remarks(found.table) if Part.comparison in frames else [])
+    lines += flag_remarks(found.table) if Part.comparison in frames else []
+    return [in_options(line) for line in lines]

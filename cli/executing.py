@@ -105,18 +105,13 @@ class Loading:
 
     def resolved(self) -> Resolved:
         """What the model's name means; no weights are read."""
-        from forward_influence.models.loading import resolve_spec
-
-        recipe = self.recipe
-        return resolve_spec(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+        return self.recipe.resolved()
 
     def load(self, resolved: Resolved) -> tuple[Model | None, Card]:
         """The model, None where an executor has its own, and what it is."""
         if self.executor is not None:
             return None, self.executor.card()
         from forward_influence.models.info import Card
-        from forward_influence.models.loading import load_model
 
-        recipe = self.recipe
-        model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
+        model = self.recipe.loaded(resolved)
         return model, Card.of(model)

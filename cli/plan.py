@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forward_influence.cli.defaults import only_compressors
+from forward_influence.cli.executing import Cluster, Effort
+from forward_influence.cli.measure import Result
 from forward_influence.cli.options import Given, Only, configured
+from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.measurement.choices import Choices
 from forward_influence.models.recipe import Recipe
-from forward_influence.utils.configuration import BASICS, CLUSTER, HARDWARE, Configuration, described, option
-from forward_influence.utils.defaults import CHUNK
+from forward_influence.utils.configuration import BASICS, HARDWARE, Configuration, described, option
 
 if TYPE_CHECKING:
     from forward_influence.measurement.costs import Plan
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from forward_influence.models.sizes import Sizes
 
 
+#: Documents that are planned for where none are named.
+COUNT = 24
 #: Shapes of models that people plan for, as their own config.json gives them (hub: meta-llama).
 SHAPES: dict[str, dict[str, int]] = {
     "llama-3.1-8b": {
@@ -43,10 +47,14 @@ SHAPES: dict[str, dict[str, int]] = {
 class Machine(Configuration):
     """What a measurement is planned for."""
 
-    documents: int = option(24, "How many documents.", BASICS, least=1)
-    chunk: int = option(CHUNK, "Tokens per forward pass.", HARDWARE, least=1)
+    count: int | None = option(
+        None,
+        "Plan for so many documents, without reading any.",
+        BASICS,
+        least=1,
+        shown=f"as many as the documents come to; {COUNT} where none are named",
+    )
     tflops: float | None = option(None, "10^12 operations per second of one worker.", HARDWARE, shown="measured here")
-    workers: int = option(1, "Workers that share the documents.", CLUSTER, least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +62,7 @@ class Machine(Configuration):
             raise UsageError(f"`tflops` {self.tflops} is no throughput; give 300 for an H100 in bfloat16, say")
 
 
-@configured
+@configured(passes_over=(Recipe, Effort, Cluster, Result))
 def plan_command(
     recipe: Annotated[
         Recipe,
@@ -66,37 +74,96 @@ def plan_command(
             device_help="cpu or cuda: what the memory is predicted for.",
         ),
     ],
+    documents: Annotated[Asked, Only(documents_shown="none")],
     machine: Machine,
     choices: Choices,
+    effort: Annotated[Effort, Only("chunk")],
+    cluster: Annotated[
+        Cluster, Only("workers", workers=1, workers_help="Workers that share the documents; 0 is taken as 1.")
+    ],
     given: Given,
 ) -> None:
-    """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone."""
+    """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone.
+
+    What `measure --dry-run` writes is planned with `--config FILE`.
+    """
     from forward_influence.measurement.request import Request
 
     request = Request(**vars(only_compressors(choices, given)))
-    for line in costs(_resolved(recipe.model), request, recipe, machine):
+    resolved = _resolved(recipe.model)
+    request.check_positions(resolved.positions, recipe.model)
+    count = _count(resolved, request, documents, machine, given)
+    for line in costs(resolved, request, recipe, Work(count, effort.chunk, machine.tflops, cluster.workers)):
         typer.echo(line)
 
 
-def costs(resolved: Resolved, request: Request, recipe: Recipe, machine: Machine) -> list[str]:
+@dataclass(frozen=True)
+class Work:
+    """How much is measured at once, and by how many.
+
+    Attributes:
+        documents: how many.
+        chunk: tokens per forward pass.
+        tflops: of one worker; None measures what this machine reaches.
+        workers: that share the documents; 0 counts as 1.
+    """
+
+    documents: int
+    chunk: int
+    tflops: float | None = None
+    workers: int = 1
+
+
+def _count(resolved: Resolved, request: Request, asked: Asked, machine: Machine, given: Given) -> int:
+    """How many documents are planned for.
+
+    Raises:
+        UsageError: a number stands where documents are named, or the model has no tokenizer to cut them with.
+    """
+    if "documents" in given.fields:
+        for spec in asked.documents:
+            if spec.isdigit() and not Path(spec).exists():
+                raise UsageError(f"`documents` {spec} is a number; to plan for so many documents give `count` {spec}")
+    if machine.count is not None:
+        return machine.count
+    if not given.fields & {"documents", "sample"}:
+        return COUNT if asked.max_documents is None else min(COUNT, asked.max_documents)
+    if resolved.spec in SHAPES or resolved.spec.endswith("config.json"):
+        raise UsageError(f"{resolved.spec} comes without a tokenizer to cut documents with; give their `count` instead")
+    from forward_influence.cli.measuring import prepare_documents
+
+    return len(prepare_documents(asked, request.seed, resolved, request).documents)
+
+
+def costs(resolved: Resolved, request: Request, recipe: Recipe, work: Work) -> list[str]:
     """What a measurement comes to, in lines.
 
     Raises:
         UsageError: the model cannot be measured so, or there is no such device.
     """
+    from forward_influence.measurement.costs import plan
+
+    sizes = sizes_of(resolved, recipe)
+    throughput = measured_throughput(sizes) if work.tflops is None else work.tflops * 1e12
+    workers = max(1, work.workers)
+    found = plan(sizes, request, work.documents, chunk=work.chunk, throughput=throughput, workers=workers)
+    return _lines(found, throughput, workers, work.tflops is None)
+
+
+def sizes_of(resolved: Resolved, recipe: Recipe) -> Sizes:
+    """What a model's time and memory depend on.
+
+    Raises:
+        UsageError: it cannot be measured, or there is no such device.
+    """
     from forward_influence.instrument.architecture import refuse_unfit_caches
-    from forward_influence.measurement.costs import counted, plan
+    from forward_influence.measurement.costs import counted
     from forward_influence.models.loading import choose_dtype
     from forward_influence.models.sizes import Sizes
 
     accelerated, itemsize = _accelerated(recipe.device), choose_dtype(recipe.dtype).itemsize
-    request.check_positions(resolved.positions, recipe.model)
     refuse_unfit_caches(resolved.spec, resolved.config.get_text_config(decoder=True))
-    sizes = counted(Sizes.of(resolved.config, itemsize, accelerated), resolved.config)
-    given = machine.tflops is not None
-    throughput = machine.tflops * 1e12 if machine.tflops is not None else _measured(sizes)
-    found = plan(sizes, request, machine.documents, chunk=machine.chunk, throughput=throughput, workers=machine.workers)
-    return _lines(found, throughput, machine.workers, not given)
+    return counted(Sizes.of(resolved.config, itemsize, accelerated), resolved.config)
 
 
 def _accelerated(device: str) -> bool:
@@ -134,7 +201,7 @@ def _resolved(model: str) -> Resolved:
         raise UsageError(f"{model} is no readable configuration ({reason})") from error
 
 
-def _measured(sizes: Sizes) -> float:
+def measured_throughput(sizes: Sizes) -> float:
     """Operations per second of matrix products of the model's shapes here, in a second or two."""
     import time
 
@@ -168,7 +235,10 @@ def _lines(found: Plan, throughput: float, workers: int, here: bool) -> list[str
         ("throughput", f"{throughput / 1e12:,.3g} TFLOPS a worker, {'measured here' if here else 'as given'}"),
     ]
     if found.hours is not None:
-        minutes = found.hours * 60
-        time = f"{found.hours:,.1f} hours" if found.hours >= 2 else f"{minutes:,.1f} minutes"
-        lines.append(("time", f"{time} on {workers} worker{'s' if workers > 1 else ''}"))
+        lines.append(("time", f"{in_time(found.hours)} on {workers} worker{'s' if workers > 1 else ''}"))
     return [f"{name:<16} {value}" for name, value in lines]
+
+
+def in_time(hours: float) -> str:
+    """Hours, or minutes where they are few."""
+    return f"{hours:,.1f} hours" if hours >= 2 else f"{hours * 60:,.1f} minutes"

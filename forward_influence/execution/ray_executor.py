@@ -64,15 +64,11 @@ class Worker:
         Raises:
             ForwardInfluenceError: other weights.
         """
-        from forward_influence.models.loading import load_model, resolve_spec
-
         torch.set_num_threads(self._threads)
-        recipe = self._recipe
-        resolved = resolve_spec(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        self._model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
+        self._model = self._recipe.loaded()
         if fingerprint is not None and self._model.fingerprint != fingerprint:
             raise ForwardInfluenceError(
-                f"a worker on {os.uname().nodename} has other weights of {recipe.model} than the driver; "
+                f"a worker on {os.uname().nodename} has other weights of {self._recipe.model} than the driver; "
                 "give every node the same model"
             )
         return Card.of(self._model)

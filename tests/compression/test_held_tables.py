@@ -14,12 +14,13 @@ from simulated import simulate
 from test_evaluation import loaded, plan
 from typer.testing import CliRunner
 
-from forward_influence.analysis import plots
 from forward_influence.analysis.formatting.held_words import entries, held_cell, is_equal
 from forward_influence.analysis.formatting.summary_words import readable as means_of
 from forward_influence.analysis.measures.accuracy import accuracy_notes, accuracy_table, paper_layout
 from forward_influence.analysis.measures.compare import compare
 from forward_influence.analysis.measures.summary import notes, summarise
+from forward_influence.analysis.plots import registry as plots
+from forward_influence.analysis.plots.data import PlotData
 from forward_influence.analysis.reading.curves import load_zones
 from forward_influence.analysis.reading.held import against, held_by, held_notes, held_sentences, held_table
 from forward_influence.analysis.reading.pairing import grains
@@ -108,7 +109,7 @@ def test_grains_of_compressors_came_out_and_are_flagged_as_those_of_rules(run):
     some = frame[frame["selector"].isin(alone) & (frame["budget"] == "0.4")]
     [remark] = pair_remarks(some, "streamingllm", "random")
     assert remark == (
-        "whole tokens against random's entries, so that the multiple is too high (add --compressor random:per=token)"
+        "whole tokens against random's entries, so that the multiple is too high (add `compressors` random:per=token)"
     )
     assert pair_remarks(some, "infokv", "random") == []
     table = compare(run, "random").table.set_index(["budget", "selector"])
@@ -172,7 +173,7 @@ def test_terminal_tables_reports_and_pictures_show_it(run, tmp_path):
     assert "do not hold equally much" in html
     assert "Compressors pin" in html
     assert "all but the first" not in html, "candidates are of rules, and none was measured"
-    data = plots.PlotData([run])
+    data = PlotData([run])
     assert data.labels["rpc:window=4"] == "rpc:window=4 (holds 82, 75)"
     for kind in ("decay", "ratio", "nearfar", "crossover"):
         legend = [t.get_text() for t in plots.draw(kind, data).legends[0].get_texts()]
@@ -199,9 +200,7 @@ def test_rules_that_remove_say_what_a_budget_comes_to_and_hold_nothing(tmp_path)
     assert held_notes(held_table(frame)) == []
     assert "held = pinned + chosen" not in means_of(summarise(found))
     assert "held" not in " ".join(readable(compare(found).table, Part.comparison, 3).columns)
-    assert all(
-        "holds" not in text.get_text() for text in plots.draw("decay", plots.PlotData([found])).legends[0].get_texts()
-    )
+    assert all("holds" not in text.get_text() for text in plots.draw("decay", PlotData([found])).legends[0].get_texts())
 
 
 def test_kept_tokens_of_rules_are_shown_too(tmp_path):

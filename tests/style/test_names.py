@@ -17,7 +17,6 @@ TWO_THINGS = {
     "Entropy": "a rule; the signal that it reads",
     "Found": "what a condition gave; a file of the hub",
     "GRAINS": "of what a rule chooses; of how finely a page keeps ranks",
-    "KINDS": "of a part's rows; of pictures",
     "Kind": "of pictures; of intervals",
     "Part": "a document's results; the tables of `compare`",
     "Plan": "what to evaluate; what a run will cost",
