@@ -10,7 +10,7 @@ import typer
 from forward_influence.cli import wording
 from forward_influence.cli.experiment import written
 from forward_influence.cli.measuring import prepare_documents
-from forward_influence.cli.plan import Work, costs, in_time, measured_throughput, sizes_of
+from forward_influence.cli.plan import Load, costs, in_time, measured_throughput, sizes_of
 from forward_influence.utils.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def show_measurement(request: Request, asked: Asked, loading: Loading, cluster: 
     if result.out is not None:
         source = Source(asked.documents, asked.sample, asked.max_documents)
         refuse_other_run(result.out, request_configuration(resolved.spec, prepared.documents, request, source))
-    work = Work(len(prepared.documents), loading.effort.chunk, None, cluster.workers)
-    lines = [*_what(request, prepared), *costs(resolved, request, loading.recipe, work)]
+    load = Load(len(prepared.documents), loading.effort.chunk, None, cluster.workers)
+    lines = [*_what(request, prepared), *costs(resolved, request, loading.recipe, load)]
     lines += [f"{'remark':<16} {remark}" for remark in request.remarks]
     lines += [f"{'until':<16} it ends sooner, if intervals are narrow enough"] if result.until is not None else []
     show_plan("measure", lines, loading.recipe, asked, request, result, loading.effort, cluster)

@@ -115,14 +115,14 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Part:
+class Taken:
     """A configuration that a command takes."""
 
     made: type
     settings: tuple[Setting, ...]
 
     @classmethod
-    def of(cls, annotation: Any) -> Part | None:
+    def of(cls, annotation: Any) -> Taken | None:
         """What a command's parameter annotated like this takes; None where that is no configuration."""
         only = next((extra for extra in get_args(annotation)[1:] if isinstance(extra, Only)), Only())
         made = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -229,8 +229,8 @@ def configured(command: Callable[..., None] | None = None, *, passes_over: Seque
     return run
 
 
-def _part(annotation: Any) -> Part | None:
-    return None if annotation is Given else Part.of(annotation)
+def _part(annotation: Any) -> Taken | None:
+    return None if annotation is Given else Taken.of(annotation)
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
@@ -241,6 +241,6 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 def _from_file(path: Path, settings: Mapping[str, Setting], passes_over: Sequence[type]) -> dict[str, Any]:
     from forward_influence.cli.experiment import read_experiment
 
-    others = {s.name: s for made in passes_over if (part := Part.of(made)) is not None for s in part.settings}
+    others = {s.name: s for made in passes_over if (part := Taken.of(made)) is not None for s in part.settings}
     read = read_experiment(path, (others | dict(settings)).values())
     return {name: value for name, value in read.items() if name in settings}

@@ -93,12 +93,12 @@ def plan_command(
     resolved = _resolved(recipe.model)
     request.check_positions(resolved.positions, recipe.model)
     count = _count(resolved, request, documents, machine, given)
-    for line in costs(resolved, request, recipe, Work(count, effort.chunk, machine.tflops, cluster.workers)):
+    for line in costs(resolved, request, recipe, Load(count, effort.chunk, machine.tflops, cluster.workers)):
         typer.echo(line)
 
 
 @dataclass(frozen=True)
-class Work:
+class Load:
     """How much is measured at once, and by how many.
 
     Attributes:
@@ -135,7 +135,7 @@ def _count(resolved: Resolved, request: Request, asked: Asked, machine: Machine,
     return len(prepare_documents(asked, request.seed, resolved, request).documents)
 
 
-def costs(resolved: Resolved, request: Request, recipe: Recipe, work: Work) -> list[str]:
+def costs(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> list[str]:
     """What a measurement comes to, in lines.
 
     Raises:
@@ -144,10 +144,10 @@ def costs(resolved: Resolved, request: Request, recipe: Recipe, work: Work) -> l
     from forward_influence.measurement.costs import plan
 
     sizes = sizes_of(resolved, recipe)
-    throughput = measured_throughput(sizes) if work.tflops is None else work.tflops * 1e12
-    workers = max(1, work.workers)
-    found = plan(sizes, request, work.documents, chunk=work.chunk, throughput=throughput, workers=workers)
-    return _lines(found, throughput, workers, work.tflops is None)
+    throughput = measured_throughput(sizes) if load.tflops is None else load.tflops * 1e12
+    workers = max(1, load.workers)
+    found = plan(sizes, request, load.documents, chunk=load.chunk, throughput=throughput, workers=workers)
+    return _lines(found, throughput, workers, load.tflops is None)
 
 
 def sizes_of(resolved: Resolved, recipe: Recipe) -> Sizes:

@@ -18,10 +18,10 @@ from forward_influence.utils.configuration import BASICS, READING, Configuration
 
 @described
 @dataclass(frozen=True)
-class Picture(Configuration):
+class Drawing(Configuration):
     """What is drawn, and where it goes."""
 
-    kind: str = option("decay", f"{', '.join(registry.names())}.", BASICS)
+    kind: str = option("decay", f"{', '.join(registry.kind_names())}.", BASICS)
     out: Path | None = option(
         None, "File to write: .png, .svg or .pdf.", BASICS, shown="RUN/plots/KIND.png; of an address KIND.png"
     )
@@ -38,7 +38,7 @@ def plot_command(
         list[str], typer.Argument(help="Run folders; each of several has panels of its own.", metavar="RUN...")
     ],
     reading: Annotated[Reading, Only(baseline_help="The rule that ratios are taken to.")],
-    picture: Picture,
+    drawing: Drawing,
 ) -> None:
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
     from forward_influence.analysis.formatting import style
@@ -47,9 +47,9 @@ def plot_command(
     from forward_influence.storage.remote import is_address
     from forward_influence.storage.run import open_run
 
-    chosen = registry.kind_of(picture.kind)
+    chosen = registry.kind_of(drawing.kind)
     beside = Path() if is_address(runs[0]) else Path(runs[0], "plots")
-    path = beside / f"{chosen.name}.png" if picture.out is None else picture.out
+    path = beside / f"{chosen.name}.png" if drawing.out is None else drawing.out
     ending = path.suffix.lower().lstrip(".")
     if ending not in style.FORMATS:
         known = ", ".join(f".{e}" for e in style.FORMATS)
@@ -62,9 +62,9 @@ def plot_command(
     else:
         data = PlotData(
             [open_run(folder) for folder in runs],
-            width=picture.bin_width,
-            log=picture.log_bins,
-            selectors=picture.selectors,
+            width=drawing.bin_width,
+            log=drawing.log_bins,
+            selectors=drawing.selectors,
             budgets=reading.budgets,
             baseline=reading.baseline,
             **reading.inference,

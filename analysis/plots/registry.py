@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forward_influence.analysis.plots import kinds as folder
 from forward_influence.errors import UsageError, did_you_mean
+from forward_influence.utils.discovery import load_modules, module_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,16 +64,15 @@ def _name(module: str) -> str:
     return module.replace("_", "-")
 
 
-def names() -> tuple[str, ...]:
+def kind_names() -> tuple[str, ...]:
     """What there is, by name; no picture's file is loaded."""
-    return tuple(sorted(_name(module.name) for module in pkgutil.iter_modules(folder.__path__)))
+    return tuple(_name(module) for module in module_names(folder))
 
 
 @cache
 def kinds() -> dict[str, Kind]:
     """Every kind by name, in the order of a report."""
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
+    load_modules(folder)
     return {kind.name: kind for kind in sorted(_kinds.values(), key=lambda kind: (kind.place, kind.name))}
 
 
@@ -84,9 +82,9 @@ def kind_of(name: str) -> Kind:
     Raises:
         UsageError: there is none (did you mean ...).
     """
-    if name not in names():
-        known = ", ".join(names())
-        raise UsageError(f"unknown kind of picture '{name}'{did_you_mean(name, list(names()))}; known: {known}")
+    if name not in kind_names():
+        known = ", ".join(kind_names())
+        raise UsageError(f"unknown kind of picture '{name}'{did_you_mean(name, list(kind_names()))}; known: {known}")
     return kinds()[name]
 
 

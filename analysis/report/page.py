@@ -128,7 +128,7 @@ def report(
         "reading": f"{_READING} {_means(groups)}",
         "pictures": pictures,
         "not_drawn": not_drawn,
-        "tables": [*_tables(groups, tables), report_about.documents(by_name)],
+        "tables": [*_tables(groups, data), report_about.documents(by_name)],
         "runs": [report_about.about(run, name) for name, run in by_name.items()],
         "made": f"Made by forward-influence {report_about.made_by(runs)} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
     }
@@ -139,13 +139,12 @@ def report(
 
 
 class _Selected:
-    """Tables of what rules select, empty where no run saved selections (or, of pairs, measured two rules)."""
+    """What rules select, empty where no run saved selections (or, of pairs, measured two rules)."""
 
     def __init__(self, data: PlotData) -> None:
         pairs = bool(data.selecting) and len(data.wanted_rules) > 1
-        inference, nothing = data.inference, pd.DataFrame()
-        self.overlap = overlap_summary(data.overlap, **inference) if pairs else nothing
-        self.overlap_layers = overlap_summary(data.overlap, by_layer=True, **inference) if pairs else nothing
+        nothing = pd.DataFrame()
+        self.overlap = overlap_summary(data.overlap, **data.inference) if pairs else nothing
         self.profile = data.profile if data.selecting else nothing
 
 
@@ -180,17 +179,14 @@ def _findings(group: _Group, tables: _Selected, several: bool) -> list[Findings]
     return [Findings(": ".join(filter(None, [group.name, part.heading])), part.sentences) for part in told]
 
 
-def _tables(groups: Sequence[_Group], selected: _Selected) -> list[report_tables.Table]:
+def _tables(groups: Sequence[_Group], data: PlotData) -> list[report_tables.Table]:
     made: list[report_tables.Table] = []
     for place, group in enumerate(groups):
         tables = report_tables.comparison_tables(group.found)
         made += [t.of(group.name, str(place)) for t in tables] if len(groups) > 1 else tables
-    makers: list[tuple[pd.DataFrame, Callable[[pd.DataFrame], report_tables.Table]]] = [
-        (selected.overlap, report_tables.overlap_table),
-        (selected.overlap_layers, report_tables.overlap_layers_table),
-        (selected.profile, report_tables.token_table),
-    ]
-    return made + [maker(frame) for frame, maker in makers if not frame.empty]
+    if not data.selecting:
+        return made
+    return made + report_tables.selection_tables(groups[0].found, data, len(data.wanted_rules))
 
 
 def _pictures(data: PlotData) -> tuple[list[Picture], list[str]]:

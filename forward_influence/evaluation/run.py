@@ -52,7 +52,7 @@ from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.tokenization import wants_chat
 
 #: Of compressors, where neither they nor what is held are given.
-BUDGETS = ("0.4", "0.2")
+_BUDGETS = ("0.4", "0.2")
 
 
 @described
@@ -84,7 +84,7 @@ class Plan(EvaluationChoices):
                 raise UsageError("`budgets` and `match_held` both say how much is held; give one of them")
             self._check_held()
         elif not self.budgets:
-            object.__setattr__(self, "budgets", BUDGETS)
+            object.__setattr__(self, "budgets", _BUDGETS)
         whole = self.every is not None and all(count > max(self.lengths) for count in self.match_held)
         control = CONTROL_WHILE_DECODING if whole else CONTROL
         if any(name != FULL for name in self.compressors) and control not in self.compressors:

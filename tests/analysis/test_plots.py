@@ -223,7 +223,7 @@ def test_layers_ablated_one_by_one(tmp_path: Path) -> None:
     image = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, -1)
     assert np.allclose(image[1] / image[0], 2, rtol=1e-3)  # what rounding adds is not multiplied
     assert np.allclose(image[2] / image[0], 3, rtol=1e-3)
-    with pytest.raises(UsageError, match="--kind layers"):
+    with pytest.raises(UsageError, match="`kind` layers"):
         plots.draw("decay", PlotData((run,)))
 
 
@@ -334,10 +334,10 @@ def test_intervals_follow_the_clusters_asked_for(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("decai", {}, "did you mean 'decay'"),
-        ("overlap", {}, "--save-selections"),
-        ("tokens", {}, "--save-selections"),
-        ("positions", {}, "--save-selections"),
-        ("layers", {}, "--save-selections or --per-layer"),
+        ("overlap", {}, "`save_selections`"),
+        ("tokens", {}, "`save_selections`"),
+        ("positions", {}, "`save_selections`"),
+        ("layers", {}, "`save_selections` or `per_layer`"),
         ("decay", {"selectors": ("entropi",)}, "did you mean 'entropy'"),
         ("decay", {"budgets": ("0.3",)}, "measured: 0.2"),
         ("ratio", {"baseline": "recent"}, "'recent' was not measured"),

@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import forward_influence as fi
+from forward_influence.analysis.tables.registry import measures
 from forward_influence.cli import app, wording
+from forward_influence.cli.compare import Wanted
 from forward_influence.cli.executing import Cluster, Effort
 from forward_influence.cli.experiment import read_experiment, written
 from forward_influence.cli.measure import Result
-from forward_influence.cli.options import Part
+from forward_influence.cli.options import Taken
 from forward_influence.cli.screen import Estimates
 from forward_influence.data.asked import Asked
 from forward_influence.data.tasks import parse_task
@@ -93,6 +95,8 @@ def test_every_option_of_every_command_comes_from_a_field(name):
 def test_choices_that_stand_elsewhere_too_are_the_same():
     assert options_of(Choices)["mode"].choices == MODES
     assert options_of(Estimates)["by"].choices == WAYS
+    shown = [one.name for one in measures().values() if one.by_default]
+    assert options_of(Wanted)["show"].shown == ", ".join(shown)
 
 
 def test_help_comes_in_groups_and_loads_no_torch():
@@ -284,7 +288,7 @@ CHOICES = st.builds(
 def test_what_is_written_is_read_again(tmp_path_factory, choices):
     file = tmp_path_factory.getbasetemp() / "choices.yaml"
     file.write_text(written(choices), encoding="utf-8")
-    part = Part.of(Choices)
+    part = Taken.of(Choices)
     assert part is not None
     read = read_experiment(file, part.settings)
     known = {setting.name: setting for setting in part.settings}

@@ -26,8 +26,9 @@ from forward_influence.analysis.reading.held import against, held_by, held_notes
 from forward_influence.analysis.reading.pairing import grains
 from forward_influence.analysis.report.findings import Evidence, findings
 from forward_influence.analysis.report.page import report
+from forward_influence.analysis.tables.measure import readable
+from forward_influence.analysis.tables.registry import measure_of
 from forward_influence.cli.app import build
-from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request
@@ -83,7 +84,7 @@ def test_unequal_sizes_are_said_and_equal_ones_are_not(run):
     lines = "\n".join(notes(run))
     assert "held: entries per layer and head right after the last compression" in lines
     assert "not at equal size: at budget 0.4 rpc:window=4 82, random-protected 78, infokv, " in lines
-    assert "--match-held compares at equal numbers" in lines
+    assert "`match_held` compares at equal numbers" in lines
     assert "the first 64 and the last 4 (rpc:window=4)" in lines
     assert (
         "at budget 0.2 the first 64 and the last 4 (rpc:window=4), the first 64 and the last 3 (random-protected)"
@@ -162,12 +163,12 @@ def test_terminal_tables_reports_and_pictures_show_it(run, tmp_path):
     assert shown.set_index(["rule", "budget"]).loc[("rpc:window=4", "0.4"), "held = pinned + chosen"] == "82 = 68 + 14"
     found = compare(run, "random")
     for part, column in (
-        (Part.comparison, "held = pinned + chosen"), (Part.decay, "held = pinned + chosen"),
-        (Part.crossovers, "held"), (Part.controls, "held"),
+        (measure_of("comparison"), "held = pinned + chosen"), (measure_of("decay"), "held = pinned + chosen"),
+        (measure_of("crossovers"), "held"), (measure_of("controls"), "held"),
     ):  # fmt: skip
-        assert column in readable(getattr(found, part.attribute), part, 3), part
-    assert "82 against 40" in set(readable(found.crossovers, Part.crossovers, 3)["held"])
-    assert "82 against 40" in set(readable(found.controls, Part.controls, 3)["held"])
+        assert column in readable(part.frame(found), part, 3), part.name
+    assert "82 against 40" in set(readable(found.crossovers, measure_of("crossovers"), 3)["held"])
+    assert "82 against 40" in set(readable(found.controls, measure_of("controls"), 3)["held"])
     html = report([run]).html
     assert "82 = 68 + 14" in html
     assert "do not hold equally much" in html
@@ -199,7 +200,7 @@ def test_rules_that_remove_say_what_a_budget_comes_to_and_hold_nothing(tmp_path)
     assert frame["held"].isna().all()
     assert held_notes(held_table(frame)) == []
     assert "held = pinned + chosen" not in means_of(summarise(found))
-    assert "held" not in " ".join(readable(compare(found).table, Part.comparison, 3).columns)
+    assert "held" not in " ".join(readable(compare(found).table, measure_of("comparison"), 3).columns)
     assert all("holds" not in text.get_text() for text in plots.draw("decay", PlotData([found])).legends[0].get_texts())
 
 

@@ -18,7 +18,7 @@ TWO_THINGS = {
     "Found": "what a condition gave; a file of the hub",
     "GRAINS": "of what a rule chooses; of how finely a page keeps ranks",
     "Kind": "of pictures; of intervals",
-    "Part": "a document's results; the tables of `compare`",
+    "Part": "a document's results; a run of layers and heads that hold as many entries",
     "Plan": "what to evaluate; what a run will cost",
     "Prepared": "documents, cut; a document's conditions",
     "RESAMPLES": "of our own bootstrap; of scipy's, whose intervals would change",
