@@ -14,13 +14,14 @@ from forward_influence.cli.plan import Load, costs, in_time, measured_throughput
 from forward_influence.utils.configuration import Configuration
 
 if TYPE_CHECKING:
-    from forward_influence.cli.executing import Cluster, Loading
+    from forward_influence.cli.executing import Loading
     from forward_influence.cli.generate import Generation
     from forward_influence.cli.measure import Result
     from forward_influence.compression.compressor import Compressor
     from forward_influence.data.asked import Asked
     from forward_influence.data.cutting import Prepared
     from forward_influence.evaluation.run import Plan
+    from forward_influence.execution.cluster import Cluster
     from forward_influence.measurement.request import Request
     from forward_influence.models.loading import Resolved
     from forward_influence.models.recipe import Recipe

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forward_influence.errors import UsageError
-from forward_influence.utils.configuration import CLUSTER, HARDWARE, Configuration, described, option
+from forward_influence.utils.configuration import HARDWARE, Configuration, described, option
 from forward_influence.utils.defaults import CHUNK
 
 if TYPE_CHECKING:
@@ -47,38 +47,6 @@ class Effort(Configuration):
             return parse_bytes(self.trace_cache)
         except UsageError:
             raise UsageError(f"`trace_cache` {self.trace_cache} is no amount of space; give 4GB or 0, say") from None
-
-
-@described
-@dataclass(frozen=True)
-class Cluster(Configuration):
-    """Where documents are measured."""
-
-    executor: str = option("local", "local, or ray: documents over a cluster.", CLUSTER, choices=("local", "ray"))
-    address: str | None = option(
-        None,
-        "Of a Ray cluster: auto, host:6379, ray://host:10001.",
-        CLUSTER,
-        shown="started here",
-    )
-    workers: int = option(0, "Ray workers, a model each.", CLUSTER, shown="all that fit")
-    gpus_per_worker: float = option(0.0, "GPUs of each Ray worker.", CLUSTER)
-    threads_per_worker: int = option(0, "Processors of each Ray worker.", CLUSTER, shown="as torch uses here")
-
-    def made(self, recipe: Recipe) -> Executor | None:
-        """The executor; None for this process.
-
-        Raises:
-            UsageError: options that belong to another executor, or Ray is not installed.
-        """
-        sizes = (self.workers, self.gpus_per_worker, self.threads_per_worker)
-        if self.executor == "local":
-            if self.address or any(sizes):
-                raise UsageError("`address`, `workers`, `gpus_per_worker` and `threads_per_worker` need `executor` ray")
-            return None
-        from forward_influence.execution.ray_executor import RayExecutor
-
-        return RayExecutor(recipe, self.address, *sizes)
 
 
 @dataclass(frozen=True)

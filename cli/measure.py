@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forward_influence.cli.defaults import only_compressors
-from forward_influence.cli.executing import Cluster, Effort, Loading
+from forward_influence.cli.executing import Effort, Loading
 from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.measurement.choices import Choices
 from forward_influence.models.recipe import Recipe
 from forward_influence.utils.configuration import BASICS, Configuration, described, option

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forward_influence.cli.defaults import only_compressors
-from forward_influence.cli.executing import Cluster, Effort
+from forward_influence.cli.executing import Effort
 from forward_influence.cli.measure import Result
 from forward_influence.cli.options import Given, Only, configured
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.measurement.choices import Choices
 from forward_influence.models.recipe import Recipe
 from forward_influence.utils.configuration import BASICS, HARDWARE, Configuration, described, option

@@ -18,7 +18,7 @@ import forward_influence as fi
 from forward_influence.analysis.tables.registry import measures
 from forward_influence.cli import app, wording
 from forward_influence.cli.compare import Wanted
-from forward_influence.cli.executing import Cluster, Effort
+from forward_influence.cli.executing import Effort
 from forward_influence.cli.experiment import read_experiment, written
 from forward_influence.cli.measure import Result
 from forward_influence.cli.options import Taken
@@ -26,6 +26,7 @@ from forward_influence.cli.screen import Estimates
 from forward_influence.data.asked import Asked
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.measurement.choices import Choices
 from forward_influence.measurement.screening import WAYS
 from forward_influence.models.recipe import Recipe
@@ -38,7 +39,7 @@ MEASURE = typer.main.get_command(app.build()).commands["measure"]  # type: ignor
 PARTS = (Recipe, Asked, Choices, Result, Effort, Cluster)
 COMMANDS = {name: typer.main.get_command(app.build()).commands[name] for name in app.COMMANDS}  # type: ignore[attr-defined]
 #: Files with options of other programs: pip, Docker, Ray, llama.cpp, and lm-eval's harness.
-OTHERS = ("download.py", "threads.py", "ray_executor.py", "gguf/config.py", "lm_eval/")
+OTHERS = ("download.py", "threads.py", "places/ray.py", "gguf/config.py", "lm_eval/")
 
 
 def call(capsys, *arguments):

@@ -45,6 +45,7 @@ TWO_THINGS = {
     "groups": "of layers that hold alike; of runs that can be compared",
     "guarded": "a model's `generate`; a rule's own code",
     "load_tokenizer": "of a GGUF file; of any model",
+    "make": "every place where documents are measured has one",
     "main": "of the command line; of the harness's",
     "measure": "a run; the same with a bar, as a run that shows itself",
     "number": "as text; as a cell of a report",

@@ -20,6 +20,7 @@ import torch
 from forward_influence.data.cutting import Cut
 from forward_influence.data.document import Document
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.execution.executors import Task, is_expected, reason_of, write_measured
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
@@ -229,6 +230,15 @@ class RayExecutor:
     def ray(self) -> Any:
         """The module."""
         return self._ray
+
+
+def make(recipe: Recipe, cluster: Cluster) -> RayExecutor:
+    """As asked for.
+
+    Raises:
+        UsageError: Ray is not installed.
+    """
+    return RayExecutor(recipe, cluster.address, cluster.workers, cluster.gpus_per_worker, cluster.threads_per_worker)
 
 
 class _Crew:
