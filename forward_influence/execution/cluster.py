@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 class Cluster(Configuration):
     """Where documents are measured."""
 
-    executor: str = option("local", f"{', '.join(module_names(places))}; ray: documents over a cluster.", CLUSTER, choices=module_names(places))
+    executor: str = option(
+        "local",
+        f"{', '.join(module_names(places))}; ray: documents over a cluster.",
+        CLUSTER,
+        choices=module_names(places),
+    )
     address: str | None = option(
         None,
         "Of a Ray cluster: auto, host:6379, ray://host:10001.",
