@@ -75,7 +75,7 @@ def documents_command(
 def _lengths(documents: list[Document], model: str | None) -> tuple[list[int], str]:
     if model is None:
         return [len(document.text) for document in documents], "characters"
-    from forward_influence.models.loading import load_tokenizer, resolve_spec
+    from forward_influence.models.resolving import load_tokenizer, resolve_spec
     from forward_influence.utils.tokenization import encode
 
     tokenizer = load_tokenizer(resolve_spec(model))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from forward_influence.cli import wording
+from forward_influence.cli.costs import Load, costs, in_time, measured_throughput, sizes_of
 from forward_influence.cli.experiment import written
 from forward_influence.cli.measuring import prepare_documents
-from forward_influence.cli.plan import Load, costs, in_time, measured_throughput, sizes_of
 from forward_influence.utils.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from forward_influence.evaluation.run import Plan
     from forward_influence.execution.cluster import Cluster
     from forward_influence.measurement.request import Request
-    from forward_influence.models.loading import Resolved
     from forward_influence.models.recipe import Recipe
+    from forward_influence.models.resolving import Resolved
     from forward_influence.models.sizes import Sizes
 
 
@@ -39,7 +39,7 @@ def show_evaluation(plan: Plan, recipe: Recipe, *asked: Configuration) -> None:
     """
     from forward_influence.evaluation.costs import evaluation_cost
     from forward_influence.evaluation.run import check_lengths
-    from forward_influence.models.loading import load_tokenizer
+    from forward_influence.models.resolving import load_tokenizer
     from forward_influence.utils.tokenization import wants_chat
 
     resolved = recipe.resolved()
@@ -70,7 +70,7 @@ def show_generation(prompt: str, compressor: Compressor, resolved: Resolved, rec
     """
     from forward_influence.compression.costs import generation_cost
     from forward_influence.compression.generation import check_generation, prompt_tokens
-    from forward_influence.models.loading import load_tokenizer
+    from forward_influence.models.resolving import load_tokenizer
 
     length = len(prompt_tokens(load_tokenizer(resolved), prompt, asked.chat, asked.system))
     check_generation(length, asked.max_new_tokens, asked.seed, resolved.positions, resolved.spec)

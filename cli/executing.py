@@ -13,8 +13,9 @@ from forward_influence.utils.defaults import CHUNK
 if TYPE_CHECKING:
     from forward_influence.execution.executors import Executor
     from forward_influence.models.info import Card
-    from forward_influence.models.loading import Model, Resolved
+    from forward_influence.models.loading import Model
     from forward_influence.models.recipe import Recipe
+    from forward_influence.models.resolving import Resolved
 
 
 @described

@@ -34,7 +34,7 @@ def models_command(
         return
     import pandas as pd
 
-    from forward_influence.models.loading import describe_models
+    from forward_influence.models.at_hand import describe_models
 
     found, form = describe_models(), shown.form
     if form is not Format.table:

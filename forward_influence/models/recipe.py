@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from forward_influence.utils.configuration import BASICS, HARDWARE, Configuration, described, option
 
 if TYPE_CHECKING:
-    from forward_influence.models.loading import Model, Resolved
+    from forward_influence.models.loading import Model
+    from forward_influence.models.resolving import Resolved
 
 
 @described
@@ -31,7 +32,7 @@ class Recipe(Configuration):
         Raises:
             UsageError: there is no such model, or it is no causal one.
         """
-        from forward_influence.models.loading import resolve_spec
+        from forward_influence.models.resolving import resolve_spec
 
         return resolve_spec(self.model, trust_remote_code=self.trust_remote_code, revision=self.revision)
 
