@@ -18,7 +18,7 @@ from forward_influence.utils.configuration import BASICS, READING, Configuration
 
 @described
 @dataclass(frozen=True)
-class Drawing(Configuration):
+class Picked(Configuration):
     """What is drawn, and where it goes."""
 
     kind: str = option("decay", f"{', '.join(registry.kind_names())}.", BASICS)
@@ -38,7 +38,7 @@ def plot_command(
         list[str], typer.Argument(help="Run folders; each of several has panels of its own.", metavar="RUN...")
     ],
     reading: Annotated[Reading, Only(baseline_help="The rule that ratios are taken to.")],
-    drawing: Drawing,
+    picked: Picked,
 ) -> None:
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
     from forward_influence.analysis.formatting import style
@@ -47,9 +47,9 @@ def plot_command(
     from forward_influence.storage.remote import is_address
     from forward_influence.storage.run import open_run
 
-    chosen = registry.kind_of(drawing.kind)
+    chosen = registry.kind_of(picked.kind)
     beside = Path() if is_address(runs[0]) else Path(runs[0], "plots")
-    path = beside / f"{chosen.name}.png" if drawing.out is None else drawing.out
+    path = beside / f"{chosen.name}.png" if picked.out is None else picked.out
     ending = path.suffix.lower().lstrip(".")
     if ending not in style.FORMATS:
         known = ", ".join(f".{e}" for e in style.FORMATS)
@@ -62,9 +62,9 @@ def plot_command(
     else:
         data = PlotData(
             [open_run(folder) for folder in runs],
-            width=drawing.bin_width,
-            log=drawing.log_bins,
-            selectors=drawing.selectors,
+            width=picked.bin_width,
+            log=picked.log_bins,
+            selectors=picked.selectors,
             budgets=reading.budgets,
             baseline=reading.baseline,
             **reading.inference,

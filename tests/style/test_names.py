@@ -17,6 +17,7 @@ TWO_THINGS = {
     "Entropy": "a rule; the signal that it reads",
     "Found": "what a condition gave; a file of the hub",
     "GRAINS": "of what a rule chooses; of how finely a page keeps ranks",
+    "KINDS": "of a part's rows; of what `cur` multiplies",
     "Kind": "of pictures; of intervals",
     "Part": "a document's results; a run of layers and heads that hold as many entries",
     "Plan": "what to evaluate; what a run will cost",
