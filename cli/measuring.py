@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forward_influence.data.cutting import Prepared
     from forward_influence.measurement.request import Request
     from forward_influence.models.info import Card
-    from forward_influence.models.loading import Resolved
+    from forward_influence.models.resolving import Resolved
     from forward_influence.storage.run import Run
 
 
@@ -211,7 +211,7 @@ def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Requ
     """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
-    from forward_influence.models.loading import load_tokenizer
+    from forward_influence.models.resolving import load_tokenizer
 
     ordered = sample_documents(load_documents(list(asked.documents)), asked.sample, seed)
     follows = request.continuation if request.continuation_from == "text" else 1

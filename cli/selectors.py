@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forward_influence.cli import tables
-from forward_influence.cli.tables import Format
+from forward_influence.cli.options import Only, configured
+from forward_influence.cli.tables import Format, Shown
 
 if TYPE_CHECKING:
     from forward_influence.selectors.explain import Explained
 
 
+@configured
 def selectors_command(
+    shown: Annotated[Shown, Only(form_help="How to write the list.")],
     name: Annotated[
         str | None, typer.Argument(help="Explain this rule: a name, or a specification as --selector takes it.")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write the list.")] = Format.table,
 ) -> None:
     """List the rules with parameters, defaults, needs and source, or explain one."""
     from forward_influence.selectors import discover, explained
     from forward_influence.selectors.registry import installed
 
+    form = shown.form
     if name is not None:
         _explain(name, form)
         return

@@ -133,7 +133,7 @@ def compare(
     if not variants(known, baseline):
         raise UsageError(
             f"baseline {baseline!r} was not measured{did_you_mean(baseline, known)}; measured: {', '.join(known)}; "
-            "choose one with --baseline"
+            "choose one with `baseline`"
         )
     clustered = cluster is not None
     how = method_for(several, method)

@@ -179,7 +179,9 @@ def control_lines(frame: pd.DataFrame) -> list[str]:
     alone = [name for name in rules if position_control_for(frame, name) is None]
     lines = matched_text(frame)
     if alone:
-        lines.append(f"no position-matched control: {', '.join(alone)}; --selector position-matched:of={alone[0]}, say")
+        lines.append(
+            f"no position-matched control: {', '.join(alone)}; `selectors` position-matched:of={alone[0]}, say"
+        )
     return lines
 
 
@@ -202,7 +204,7 @@ def documents_text(run: Run, measured: int) -> str:
     text = f"documents: {measured} of {len(run.documents)} measured"
     if run.stopped is not None:  # looking until a width is reached finds widths that came out small by chance
         level = f"{method_for([run]).level:.0%}"
-        text += f" (ended by --until: intervals are of nominal {level}, to cover 95% after many looks)"
+        text += f" (ended by `until`: intervals are of nominal {level}, to cover 95% after many looks)"
     if measured < len(run.documents) and run.manifest.get("command"):
         text += f" (continue with: {run.manifest['command']})"
     skipped: Sequence[dict[str, Any]] = run.manifest.get("skipped") or []

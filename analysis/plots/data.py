@@ -199,5 +199,5 @@ class PlotData:
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
     whole = frame[frame["layers"] == "all"]
     if whole.empty:
-        raise UsageError("this run ablated its layers one by one; draw it with --kind layers")
+        raise UsageError("this run ablated its layers one by one; draw it with `kind` layers")
     return whole

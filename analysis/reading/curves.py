@@ -395,6 +395,6 @@ def name_zones(frame: pd.DataFrame) -> pd.DataFrame:
         document = counts.index[counts.to_numpy() < len(ZONES)][0][-1]
         raise UsageError(
             f"near, middle or far holds none of the sampled positions of {document}; measure again with more "
-            "--positions-per-bin into a new --out"
+            "`positions_per_bin` into a new `out`"
         )
     return frame.assign(zone=np.array(ZONES)[frame["bin"].to_numpy()])

@@ -11,7 +11,8 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.reading.parts import measured
-from forward_influence.analysis.report.tables import Cell, Table, number, table, whole, words
+from forward_influence.analysis.report.tables import Table, table
+from forward_influence.analysis.tables.cells import Cell, number, whole, words
 from forward_influence.storage.run import Run
 
 

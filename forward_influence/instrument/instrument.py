@@ -148,7 +148,7 @@ class Instrument:
 @contextmanager
 def set_aside() -> Iterator[None]:
     """For a pass beside the one that is watched: it is not recorded, and the cache's masks are not its own."""
-    instrument = active.instrument
+    instrument: Instrument | None = active.instrument
     if instrument is None:
         yield
         return
@@ -169,7 +169,7 @@ def beside(
     Args:
         span: as of `Instrument`, where none is on.
     """
-    instrument = active.instrument
+    instrument: Instrument | None = active.instrument
     if instrument is None:
         if span is None and depends_on_length(model):
             span = 1
@@ -199,7 +199,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What a model's attention calls while an instrument is on; shapes as in transformers' interface."""
-    instrument = active.instrument
+    instrument: Instrument | None = active.instrument
     if instrument is None:
         raise ForwardInfluenceError("the attention function was called with no instrument on; use `with Instrument()`")
     strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS)

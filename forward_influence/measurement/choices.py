@@ -105,3 +105,15 @@ class Choices(Configuration):
         BUDGETS,
         shown="budgets decide",
     )
+
+
+@described
+@dataclass(frozen=True)
+class MapChoices(Configuration):
+    """The choices of an influence map, as they are made; `leave_one_out.MapRequest` checks them."""
+
+    context: int = option(128, "Context tokens; every one costs a pass over the continuation.", BASICS, least=1)
+    continuation: int = option(256, "Continuation tokens.", BASICS, least=1)
+    block: int = option(1, "Neighbouring tokens removed together.", MEASURED, least=1)
+    effect: str = option("total", "total or direct.", MEASURED)
+    bin_width: int = option(32, "Positions whose mean makes one number.", MEASURED, least=1)

@@ -14,7 +14,7 @@ from forward_influence.measurement.controls import POSITIVE_POSITIONS
 from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.token_counts import document_tokens, floor_runs, gradient_tokens, measured_count
-from forward_influence.models.sizes import Sizes
+from forward_influence.models.sizes import Sizes, forward_operations, head_operations
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.quiet import quiet
 
@@ -132,17 +132,6 @@ def document_operations(sizes: Sizes, request: Request) -> float:
     lengths = [*floor_runs(request, sizes.itemsize), *[(positive, positive)] * len(request.effects)]
     controls = sum(forward_operations(sizes, n, run) + compared_operations(sizes, seen) for run, seen in lengths)
     return request.segments * one + controls
-
-
-def forward_operations(sizes: Sizes, before: int, length: int) -> float:
-    """Operations of `length` tokens through the body after `before` others: two per weight, and attention."""
-    keys = length * before + length * (length + 1) / 2
-    return 2.0 * sizes.body_parameters * length + 4.0 * sizes.layers * sizes.query_heads * sizes.head_size * keys
-
-
-def head_operations(sizes: Sizes, length: int) -> float:
-    """Operations of the head on so many tokens."""
-    return 2.0 * sizes.head_parameters * length
 
 
 def compared_operations(sizes: Sizes, length: int) -> float:

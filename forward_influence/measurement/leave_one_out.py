@@ -22,9 +22,10 @@ from torch import Tensor
 
 from forward_influence.errors import ForwardInfluenceError, UsageError, alternatives
 from forward_influence.influence.ablation import Ablation, removal, shuffled
-from forward_influence.influence.effects import DEFAULT, effect_of, names
+from forward_influence.influence.effects import effect_of, names
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
+from forward_influence.measurement.choices import MapChoices
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.selectors.selection import Selection
@@ -32,6 +33,7 @@ from forward_influence.storage.manifest import differing_fields
 from forward_influence.storage.tables import encode_table, read_table, values_sha256
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.configuration import described
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.files import sha256, write_whole
 from forward_influence.utils.progress import Progress, Silent
@@ -46,27 +48,13 @@ _DIGESTS = ("model", "tokens")
 _AT_ONCE = 16
 
 
+@described
 @dataclass(frozen=True)
-class MapRequest:
-    """What to map.
-
-    Attributes:
-        context, continuation: tokens.
-        block: neighbouring tokens that are removed together.
-        effect: name of one.
-        bin_width: positions of the continuation whose mean KL makes one number.
-    """
-
-    context: int = 128
-    continuation: int = 256
-    block: int = 1
-    effect: str = DEFAULT
-    bin_width: int = 32
+class MapRequest(MapChoices):
+    """What to map, checked."""
 
     def __post_init__(self) -> None:
-        for name in ("context", "continuation", "block", "bin_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` {getattr(self, name)} is too small; give at least 1")
+        super().__post_init__()
         if self.effect not in names():
             raise UsageError(f"`effect` {self.effect} is unknown; it is {alternatives(names())}")
 

@@ -84,16 +84,31 @@ class Sizes:
         weights = self.body_parameters + embeddings if self.parameters is None else self.parameters
         return weights * self.itemsize + wide_head
 
-    def cache_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens; a layer with a window holds no more than that."""
-        full = (self.layers - len(self.windows)) * tokens
-        held = full + sum(min(window, tokens) for window in self.windows)
-        return 2 * self.kv_heads * self.head_size * held * self.itemsize
+    def cache_bytes(self, tokens: int, held: int | None = None) -> int:
+        """Keys and values of so many tokens; a layer with a window holds no more than that.
+
+        Args:
+            held: entries of each other layer and head; None: all tokens.
+        """
+        full = (self.layers - len(self.windows)) * (tokens if held is None else held)
+        entries = full + sum(min(window, tokens) for window in self.windows)
+        return 2 * self.kv_heads * self.head_size * entries * self.itemsize
 
     @property
     def wide(self) -> int:
         """Bytes of a number where at least float32 is used."""
         return max(4, self.itemsize)
+
+
+def forward_operations(sizes: Sizes, before: int, length: int) -> float:
+    """Operations of `length` tokens through the body after `before` others: two per weight, and attention."""
+    keys = length * before + length * (length + 1) / 2
+    return 2.0 * sizes.body_parameters * length + 4.0 * sizes.layers * sizes.query_heads * sizes.head_size * keys
+
+
+def head_operations(sizes: Sizes, length: int) -> float:
+    """Operations of the head on so many tokens."""
+    return 2.0 * sizes.head_parameters * length
 
 
 def _size(config: PreTrainedConfig, name: str, default: int | None = None) -> int:

@@ -25,7 +25,7 @@ from forward_influence.models.loading import load_model
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-from forward_influence.execution.ray_executor import RayExecutor  # noqa: E402
+from forward_influence.execution.places.ray import RayExecutor  # noqa: E402
 from forward_influence.models.recipe import Recipe  # noqa: E402
 
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
@@ -211,7 +211,7 @@ def test_what_no_cluster_can_give_is_one_line_at_once(folder, tmp_path, options,
         "import sys, tiny_data\n"
         "from forward_influence.errors import UsageError\n"
         "from forward_influence.execution.run import measure\n"
-        "from forward_influence.execution.ray_executor import RayExecutor\n"
+        "from forward_influence.execution.places.ray import RayExecutor\n"
         "from forward_influence.models.recipe import Recipe\n"
         "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=('recent',), **{SMALL!r})\n"
@@ -239,7 +239,7 @@ def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
         "import ray, sys, tiny_data, torch\n"
         "torch.set_num_threads(1)\n"
         "from forward_influence.execution.run import measure\n"
-        "from forward_influence.execution.ray_executor import RayExecutor\n"
+        "from forward_influence.execution.places.ray import RayExecutor\n"
         "from forward_influence.models.recipe import Recipe\n"
         "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=({rule!r},), **{SMALL!r})\n"
@@ -325,7 +325,7 @@ def test_threads_of_workers_sleep_unless_the_user_has_decided(given, cluster, fo
 
 
 def test_workers_get_no_more_threads_than_processors_may_be_used(monkeypatch):
-    from forward_influence.execution import ray_executor
+    from forward_influence.execution.places import ray as ray_executor
 
     monkeypatch.setattr(ray_executor, "processors", lambda: 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)

@@ -17,6 +17,7 @@ from forward_influence.analysis.measures.controls import controls
 from forward_influence.analysis.measures.crossover import REFERENCE, bounds_text, crossovers
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 from forward_influence.analysis.reading.pairing import is_control
 from forward_influence.errors import UsageError
 
@@ -34,6 +35,11 @@ def reference(data: PlotData) -> str:
     return REFERENCE if REFERENCE in rules else rules[0]
 
 
+@picture(
+    "Where one rule's influence overtakes another's: a large marker where it does so for good, and in the "
+    "strip below a bar for the 95% interval wherever that does not rule a crossover out.",
+    place=40,
+)
 def draw(data: PlotData) -> Figure:
     """Ratio of each rule's influence to the reference's in log-spaced bins.
 
@@ -44,7 +50,7 @@ def draw(data: PlotData) -> Figure:
         UsageError: fewer than two rules.
     """
     if len(data.wanted_rules) < 2:
-        which = "was measured" if len(data.rules) < 2 else "was chosen; leave --selector out or give two"
+        which = "was measured" if len(data.rules) < 2 else "was chosen; leave `selectors` out or give two"
         raise UsageError(f"a crossover needs two rules, one {which}")
     frame = data.log_curves
     against = reference(data)

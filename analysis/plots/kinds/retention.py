@@ -12,11 +12,13 @@ from forward_influence.analysis.formatting import style
 from forward_influence.analysis.formatting.held_words import entries as entries_in_words
 from forward_influence.analysis.measures.accuracy import accuracy_table
 from forward_influence.analysis.plots import common
+from forward_influence.analysis.plots.registry import picture
 from forward_influence.analysis.reading.curves import labels
 from forward_influence.errors import UsageError
 from forward_influence.storage.evaluation import FULL, Evaluation
 
 
+@picture("Accuracy on tasks against the share of the cache kept.", reads="evaluation", place=90)
 def draw(evaluations: Sequence[Evaluation]) -> Figure:
     """One panel per task, length and protocol; bands are 95% intervals over items.
 
@@ -29,7 +31,7 @@ def draw(evaluations: Sequence[Evaluation]) -> Figure:
     table["kept"] = table["cache_bytes"] / table["full_bytes"]
     shown = table[table["compressor"] != FULL]
     if shown.empty:
-        raise UsageError("only the full cache was evaluated; evaluate a --compressor at several --budget")
+        raise UsageError("only the full cache was evaluated; evaluate one of the `compressors` at several `budgets`")
     rules = shown["compressor"].unique().tolist()
     styles = style.rule_styles([FULL, *rules])
     entries = common.handles([FULL, *rules], styles, labels=_labels(shown))

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 
 _SMALL: dict[str, Any] = {"s": 13, "alpha": 0.55, "linewidths": 0, "zorder": 2}
 _LARGE: dict[str, Any] = {"s": 62, "zorder": 4, "linewidths": 0.9}
 
 
+@picture("Near against far influence: one point per document, a large one for the geometric mean.", place=30)
 def draw(data: PlotData) -> Figure:
     """One small point per document and rule, a large one for the geometric mean; on the diagonal far equals near.
 

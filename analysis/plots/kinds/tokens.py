@@ -11,12 +11,16 @@ from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.tokens import DIVISIONS
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 
 _GAP = 0.35
 #: Inches of a panel at most: what a column of a page holds beside a caption.
 _TALLEST = 7.5
 
 
+@picture(
+    "What kind of token a rule selects, against the base rate; bars are 95% intervals.", needs_selections=True, place=80
+)
 def draw(data: PlotData) -> Figure:
     """A point per rule and group: how often it is selected over how often the candidates hold it, with 95% intervals.
 

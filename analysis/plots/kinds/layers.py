@@ -17,6 +17,7 @@ from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.layer_profile import POSITION_BINS, layer_influence, layer_positions
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 from forward_influence.analysis.reading.selections import model_layers
 from forward_influence.errors import UsageError
 
@@ -31,6 +32,7 @@ class _Map:
     layers: list[int]
 
 
+@picture("Layer by layer: where in the context each rule selects, or each layer's influence.", place=60)
 def draw(data: PlotData) -> Figure:
     """Influence (layers x distance) where layers were ablated one by one, else selections (layers x position).
 
@@ -42,7 +44,7 @@ def draw(data: PlotData) -> Figure:
     if not data.selecting:
         raise UsageError(
             f"{data.runs[0].where} has neither selections nor layers ablated one by one; "
-            "measure with --save-selections or --per-layer into a new --out"
+            "measure with `save_selections` or `per_layer` into a new `out`"
         )
     return _selections(data)
 
@@ -102,7 +104,7 @@ def _maps(maps: list[_Map], norm: Normalize, colours: str) -> tuple[Figure, list
     count = len(maps)
     if count > common.MAX_PANELS:
         raise common.TooManyPanels(
-            f"{count} heat maps do not fit into a picture; choose rules with --selector or a --budget"
+            f"{count} heat maps do not fit into a picture; choose rules with `selectors` or one of the `budgets`"
         )
     columns = min(count, 2)
     rows = math.ceil(count / columns)

@@ -16,8 +16,9 @@ from seaborn.utils import relative_luminance
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.overlap import overlap_matrix, overlap_summary
 from forward_influence.analysis.plots import common
-from forward_influence.analysis.plots.crossover import reference
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.kinds.crossover import reference
+from forward_influence.analysis.plots.registry import picture
 from forward_influence.errors import UsageError
 
 #: Inches of a panel that shows layers.
@@ -27,6 +28,12 @@ _LAYERS = 1.75
 _INKS = ("#010101", "#ffffff")
 
 
+@picture(
+    "Share of the budget that each pair of rules has in common, over all layers and layer by layer; the line "
+    "without markers is what chance alone would give.",
+    needs_selections=True,
+    place=50,
+)
 def draw(data: PlotData) -> Figure:
     """Above, for every pair, percent of the budget in common, mean over layers and documents; the title has chance's.
 
@@ -37,7 +44,7 @@ def draw(data: PlotData) -> Figure:
         UsageError: no selections, or fewer than two rules.
     """
     if len(data.wanted_rules) < 2:
-        which = "was measured" if len(data.rules) < 2 else "was chosen; leave --selector out or give two"
+        which = "was measured" if len(data.rules) < 2 else "was chosen; leave `selectors` out or give two"
         raise UsageError(f"an overlap needs two rules with saved selections, one {which}")
     frame = data.overlap
     parts = common.panels(frame)

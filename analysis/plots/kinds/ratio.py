@@ -8,10 +8,12 @@ from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.controls import controls
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 from forward_influence.analysis.reading.pairing import variants
 from forward_influence.errors import UsageError, did_you_mean
 
 
+@picture("Influence as a multiple of a control, against distance; bands are 95% intervals.", place=20)
 def draw(data: PlotData) -> Figure:
     """Geometric mean over documents of rule over control, per bin, with 95% intervals; the control is the line at 1.
 
@@ -25,13 +27,13 @@ def draw(data: PlotData) -> Figure:
     if not variants(measured, data.baseline):
         raise UsageError(
             f"control '{data.baseline}' was not measured{did_you_mean(data.baseline, measured)}; "
-            f"choose one of {', '.join(measured)} with --baseline"
+            f"choose one of {', '.join(measured)} with `baseline`"
         )
     asked = data.curves["selector"].unique().tolist()
     ratios = controls(data.everything, data.baseline, **data.inference)
     ratios = ratios[ratios["selector"].isin(asked)]
     if ratios.empty:
-        raise UsageError(f"there is no rule beside the control '{data.baseline}'; choose another with --baseline")
+        raise UsageError(f"there is no rule beside the control '{data.baseline}'; choose another with `baseline`")
     rules = [r for r in asked if r in set(ratios["selector"])]
     entries = common.handles(rules, data.styles, labels=data.labels) + common.flag_entry(bool(ratios["flagged"].any()))
     several = ratios["control"].nunique() > 1

@@ -13,6 +13,7 @@ from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures import decay
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 from forward_influence.analysis.reading.matrix import matrix
 from forward_influence.influence.noise_floor import FLAG_FACTOR
 
@@ -21,6 +22,7 @@ _RULE = [*common.PANEL_COLUMNS, "selector"]
 _FIT: dict[str, Any] = {"linewidth": 0.7, "linestyle": "-", "alpha": 0.9}
 
 
+@picture("Mean KL against distance from the context; bands are 95% intervals, thin lines fitted laws.", place=10)
 def draw(data: PlotData) -> Figure:
     """One panel per run, budget, mode and effect; log axes; bands are 95% intervals over documents.
 

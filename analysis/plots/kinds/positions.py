@@ -9,8 +9,14 @@ from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.tokens import DIVISIONS
 from forward_influence.analysis.plots import common
 from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.registry import picture
 
 
+@picture(
+    "Where in the context a rule selects, against an even spread; bands are 95% intervals.",
+    needs_selections=True,
+    place=70,
+)
 def draw(data: PlotData) -> Figure:
     """Selected per tenth of the candidates, as a multiple of an even spread; bands are 95% intervals over documents."""
     profile = data.profile

@@ -20,6 +20,7 @@ import torch
 from forward_influence.data.cutting import Cut
 from forward_influence.data.document import Document
 from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.execution.executors import Task, is_expected, reason_of, write_measured
 from forward_influence.measurement.request import Request
 from forward_influence.models.info import Card
@@ -64,15 +65,11 @@ class Worker:
         Raises:
             ForwardInfluenceError: other weights.
         """
-        from forward_influence.models.loading import load_model, resolve_spec
-
         torch.set_num_threads(self._threads)
-        recipe = self._recipe
-        resolved = resolve_spec(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        self._model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
+        self._model = self._recipe.loaded()
         if fingerprint is not None and self._model.fingerprint != fingerprint:
             raise ForwardInfluenceError(
-                f"a worker on {os.uname().nodename} has other weights of {recipe.model} than the driver; "
+                f"a worker on {os.uname().nodename} has other weights of {self._recipe.model} than the driver; "
                 "give every node the same model"
             )
         return Card.of(self._model)
@@ -233,6 +230,15 @@ class RayExecutor:
     def ray(self) -> Any:
         """The module."""
         return self._ray
+
+
+def make(recipe: Recipe, cluster: Cluster) -> RayExecutor:
+    """As asked for.
+
+    Raises:
+        UsageError: Ray is not installed.
+    """
+    return RayExecutor(recipe, cluster.address, cluster.workers, cluster.gpus_per_worker, cluster.threads_per_worker)
 
 
 class _Crew:
