@@ -67,6 +67,7 @@ def _record(e: Explained) -> dict[str, Any]:
         "parameters": {p.name: p.default for p in e.parameters},
         "needs": None if e.needs is None else list(e.needs),
         "window": e.window,
+        "reads_again": e.again,
         "stochastic": e.stochastic,
         "source": e.source,
     }
@@ -92,6 +93,8 @@ def _explain(text: str, form: Format) -> None:
     typer.echo(f"needs      {_needs(e)}")
     if e.window:
         typer.echo(f"window     the last {e.window} tokens, protected for every rule that it is compared with")
+    if e.again:
+        typer.echo("costs      a second reading of the context by the model, at up to twice its length")
     if e.stochastic:
         typer.echo("draws      at random: a run averages several draws within each document")
     rows = [{"parameter": p.name, "type": p.kind, "default": p.default, "meaning": p.meaning} for p in e.parameters]

@@ -12,6 +12,7 @@ import pandas as pd
 from forward_influence.analysis.measures.controls import controls, effects, spread
 from forward_influence.analysis.measures.crossover import crossovers
 from forward_influence.analysis.measures.decay import fit_decay, shares
+from forward_influence.analysis.measures.identical import identical_rules, with_flags
 from forward_influence.analysis.measures.notes import Note, comparison_notes
 from forward_influence.analysis.reading.comparable import check_comparable
 from forward_influence.analysis.reading.curves import RULE, Curves, read_curves
@@ -144,7 +145,8 @@ def compare(
     decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
     crossed = crossovers(plain, pairs, clustered=clustered, level=how.level)
-    table = _table(zones, baseline, **options)
+    pairs_alike = identical_rules(fine)
+    table = with_flags(_table(zones, baseline, **options), pairs_alike)
     measured = list(zip(several, counts.tolist(), strict=True))
     return Comparison(
         table=table,
@@ -162,6 +164,7 @@ def compare(
             twice=twice,
             cluster=cluster,
             method=how,
+            alike=pairs_alike,
         ),
         curves=log,
         fine=fine,

@@ -10,6 +10,7 @@ import pandas as pd
 from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.measures.controls import floor_text
 from forward_influence.analysis.measures.decay import HALF_FROM
+from forward_influence.analysis.measures.identical import identical_notes
 from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text
 from forward_influence.analysis.reading.curves import FINE_SHARE
 from forward_influence.analysis.reading.held import held_notes, held_table
@@ -57,6 +58,7 @@ def comparison_notes(
     twice: bool,
     cluster: str | None,
     method: Method,
+    alike: pd.DataFrame,
 ) -> list[Note]:
     """What to say under the tables of a comparison.
 
@@ -66,6 +68,7 @@ def comparison_notes(
         finest: positions in the narrowest bin that crossovers were sought in.
         twice: whether several runs measured a rule on one document.
         cluster: the field of the documents whose groups are the unit.
+        alike: rules that are one choice, from `identical.identical_rules`.
     """
     edges = zones.groupby("bin")[["low", "high"]].first()
     where = ", ".join(f"{zone} {low} to {high - 1}" for zone, (low, high) in zip(ZONES, edges.to_numpy(), strict=True))
@@ -88,6 +91,7 @@ def comparison_notes(
         Note(shares, ("effects",)),
         Note(BOOTSTRAP_NOTE if method.kind == "bootstrap" else T_NOTE, _BY_RULE),
         Note(crossover_note(finest), ("crossovers",)),
+        *(Note(text) for text in identical_notes(alike)),
         *(Note(text) for text in candidate_lines(measured[0][0], zones)),
         *(Note(text) for text in held_notes(held_table(zones))),
         Note(floor_text(zones, " (*)")),

@@ -121,6 +121,8 @@ def document_operations(sizes: Sizes, request: Request) -> float:
     measured = measured_count(request)
     context = forward_operations(sizes, 0, n) + (head_operations(sizes, n) if request.needs.head else 0.0)
     one = context + forward_operations(sizes, n, m) + compared_operations(sizes, m)
+    if request.needs.reads_again:
+        one += forward_operations(sizes, n, n)
     for condition in expand(request, "", 0, tuple(range(sizes.layers))):
         again = context if condition.reads_context else 0.0
         runs = condition.effect.runs(m, measured)

@@ -16,6 +16,7 @@ from forward_influence.models.devices import choose_device, choose_dtype
 from forward_influence.models.fingerprint import Fingerprint, configuration_of, fingerprint, mark
 from forward_influence.models.gguf import files as gguf_models
 from forward_influence.models.resolving import Resolved, first_line, load_tokenizer, resolve_spec
+from forward_influence.models.tokenizers import remember_tokenizer
 from forward_influence.utils.display import Displayed
 from forward_influence.utils.quiet import quiet
 
@@ -46,6 +47,7 @@ class Model(Displayed):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_mark", mark(self.model))
+        remember_tokenizer(self.model, self.tokenizer)
 
     def __repr__(self) -> str:
         a, dtype = self.anatomy, str(self.dtype).removeprefix("torch.")
