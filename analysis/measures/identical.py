@@ -30,12 +30,12 @@ def identical_rules(fine: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for key, group in fine.groupby(CONDITIONS, sort=False):
         condition = dict(zip(CONDITIONS, key, strict=True))
-        seen: dict[str, tuple[tuple[object, ...], bytes]] = {}
+        seen: dict[str, tuple[tuple[tuple[str, int], ...], bytes]] = {}
         for selector, part in group.groupby("selector", sort=False):
             ordered = part.sort_values(["document", "low"], kind="stable")
             numbers = np.ascontiguousarray(ordered[_NUMBERS].to_numpy(np.float64))
             if np.nan_to_num(numbers).any():
-                places = tuple(zip(ordered["document"], ordered["low"], strict=True))
+                places = tuple(zip(ordered["document"].astype(str), ordered["low"].astype(int), strict=True))
                 seen[str(selector)] = places, numbers.tobytes()
         for a, b in combinations(seen, 2):
             if seen[a] == seen[b]:

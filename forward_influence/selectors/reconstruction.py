@@ -53,7 +53,8 @@ def repetitions(trace: Trace, piece: int, asked: bool) -> list[Repetition]:
     Raises:
         UsageError: words are wanted and the model came without a tokenizer.
     """
-    begin, ask = 0, {True: [], False: []}  # whether a piece is the first -> token ids
+    begin = 0
+    ask: dict[bool, list[int]] = {True: [], False: []}  # whether a piece is the first -> token ids
     turn: list[int] = []
     if asked:
         tokenizer = tokenizer_of(trace.signal(f"second_reading:{piece}"))
