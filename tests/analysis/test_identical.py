@@ -39,7 +39,7 @@ def test_rules_that_select_the_same_are_named_and_no_others(tmp_path):
     assert "selects what recent selects, in all 2 documents" in flags["streaming", "0.2", "far"]
     assert "selects what streaming selects" in flags["recent", "0.1", "near"]
     assert not any("selects what" in text for text in flags[["knorm", "random"]])
-    assert line in report(run).html.replace("&#34;", '"')
+    assert line in report([run]).html.replace("&#34;", '"')
 
 
 def test_one_document_that_differs_is_enough(tmp_path):

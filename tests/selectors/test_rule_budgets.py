@@ -94,7 +94,7 @@ def test_adaptive_heads_change_nothing_where_heads_score_alike():
 #: The oracle looks at the continuation, which a context alone does not show: tests of its own.
 EVERY = [
     *(
-        f"{name}:asked=false" if "kvzip" in name else name
+        f"{name}:asked=false,spread=even" if "kvzip" in name else name
         for name in discover()
         if name not in ("mix", "product", "oracle")
     ),

@@ -32,7 +32,7 @@ def traced(spec: str, dtype: torch.dtype, tokens: torch.Tensor, first: int, last
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("n", [6, 7, 9, 17])
+@pytest.mark.parametrize("n", [6, 17])
 def test_contexts_shorter_than_windows_chunks_partitions_and_sinks(spec, n):
     """Of 4 protected tokens at the start and 1 at the end, 1 to 12 candidates are left."""
     tokens = seen("llama").tokens[:n]
@@ -50,6 +50,8 @@ def test_contexts_shorter_than_windows_chunks_partitions_and_sinks(spec, n):
 def test_sixteen_bits_give_scores_of_float32(spec, dtype):
     """Scores tie in 16 bits where float32 tells them apart; none may be infinite or NaN."""
     tokens = seen("llama").tokens
+    if spec in ("attention", "caote", "pyramid", "rpc"):  # what lies in their window has no score
+        spec += ":window=8"
     scores = final_scores(parse_selector(spec), traced(spec, dtype, tokens, 4, 52))
     assert scores.dtype in (torch.float32, torch.float64)
     assert torch.isfinite(scores[..., 4:52]).all()

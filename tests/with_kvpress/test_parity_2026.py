@@ -99,7 +99,7 @@ def test_compactor_scores_as_the_press_would_with_scaled_logits_and_exact_levera
 @pytest.mark.parametrize("piece", [100, 2048])
 @pytest.mark.parametrize("chat", [False, True])
 def test_kvzip_scores_and_masks_as_the_press(tmp_path, plus, piece, chat, monkeypatch):
-    hf = tiny_model("llama", torch.float32, seed=3, vocab_size=VOCABULARY)
+    hf = tiny_model("llama", torch.float32, seed=3, vocab_size=VOCABULARY, max_position_embeddings=1024)
     tokenizer = byte_tokenizer(chat)
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr(hf.config, "name_or_path", str(tmp_path), raising=False)
