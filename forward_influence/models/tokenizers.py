@@ -17,7 +17,7 @@ def remember_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         _tokenizers[model] = tokenizer
 
 
-def tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+def remembered_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer that a model was loaded or wrapped with, or the one that lies where its weights came from."""
     if model not in _tokenizers and (place := getattr(model.config, "name_or_path", "")):
         from transformers import AutoTokenizer

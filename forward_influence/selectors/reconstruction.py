@@ -16,7 +16,7 @@ from forward_influence.instrument.forward import forward_hidden
 from forward_influence.instrument.instrument import beside
 from forward_influence.instrument.output_projection import watched_inputs
 from forward_influence.instrument.positions import positions_of
-from forward_influence.models.tokenizers import tokenizer_of
+from forward_influence.models.tokenizers import remembered_tokenizer
 from forward_influence.selectors.output_norms import output_norms
 from forward_influence.tracing.trace import Trace
 from forward_influence.utils.defaults import CHUNK
@@ -57,7 +57,7 @@ def repetitions(trace: Trace, piece: int, asked: bool) -> list[Repetition]:
     ask: dict[bool, list[int]] = {True: [], False: []}  # whether a piece is the first -> token ids
     turn: list[int] = []
     if asked:
-        tokenizer = tokenizer_of(trace.signal(f"second_reading:{piece}"))
+        tokenizer = remembered_tokenizer(trace.signal(f"second_reading:{piece}"))
         if tokenizer is None:
             raise UsageError("this model came without a tokenizer, so that it cannot be asked; give asked=false")
         before, turn = _around_a_turn(tokenizer)
