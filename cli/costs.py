@@ -37,8 +37,13 @@ def costs(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> l
     Raises:
         UsageError: the model cannot be measured so, or there is no such device.
     """
+    from forward_influence.influence.refusals import check_model
+    from forward_influence.instrument.architecture import refuse_unfit_caches
+    from forward_influence.instrument.steps import Steps
     from forward_influence.measurement.costs import plan
 
+    kinds = refuse_unfit_caches(resolved.spec, resolved.config.get_text_config(decoder=True))
+    check_model(request.effects, request.needs, kinds, Steps())
     sizes = sizes_of(resolved, recipe)
     throughput = measured_throughput(sizes) if load.tflops is None else load.tflops * 1e12
     workers = max(1, load.workers)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forward_influence.instrument.architecture import full_layers
+from forward_influence.instrument.steps import Steps
 from forward_influence.models import generation_settings
 from forward_influence.models.loading import Model
 from forward_influence.models.sizes import Sizes
@@ -23,6 +24,8 @@ class Card:
         windows: per layer, in tokens; None for full attention.
         unlike: layers with other numbers of heads than the full ones.
         kv_heads: of the full layers.
+        kinds: per layer, what transformers' cache calls it.
+        steps: how its tokens may follow a cache.
         sizes: what memory depends on.
         free_bytes: memory that is free where it is loaded; None where that is not known.
         description: what the manifest says beside that.
@@ -38,6 +41,8 @@ class Card:
     windows: tuple[int | None, ...]
     unlike: tuple[int, ...]
     kv_heads: int
+    kinds: tuple[str, ...]
+    steps: Steps
     sizes: Sizes
     free_bytes: int | None
     description: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -65,6 +70,8 @@ class Card:
             windows=anatomy.windows,
             unlike=anatomy.unlike,
             kv_heads=anatomy.kv_heads,
+            kinds=anatomy.kinds,
+            steps=anatomy.steps,
             sizes=Sizes.of(model.model.config, model.dtype.itemsize, accelerated=model.device.type != "cpu"),
             free_bytes=free_bytes(model.device),
             description={
@@ -97,5 +104,7 @@ class Card:
             "full_layers": list(self.full_layers(span)),
             "windows": list(self.windows),
             "kv_heads": self.kv_heads,
+            "cache_layers": list(self.kinds),
+            "run_in": self.steps.described(),
             **self.description,
         }

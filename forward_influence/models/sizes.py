@@ -114,6 +114,8 @@ def head_operations(sizes: Sizes, length: int) -> float:
 def _size(config: PreTrainedConfig, name: str, default: int | None = None) -> int:
     """A number of a configuration; `default` where it has none."""
     value = getattr(config, name, None) or default
+    if isinstance(value, list | tuple):  # one a layer (Gemma 3n)
+        value = max(value)
     if not isinstance(value, int) or value < 1:
         raise UsageError(
             f"the configuration ({config.model_type}) has {getattr(config, name, None)!r} for {name}, where a decoder "

@@ -64,7 +64,8 @@ def test_equal_to_passes_at_other_positions_or_refused(name):
         if trace is None:
             assert name not in WORKING
             assert "\n" not in reason
-            assert name in REFUSED or "shows no rotary embedding" in reason
+            latent = bool(model.anatomy.latent)  # it is rotated behind what is not, in a part that all heads share
+            assert name in REFUSED or latent or "shows no rotary embedding" in reason
             return
         assert name not in REFUSED
         reference = Moved(model.model, tokens[:N])
