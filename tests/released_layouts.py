@@ -1,8 +1,8 @@
 """Layouts of released checkpoints, shrunk: which kinds of layers a family has, in which order, and what they share.
 
-transformers' defaults are often a layout that no checkpoint has: LFM2 without convolutions, Granite 4 without attention,
-Gemma 4 without shared caches. A family that has several layouts among its checkpoints stands here more than once, as
-`model_type:layout`.
+transformers' defaults are often a layout that no checkpoint has: LFM2 without convolutions, Granite 4 without
+attention, Gemma 4 without shared caches. A family that has several layouts among its checkpoints stands here more than
+once, as `model_type:layout`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "n_groups": 2,
         "chunk_size": 16,
         "moe_shared_expert_intermediate_size": 16,
-        "time_step_min": 0.3,  # reached, so that it shows where a step forgets it
     },
     "granitemoehybrid": {  # Granite 4.0 H: no rotary embedding
         **_MAMBA_2,
@@ -134,10 +133,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
         "position_embedding_type": "nope",
         "num_local_experts": 4,
-        "attention_multiplier": 0.125,
-        "embedding_multiplier": 12.0,
-        "residual_multiplier": 0.22,
-        "logits_scaling": 6.0,
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
     },
     "granitemoehybrid:without experts": {  # Granite 4.0 H 1B and 350M
         **_MAMBA_2,
@@ -183,7 +182,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "mamba_ngroups": 2,
         "mamba_d_state": 8,
         "chunk_size": 16,
-        "time_step_min": 0.3,
         "num_key_value_heads": 4,
         "head_dim": ...,
     },
@@ -347,6 +345,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "dense_intermediate_size": 48,
     },
 }
+#: A token that comes alone is spared the lower limit on its time step (Mamba 2 of Nemotron-H and Zamba 2), which shows
+#: where the limit is reached.
+LAYOUTS |= {f"{name}:limited time steps": {**LAYOUTS[name], "time_step_min": 0.3} for name in ("nemotron_h", "zamba2")}
 
 
 def family(name: str) -> str:

@@ -57,8 +57,8 @@ def find_steps(model: PreTrainedModel, tokens: Tensor, stateful: bool) -> tuple[
     Raises:
         UsageError: in no way does a text that is cut give what the whole gives.
     """
-    remember([model, backbone(model)], Steps())  # what was found of it before may not hold any more
     whole = _native_logits(model, tokens, (sum(PROBE),), Steps())
+    remember([model, backbone(model)], Steps())  # what was found of it before may not hold any more
     for lengths, steps in _WAYS if stateful else _WAYS[:1]:
         native = _native_logits(model, tokens, lengths, steps)
         if same_logits(whole, native):
