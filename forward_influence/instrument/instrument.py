@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from forward_influence.errors import ForwardInfluenceError
@@ -155,11 +155,19 @@ class Instrument:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if self.recorder is not None:
                 states = output[0] if isinstance(output, tuple) else output
-                if states.dim() > 3:  # Gemma 3n keeps several versions of them, of which layers read one
-                    states = states[getattr(text_config(self.model.config), "altup_active_idx", 0)]
+                if states.dim() > 3:
+                    states = _one_stream(states, text_config(self.model.config))
                 self.recorder.hidden(index, states)
 
         return hook
+
+
+def _one_stream(states: Tensor, config: PreTrainedConfig) -> Tensor:
+    """A layer's output (1, q, hidden) where several are kept side by side."""
+    active = getattr(config, "altup_active_idx", None)
+    if active is not None:  # Gemma 3n: (versions, 1, q, hidden), of which layers read one
+        return states[active]
+    return states.flatten(2)  # hyper-connections, (1, q, streams, hidden): layers read a mixture of all
 
 
 @contextmanager
