@@ -36,6 +36,7 @@ from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.instrument.selective_layer import SelectiveLayer, indices
 from forward_influence.instrument.states import state_bytes
 from forward_influence.models.fingerprint import mark
+from forward_influence.models.holding import holding
 from forward_influence.models.loading import Model
 from forward_influence.selectors import Selector
 from forward_influence.selectors.protection import PROTECT_FIRST
@@ -110,7 +111,7 @@ class Session:
         self.recorder.add_ready(model)
         self.prompt = 0
         self._events: list[Event] = []
-        self._remarks: dict[str, None] = {}
+        self._remarks: dict[str, None] = dict.fromkeys(filter(None, [holding(anatomy.kinds)]))
         self._contiguous: tuple[int, int] | None = None  # (last tokens that all held, tokens seen) when last compressed
 
     def part(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forward_influence.instrument.architecture import full_layers
+from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.steps import Steps
 from forward_influence.models import generation_settings
+from forward_influence.models.held_bytes import held_by
+from forward_influence.models.holding import holding
 from forward_influence.models.loading import Model
 from forward_influence.models.sizes import Sizes
 from forward_influence.utils.memory import free_bytes
@@ -72,7 +75,7 @@ class Card:
             kv_heads=anatomy.kv_heads,
             kinds=anatomy.kinds,
             steps=anatomy.steps,
-            sizes=Sizes.of(model.model.config, model.dtype.itemsize, accelerated=model.device.type != "cpu"),
+            sizes=_sizes(model),
             free_bytes=free_bytes(model.device),
             description={
                 "class": type(model.model).__name__,
@@ -106,5 +109,12 @@ class Card:
             "kv_heads": self.kv_heads,
             "cache_layers": list(self.kinds),
             "run_in": self.steps.described(),
+            "holding": holding(self.kinds),
             **self.description,
         }
+
+
+def _sizes(model: Model) -> Sizes:
+    config = model.model.config
+    sizes = Sizes.of(config, model.dtype.itemsize, accelerated=model.device.type != "cpu")
+    return sizes.holding(held_by(backbone(model.model), config), config)
