@@ -30,7 +30,7 @@ def case():
     with Float64():
         model = wrap_model(tiny_family("deepseek_v3"))
         tokens = torch.randint(3, 97, (N + M,), generator=torch.Generator().manual_seed(5))
-        yield model, tokens, recorded(model, tokens, "snapkv:window=8", "h2o", "knorm", "caote:window=8", "q-filter")
+        yield model, tokens, recorded(model, tokens, "attention:window=8", "h2o", "knorm", "caote:window=8", "q-filter")
 
 
 def recorded(model, tokens, *rules):
@@ -67,7 +67,7 @@ def test_keys_are_those_of_all_heads_side_by_side(case, judged):
 
 def test_an_entry_gets_the_mean_attention_of_all_heads(case, judged):
     _, _, trace = case
-    snap = parse_selector("snapkv:window=8,kernel=1").scores(trace)
+    snap = parse_selector("attention:window=8,kernel=1").scores(trace)
     heavy = parse_selector("h2o").scores(trace)
     norms = parse_selector("knorm").scores(trace)
     for row, layer in enumerate(trace.layers):
