@@ -29,7 +29,7 @@ from forward_influence.instrument.probes import (
     check_removal,
     find_steps,
     instrumented_logits,
-    one_line,
+    kind_and_line,
     probe_tokens,
     same_logits,
 )
@@ -150,7 +150,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         except CACHE_TOO_SHORT as error:
             raise UsageError(f"{name} has more attending layers than its cache has, which is not supported") from error
         except AttributeError as error:
-            raise UsageError(f"{name} keeps more in its cache than is known here ({one_line(error)})") from error
+            raise UsageError(f"{name} keeps more in its cache than is known here ({kind_and_line(error)})") from error
         latent = _latent(model, probe, cache)
         layers = _check_probe(name, probe, cache, latent, len(lengths))
         difference = largest_difference(native, logits)
@@ -202,7 +202,7 @@ def refuse_unfit_caches(name: str, config: object) -> tuple[str, ...]:
     try:
         layers = DynamicCache(config=config).layers  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise UsageError(f"{name}: transformers makes no cache for it ({one_line(error)})") from error
+        raise UsageError(f"{name}: transformers makes no cache for it ({kind_and_line(error)})") from error
     kinds = tuple(type(layer).__name__ for layer in layers)
     if not any(holds_entries(layer) for layer in layers):
         raise UsageError(

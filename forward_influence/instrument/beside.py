@@ -14,7 +14,7 @@ from forward_influence.instrument.selective_layer import SelectiveLayer
 from forward_influence.instrument.states import carries_state, copy_states
 
 
-def beside(full: SelectiveCache, branch: SelectiveCache, n: int) -> SelectiveCache:
+def joined_caches(full: SelectiveCache, branch: SelectiveCache, n: int) -> SelectiveCache:
     """A cache with what `branch` holds of the context, and what `full` has of everything else; both stay as they are.
 
     Args:

@@ -90,11 +90,11 @@ def _native_logits(model: PreTrainedModel, tokens: Tensor, lengths: tuple[int, .
         model.set_attn_implementation(before)
     assert failure is not None
     raise UsageError(
-        f"{type(model).__name__} does not run over two chunks with a cache ({one_line(failure)})"
+        f"{type(model).__name__} does not run over two chunks with a cache ({kind_and_line(failure)})"
     ) from failure
 
 
-def one_line(error: Exception) -> str:
+def kind_and_line(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
 

@@ -14,7 +14,7 @@ from forward_influence.measurement.controls import POSITIVE_POSITIONS
 from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.token_counts import document_tokens, floor_runs, gradient_tokens, measured_count
-from forward_influence.models.held_bytes import held_by
+from forward_influence.models.held_bytes import cache_bytes_of
 from forward_influence.models.sizes import Sizes, forward_operations, head_operations
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.quiet import quiet
@@ -85,7 +85,7 @@ def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("batched_mm")  # the others look at numbers, of which there are none
         with quiet():
-            return sizes.holding(held_by(decoder.eval(), config), config)
+            return sizes.holding(cache_bytes_of(decoder.eval(), config), config)
     except Exception:  # whatever a model's code raises without numbers
         return sizes
 

@@ -39,7 +39,7 @@ class HeldLayer:
 
 
 @dataclass(frozen=True)
-class Held:
+class CacheBytes:
     """What a cache holds.
 
     Attributes:
@@ -66,7 +66,7 @@ class Held:
         return tuple(layer for layer in self.layers if layer.window is None)
 
 
-def held_by(decoder: nn.Module, config: PreTrainedConfig) -> Held:
+def cache_bytes_of(decoder: nn.Module, config: PreTrainedConfig) -> CacheBytes:
     """Run a few tokens through a decoder, which may be one without memory (on the device "meta").
 
     Args:
@@ -79,7 +79,7 @@ def held_by(decoder: nn.Module, config: PreTrainedConfig) -> Held:
     with torch.no_grad(), uncompiled():
         decoder(tokens, use_cache=True, **named_cache(decoder, cache))
     layers = [layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor)]
-    return Held(tuple(map(_held, layers)), sum(_bytes(t) for layer in cache.layers for t in _states(layer)))
+    return CacheBytes(tuple(map(_held, layers)), sum(_bytes(t) for layer in cache.layers for t in _states(layer)))
 
 
 def _held(layer: Any) -> HeldLayer:

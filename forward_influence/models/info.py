@@ -9,7 +9,7 @@ from forward_influence.instrument.architecture import full_layers
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.steps import Steps
 from forward_influence.models import generation_settings
-from forward_influence.models.held_bytes import held_by
+from forward_influence.models.held_bytes import cache_bytes_of
 from forward_influence.models.holding import holding
 from forward_influence.models.loading import Model
 from forward_influence.models.sizes import Sizes
@@ -117,4 +117,4 @@ class Card:
 def _sizes(model: Model) -> Sizes:
     config = model.model.config
     sizes = Sizes.of(config, model.dtype.itemsize, accelerated=model.device.type != "cpu")
-    return sizes.holding(held_by(backbone(model.model), config), config)
+    return sizes.holding(cache_bytes_of(backbone(model.model), config), config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import layer_windows
-from forward_influence.models.held_bytes import Held
+from forward_influence.models.held_bytes import CacheBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -44,7 +44,7 @@ class Sizes:
     accelerated: bool = False
     parameters: int | None = None
     active: int | None = None
-    held: Held | None = None
+    held: CacheBytes | None = None
     expanded: int = 0
 
     @classmethod
@@ -70,7 +70,7 @@ class Sizes:
             accelerated=accelerated,
         )
 
-    def holding(self, held: Held, config: PreTrainedConfig) -> Sizes:
+    def holding(self, held: CacheBytes, config: PreTrainedConfig) -> Sizes:
         """The same with what the model's cache was found to hold, which configurations name in many ways."""
         if not held.full:
             return replace(self, held=held)

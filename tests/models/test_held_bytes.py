@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.compat import named_cache
 from forward_influence.measurement.costs import counted
-from forward_influence.models.held_bytes import held_by
+from forward_influence.models.held_bytes import cache_bytes_of
 from forward_influence.models.holding import holding
 from forward_influence.models.sizes import Sizes
 
@@ -51,7 +51,7 @@ def _bytes(cache: DynamicCache) -> int:
 @pytest.mark.parametrize("name", [*KINDS, NOT_WITHOUT_MEMORY])
 def test_as_many_bytes_as_a_cache_holds(name):
     model = tiny_family(name, torch.float32)
-    sizes = Sizes.of(model.config).holding(held_by(backbone(model), model.config), model.config)
+    sizes = Sizes.of(model.config).holding(cache_bytes_of(backbone(model), model.config), model.config)
     for count in (5, WINDOW - 2):
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_as_many_bytes_as_a_cache_holds(name):
 def test_a_model_without_memory_shows_the_same(name):
     model = tiny_family(name, torch.float32)
     config = tiny_config(name)
-    assert counted(Sizes.of(config), config).held == held_by(backbone(model), model.config)
+    assert counted(Sizes.of(config), config).held == cache_bytes_of(backbone(model), model.config)
 
 
 def test_the_formula_remains_where_a_model_does_not_run_without_memory():

@@ -16,7 +16,7 @@ from forward_influence.influence.effects.base import Branch, Effect
 from forward_influence.influence.effects.registry import register
 from forward_influence.influence.full_run import Continuation
 from forward_influence.influence.masked import masked_direct_influence
-from forward_influence.instrument.beside import beside
+from forward_influence.instrument.beside import joined_caches
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import continuation_hidden, forward_hidden
 from forward_influence.instrument.instrument import Instrument
@@ -85,7 +85,7 @@ def _one_by_one(continuation: Continuation, held: SelectiveCache, distances: Ten
                 instrument.cache = full
                 continuation_hidden(model.model, tokens[done:distance], instrument, continuation.chunk)
                 done = distance
-            instrument.cache = beside(full, held, trace.n)
+            instrument.cache = joined_caches(full, held, trace.n)
             parts.append(forward_hidden(model.model, tokens[distance : distance + 1], instrument))
         instrument.cache = None
     return torch.cat(parts)
