@@ -37,13 +37,24 @@ def costs(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> l
     Raises:
         UsageError: the model cannot be measured so, or there is no such device.
     """
+    from forward_influence.influence.refusals import check_model
+    from forward_influence.instrument.architecture import refuse_unfit_caches
+    from forward_influence.instrument.steps import Steps
     from forward_influence.measurement.costs import plan
+    from forward_influence.models.holding import holding
 
+    kinds = refuse_unfit_caches(resolved.spec, resolved.config.get_text_config(decoder=True))
+    check_model(request.effects, request.needs, kinds, Steps())
     sizes = sizes_of(resolved, recipe)
     throughput = measured_throughput(sizes) if load.tflops is None else load.tflops * 1e12
     workers = max(1, load.workers)
     found = plan(sizes, request, load.documents, chunk=load.chunk, throughput=throughput, workers=workers)
-    return _lines(found, throughput, workers, load.tflops is None)
+    return [*_lines(found, throughput, workers, load.tflops is None), *_states(holding(kinds))]
+
+
+def _states(words: str) -> list[str]:
+    """Where else than in entries a token lives on, where there is such a place."""
+    return [f"{'states':<16} {words}"] if words else []
 
 
 def sizes_of(resolved: Resolved, recipe: Recipe) -> Sizes:

@@ -115,14 +115,15 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
         typer.echo(tables.text(table, form), nl=False)
         return
     for title, part, notes in _parts(table, chosen, evaluation.configuration["model"], baseline):
+        lines = [*notes, *filter(None, [evaluation.manifest["model"].get("holding")])]
         if form is Format.table:
             tables.show(part, title)
             out = tables.console()
-            for line in notes:
+            for line in lines:
                 out.print(line, markup=False, style="dim", soft_wrap=True)
         else:
             mark = "% " if form is Format.latex else "- "
-            typer.echo("\n".join([tables.text(part, form, title), *(mark + line for line in notes)]))
+            typer.echo("\n".join([tables.text(part, form, title), *(mark + line for line in lines)]))
 
 
 def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> list[tuple[str, pd.DataFrame, list[str]]]:

@@ -43,6 +43,7 @@ def influence_map_command(
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls
     from forward_influence.measurement.request import Request
+    from forward_influence.models.holding import holding
 
     out, block = result.out, choices.block
     if out.suffix != ".parquet":
@@ -69,7 +70,8 @@ def influence_map_command(
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another `out`") from error
     _show(frame, read_controls(out))
-    typer.echo(f"map: {out}\npicture: {picture}")
+    for line in filter(None, [holding(loaded.anatomy.kinds), f"map: {out}", f"picture: {picture}"]):
+        typer.echo(line)
 
 
 def _show(frame: pd.DataFrame, controls: MapControls) -> None:

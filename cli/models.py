@@ -140,20 +140,23 @@ def show_command(
 
 def made_of(loaded: Model) -> dict[str, Any]:
     """What a model is made of, by name; plain values, fit for JSON."""
+    from forward_influence.models.holding import holding
     from forward_influence.utils.tokenization import leading_tokens
 
     anatomy, config = loaded.anatomy, loaded.model.config
-    windows = {i: window for i, window in enumerate(anatomy.windows) if window is not None}
-    full = [i for i in range(anatomy.layers) if i not in windows]
-    per_token = anatomy.layers * 2 * anatomy.kv_heads * anatomy.head_size * loaded.dtype.itemsize
+    windows = {window for window in anatomy.windows if window}
+    full = [i for i, window in enumerate(anatomy.windows) if window is None]
+    with_entries = sum(window != 0 for window in anatomy.windows)
+    per_token = with_entries * anatomy.entry_size * loaded.dtype.itemsize
     begin = loaded.tokenizer.convert_ids_to_tokens(leading_tokens(loaded.tokenizer))
     return {
         "class": type(loaded.model).__name__,
         "type": config.model_type,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "attention layers": anatomy.layers,
-        "full attention": "all" if not windows else full,
-        "windows": sorted(set(windows.values())),
+        "attention layers": with_entries,
+        "full attention": "all" if len(full) == with_entries else full,
+        "windows": sorted(windows),
+        "states": holding(anatomy.kinds) or None,
         "query heads": anatomy.query_heads,
         "kv heads": anatomy.kv_heads,
         "head size": anatomy.head_size,

@@ -11,7 +11,7 @@ from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.measures.controls import floor_text
 from forward_influence.analysis.measures.decay import HALF_FROM
 from forward_influence.analysis.measures.identical import identical_notes
-from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text
+from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text, holding_lines
 from forward_influence.analysis.reading.curves import FINE_SHARE
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, Method
@@ -92,6 +92,7 @@ def comparison_notes(
         Note(BOOTSTRAP_NOTE if method.kind == "bootstrap" else T_NOTE, _BY_RULE),
         Note(crossover_note(finest), ("crossovers",)),
         *(Note(text) for text in identical_notes(alike)),
+        *(Note(text) for text in holding_lines([run for run, _ in measured])),
         *(Note(text) for text in candidate_lines(measured[0][0], zones)),
         *(Note(text) for text in held_notes(held_table(zones))),
         Note(floor_text(zones, " (*)")),

@@ -113,6 +113,7 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
         "mean KL in nats: geometric mean over documents; "
         + ", ".join(f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True))
         + " tokens",
+        *holding_lines([run]),
         *candidate_lines(run, frame),
         *held_notes(held_table(frame)),
         *grain_lines(frame),
@@ -130,6 +131,16 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     if frame["document"].nunique() < MINIMUM_DOCUMENTS:
         lines.append(f"intervals need {MINIMUM_DOCUMENTS} documents; there are {frame['document'].nunique()}")
     return lines
+
+
+def holding_lines(runs: Sequence[Run]) -> list[str]:
+    """Where else than in entries a token lives on in the runs' models; none where entries are all there is."""
+    said: dict[str, None] = {}
+    for run in runs:
+        text = str(run.manifest["model"].get("holding") or "")
+        ablated = text and run.configuration.get("states") == "ablate"
+        said[text + "; here the states are rebuilt without what removed tokens wrote" * bool(ablated)] = None
+    return [text for text in said if text]
 
 
 def candidate_lines(run: Run, frame: pd.DataFrame) -> list[str]:

@@ -67,6 +67,7 @@ def about(run: Run, label: str) -> dict[str, Any]:
         ("Model fingerprint", model["fingerprint"]),
         ("Layers", f"{model['layers']}, of which {len(model['full_layers'])} with full attention; "
                    f"{model['query_heads']} query heads, {model['kv_heads']} key/value heads"),
+        ("Entries and states", model.get("holding", "")),
         ("Documents", f"{len(measured(run))} of {len(run.documents)} measured, from {_listed(asked.get('documents'))}"),
         ("Skipped", "; ".join(skipped) if skipped else "none"),
         ("Rules", _listed(asked.get("selectors"))),

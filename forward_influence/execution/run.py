@@ -15,6 +15,8 @@ import torch
 from forward_influence.data.cutting import Cut
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Executor, LocalExecutor, Task
+from forward_influence.influence.refusals import check_model
+from forward_influence.influence.state_ablation import require_states
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.slices import check_slices
 from forward_influence.measurement.token_counts import document_tokens
@@ -188,6 +190,9 @@ def measure(
         executor = LocalExecutor(model)
     card = executor.card() if model is None else Card.of(model)
     request.check_positions(card.positions, card.spec)
+    check_model(request.effects, request.needs, card.kinds, card.steps)
+    if request.states != "keep":
+        require_states(card.kinds)
     layers = card.full_layers(request.span)
     check_slices(request, layers, card.kv_heads)
     threads = threads or getattr(executor, "threads", None) or torch.get_num_threads()

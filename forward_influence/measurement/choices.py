@@ -84,6 +84,13 @@ class Choices(Configuration):
     )
     per_layer: bool = option(False, "Ablate layer by layer, each by itself.", MEASURED)
     rerotate: bool = option(False, "Move the kept keys up to the continuation, closing the gaps.", MEASURED, alike=True)
+    states: str = option(
+        "keep",
+        "Of hybrid models: keep what removed tokens wrote into states, or ablate that too (rules per token).",
+        MEASURED,
+        choices=("keep", "ablate"),
+        alike=True,
+    )
     compressors: tuple[str, ...] = option(
         (),
         "Instead of rules: how faithful the model stays under it; repeatable.",

@@ -14,6 +14,7 @@ from forward_influence.measurement.controls import POSITIVE_POSITIONS
 from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.token_counts import document_tokens, floor_runs, gradient_tokens, measured_count
+from forward_influence.models.held_bytes import cache_bytes_of
 from forward_influence.models.sizes import Sizes, forward_operations, head_operations
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.quiet import quiet
@@ -53,15 +54,17 @@ class Plan:
 
 
 def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
-    """The sizes with the weights of the model that a configuration describes, made without memory for them.
+    """The sizes with the weights and the cache of the model that a configuration describes, made without memory.
 
-    Where transformers cannot make it, they are left to the formula. No code that comes with a model is run.
+    Where transformers cannot make it, or cannot run it without memory, they are left to the formula. No code that comes
+    with a model is run.
     """
     from transformers import AutoModelForCausalLM
 
+    kind = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[sizes.itemsize]
     try:
         with quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
         decoder, head = model.get_decoder(), model.get_output_embeddings()
     except Exception:  # whatever a model's code raises on a configuration
         return sizes
@@ -77,7 +80,14 @@ def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
     parameters = sum(weight.numel() for weight in model.parameters())
     if sizes.tied:
         parameters -= counted_twice(model)
-    return replace(sizes, parameters=parameters, active=round(active))
+    sizes = replace(sizes, parameters=parameters, active=round(active))
+    try:
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("batched_mm")  # the others look at numbers, of which there are none
+        with quiet():
+            return sizes.holding(cache_bytes_of(decoder.eval(), config), config)
+    except Exception:  # whatever a model's code raises without numbers
+        return sizes
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:

@@ -241,6 +241,7 @@ class _Segment:
         """The full cache's run from the store; without a store None, for it is run where it is needed."""
         if self.store is None:
             return None
+        keeps = keeps and self.model.anatomy.replayable
         key = baseline_key(self.key, continuation)
         entry = self.store.get(key, self.model.device)
         count = len(trace.cache.layers)

@@ -76,6 +76,7 @@ class Request(Choices, Displayed):
         _refuse_twice("rule", [rule.spec for rule in rules])
         _refuse_twice("budget", [budget.text for budget in self.parsed_budgets])
         object.__setattr__(self, "rules", rules)
+        self._check_states()
         object.__setattr__(self, "contenders", self._contenders())
         for budget in self.parsed_budgets if rules else ():
             self.candidates.to_choose(budget, self.mode)
@@ -114,9 +115,11 @@ class Request(Choices, Displayed):
             return ()
         from forward_influence.compression.contenders import contenders
 
-        if self.effect != DEFAULT or self.layers or self.heads or self.per_layer or self.rerotate:
+        sliced = self.layers or self.heads or self.per_layer or self.rerotate
+        if self.effect != DEFAULT or sliced or self.states != "keep":
             raise UsageError(
-                "a compressor is measured as it is: leave out `effect`, `layers`, `heads`, `per_layer` and `rerotate`"
+                "a compressor is measured as it is: leave out `effect`, `layers`, `heads`, `per_layer`, `rerotate` and "
+                "`states`"
             )
         if self.verify and not self.selectors:
             raise UsageError("`verify` checks the removal of rules' tokens; leave it out, or name one with `selectors`")
@@ -151,6 +154,22 @@ class Request(Choices, Displayed):
             )
         if self.verify and self.rerotate:
             raise UsageError("`verify` checks by masking, which moves no positions; leave out `rerotate` or `verify`")
+
+    def _check_states(self) -> None:
+        """States lose whole tokens, everywhere, and there is no second way to measure that."""
+        if self.states == "keep":
+            return
+        if self.effect != DEFAULT or self.layers or self.heads or self.per_layer or self.rerotate or self.verify:
+            raise UsageError(
+                "`states` ablate is about tokens as a whole, and about the total effect: leave out `effect`, `layers`, "
+                "`heads`, `per_layer`, `rerotate` and `verify`"
+            )
+        finer = [rule for rule in self.rules if rule.per != "token"]
+        if finer:
+            raise UsageError(
+                f"`states` ablate removes whole tokens, and {finer[0].spec} chooses per {finer[0].per}; ask for it per "
+                "token (per=token)"
+            )
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:

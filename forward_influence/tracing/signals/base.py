@@ -240,4 +240,4 @@ class Ready(Recording):
 
 def entries(sizes: Sizes, context: int) -> int:
     """Entries of a context's cache that can be removed: full layers x kv heads x tokens."""
-    return (sizes.layers - len(sizes.windows)) * sizes.kv_heads * context
+    return sizes.full * sizes.kv_heads * context
