@@ -85,4 +85,5 @@ def selection_tables(found: Comparison, selected: Selections, rules: int) -> lis
 
 def _made(one: Measure, frame: pd.DataFrame, notes: list[str]) -> Table:
     note = "; ".join(notes) + "." if notes else ""
-    return table(one.name, one.heading or one.title, frame, one.page_cells, note)
+    # apart from the ids of sections: a measure may be called as one of them is
+    return table(f"table-{one.name}", one.heading or one.title, frame, one.page_cells, note)

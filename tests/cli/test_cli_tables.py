@@ -98,7 +98,7 @@ def test_overlap_and_tokens_in_every_format(run: Run, tmp_path: Path) -> None:
     assert made["shared"].tolist() == pytest.approx(pairs["shared"].tolist())
     assert made["shared_low"].tolist() == pytest.approx(pairs["shared_low"].tolist())
     bare = simulate(tmp_path / "bare", RULES, documents=2)
-    with pytest.raises(UsageError, match="measure with --save-selections"):
+    with pytest.raises(UsageError, match="measure with `save_selections`"):
         invoke(bare.folder, "--show", "overlap")
     one = simulate(tmp_path / "one", {"attention": Decay()}, documents=2, save_selections=True)
     out = invoke(one.folder, "--baseline", "attention", "--show", "overlap", "--show", "controls", "--show", "effects")

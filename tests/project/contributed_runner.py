@@ -13,11 +13,11 @@ from unittest import mock
 RULE = '''
 from forward_influence.selectors import selector
 SEEN = []
-@selector("recurrent", needs={"recurrence:4"})
+@selector("recurrent", needs={"recurrence:12"})
 def recurrent(trace):
     """Tokens that stood there a moment ago."""
-    SEEN.append((trace.tokens.tolist(), trace.signal("recurrence:4").tolist()))
-    return trace.signal("recurrence:4")
+    SEEN.append((trace.tokens.tolist(), trace.signal("recurrence:12").tolist()))
+    return trace.signal("recurrence:12")
 '''
 
 
@@ -66,7 +66,7 @@ def rules(place: Path) -> dict:
         "repeats": fi.parse_selector("repeats:power=-1").scores(trace).tolist(),
         "repeats_by_hand": [1 / counts[token] for token in tokens.tolist()],
         "recurrence": found,
-        "recurrence_by_hand": [seen[max(0, i - 4) : i].count(token) for i, token in enumerate(seen)],
+        "recurrence_by_hand": [seen[max(0, i - 12) : i].count(token) for i, token in enumerate(seen)],
     }
 
 
@@ -136,7 +136,7 @@ def main() -> None:
         tiny_files.save_tiny(place / "model")
         (place / "texts").mkdir()
         for i in range(2):
-            (place / "texts" / f"{i}.txt").write_text(" ".join(f"word{(i + 7) * j % 97}" for j in range(400)))
+            (place / "texts" / f"{i}.txt").write_text(" ".join(f"word{(i + 7) * j * j % 11}" for j in range(400)))
         found = {**rules(place), **effect(place), **tables(place), **executor(place), **option()}
     found["package"] = forward_influence.__file__
     sys.stdout.write("\n" + json.dumps(found) + "\n")

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -74,7 +73,8 @@ def test_it_works_by_itself_in_an_empty_environment(wheel: Path, tmp_path: Path)
         cwd=tmp_path,
     )
     [site] = (home / "lib").glob("python*/site-packages")
-    (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    lent = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    (site / "lent.pth").write_text("\n".join(lent) + "\n")
     where = run(python, "-c", "import forward_influence.cli as package; print(package.__file__)", cwd=elsewhere)
     assert Path(where.strip()).is_relative_to(site)
 
