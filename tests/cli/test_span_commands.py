@@ -106,7 +106,7 @@ def test_what_cannot_be_is_one_line(capsys, place: Path, tmp_path: Path, argumen
 def test_plan_has_no_documents_to_take_lengths_from(capsys, place: Path) -> None:
     code, _, err = call(capsys, "plan", "--model", place / "chat", "--measure-on", "answer")
     assert code == 2
-    assert "--measure-on takes lengths from documents, which `plan` does not read; use measure --dry-run" in err
+    assert "takes lengths from documents; ask `measure --dry-run`" in err
 
 
 def test_a_map_of_the_sentences_of_a_thought(capsys, place: Path, tmp_path: Path) -> None:
