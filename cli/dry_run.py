@@ -112,13 +112,16 @@ def show_measurement(request: Request, asked: Asked, loading: Loading, cluster: 
     from forward_influence.execution.run import Source, refuse_other_run, request_configuration
 
     resolved = loading.resolved()
-    request.check_positions(resolved.positions, resolved.spec)
+    if request.spans is None:
+        request.check_positions(resolved.positions, resolved.spec)
     prepared = prepare_documents(asked, request.seed, resolved, request)
     if result.out is not None:
         source = Source(asked.documents, asked.sample, asked.max_documents)
         refuse_other_run(result.out, request_configuration(resolved.spec, prepared.documents, request, source))
     load = Load(len(prepared.documents), loading.effort.chunk, None, cluster.workers)
-    lines = [*_what(request, prepared), *costs(resolved, request, loading.recipe, load)]
+    lines = [*_what(request, prepared), *costs(resolved, request.longest(prepared.documents), loading.recipe, load)]
+    if request.spans is not None:
+        lines.append(f"{'costs':<16} as if every document were as long as the longest")
     lines += [f"{'remark':<16} {remark}" for remark in request.remarks]
     lines += [f"{'until':<16} it ends sooner, if intervals are narrow enough"] if result.until is not None else []
     show_plan("measure", lines, loading.recipe, asked, request, result, loading.effort, cluster)
@@ -140,8 +143,17 @@ def _what(request: Request, prepared: Prepared) -> list[str]:
     segments = sum(len(document.segments) for document in prepared.documents)
     return [
         f"{'measured':<16} {', '.join(names[:_NAMED])}{more}",
-        f"{'segments':<16} {segments} of {request.context} + {request.continuation} tokens",
+        f"{'segments':<16} {segments} of {_lengths(request, prepared)} tokens",
         f"{'rules':<16} {', '.join(request.selectors) or 'none'}",
         *([f"{'compressors':<16} {', '.join(request.compressors)}"] if request.compressors else []),
         f"{'budgets':<16} {', '.join(request.budgets) or ', '.join(f'{n} held' for n in request.match_held)}",
     ]
+
+
+def _lengths(request: Request, prepared: Prepared) -> str:
+    """Context + continuation; where they differ between documents, from the shortest to the longest."""
+    layouts = [document.layout for document in prepared.documents if document.layout is not None]
+    if not layouts:
+        return f"{request.context} + {request.continuation}"
+    ends = [sorted(getattr(layout, name) for layout in layouts) for name in ("context", "count")]
+    return " + ".join(f"{low} to {high}" for low, *_, high in (values * 2 for values in ends)) + " measured"

@@ -49,28 +49,39 @@ def influence_map_command(
     if out.suffix != ".parquet":
         raise UsageError(f"cannot write {out}; `out` must end in .parquet")
     wanted = MapRequest(**vars(choices))
+    spans = {name: getattr(choices, name) for name in ("measure_on", "context_of", "candidates_of")}
     request = Request(
         selectors=("recent",), budgets=("1",), context=wanted.context, continuation=wanted.continuation,
-        protect_first=0, protect_last=0,
+        protect_first=0, protect_last=0, **spans,
     )  # fmt: skip
     resolved = recipe.resolved()
-    request.check_positions(resolved.positions, recipe.model)
+    if request.spans is None:
+        request.check_positions(resolved.positions, recipe.model)
     prepared = prepare_documents(replace(documents, max_documents=1), result.seed, resolved, request)
     document = prepared.documents[0]
+    layout = document.layout
+    if layout is not None:
+        wanted = replace(wanted, context=layout.context, continuation=layout.continuation, layout=layout)
     loaded = recipe.loaded(resolved)
     name = document.document.name
     frame = influence_map(loaded, document.segments[0], wanted, out, name=name, progress=TerminalProgress())
     from forward_influence.analysis.formatting import style
     from forward_influence.analysis.plots.influence_map import draw_map
+    from forward_influence.analysis.plots.influence_text import draw_text
+    from forward_influence.utils.tokenization import text_pieces
 
     picture = out.with_suffix(".png")
     what = "each token removed by itself" if block == 1 else f"every {block} neighbouring tokens removed by themselves"
+    what = "each sentence removed by itself" if wanted.sentences else what
+    on_text = out.with_name(f"{out.stem}-text.png")
     try:
         style.save(draw_map(frame, f"{name}: {what}, {wanted.effect} effect"), picture)
+        pieces = text_pieces(loaded.tokenizer, document.segments[0][: wanted.context].tolist())
+        style.save(draw_text(frame, pieces, f"{name}: {what}, {wanted.effect} effect"), on_text)
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another `out`") from error
     _show(frame, read_controls(out))
-    for line in filter(None, [holding(loaded.anatomy.kinds), f"map: {out}", f"picture: {picture}"]):
+    for line in filter(None, [holding(loaded.anatomy.kinds), f"map: {out}", f"picture: {picture}", f"on the text: {on_text}"]):
         typer.echo(line)
 
 

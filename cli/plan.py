@@ -89,6 +89,8 @@ def plan_command(
     from forward_influence.measurement.request import Request
 
     request = Request(**vars(only_compressors(choices, given)))
+    if request.spans is not None:
+        raise UsageError("`measure_on` takes lengths from documents; ask `measure --dry-run`, which reads them")
     resolved = _resolved(recipe.model)
     request.check_positions(resolved.positions, recipe.model)
     count = _count(resolved, request, documents, machine, given)

@@ -11,8 +11,9 @@ from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.measures.controls import floor_text
 from forward_influence.analysis.measures.decay import HALF_FROM
 from forward_influence.analysis.measures.identical import identical_notes
+from forward_influence.analysis.measures.span_words import zones_by_spans
 from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text, holding_lines
-from forward_influence.analysis.reading.curves import FINE_SHARE
+from forward_influence.analysis.reading.binning import FINE_SHARE
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, Method
 from forward_influence.analysis.statistics.means import WHICH, disagreements
@@ -72,7 +73,9 @@ def comparison_notes(
     """
     edges = zones.groupby("bin")[["low", "high"]].first()
     where = ", ".join(f"{zone} {low} to {high - 1}" for zone, (low, high) in zip(ZONES, edges.to_numpy(), strict=True))
-    means = f"mean KL in nats, geometric mean over documents, and per-document ratios to the baseline; {where} tokens"
+    by_spans = measured[0][0].configuration.get("measure_on") is not None
+    where = zones_by_spans(measured[0][0]) if by_spans else f"{where} tokens"
+    means = f"mean KL in nats, geometric mean over documents, and per-document ratios to the baseline; {where}"
     half = f"half-distance: tokens beyond distance {HALF_FROM} until the fitted curve has halved"
     ratios = "ratio: geometric mean over documents of the rule's influence as a multiple of the control's"
     shares = "direct share: geometric mean of direct / total; indirect: mean of total - direct"
@@ -84,7 +87,7 @@ def comparison_notes(
         *(Note(text, MEANS) for text in disagreements(table)),
         Note("p: Wilcoxon signed-rank on log ratios, Holm over near, middle and far of each rule", ("table",)),
         Note("effect size: matched-pairs rank-biserial correlation, -1 to 1", ("table",)),
-        Note(f"{half}; shares: of all influence, {where} tokens", ("decay",)),
+        Note(f"{half}; shares: of all influence, {where}", ("decay",)),
         *(Note(text, ("decay",)) for text in _reasons(decay, "no decay fitted")),
         *(Note(text, ("crossovers",)) for text in _reasons(crossovers, "")),
         Note(ratios, ("controls",)),

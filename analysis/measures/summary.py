@@ -11,7 +11,9 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.held_words import entries
 from forward_influence.analysis.measures.controls import floor_text, matched_text, spread
-from forward_influence.analysis.reading.curves import load_zones, zone_edges
+from forward_influence.analysis.measures.span_words import candidates_by_spans, zones_by_spans
+from forward_influence.analysis.reading.binning import zone_edges
+from forward_influence.analysis.reading.curves import load_zones
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR, Matrix, by_rule, matrix
 from forward_influence.analysis.reading.pairing import (
@@ -109,10 +111,11 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     c = run.configuration
     continuation = int(frame["continuation"].max())
     edges = zone_edges(continuation)
+    ends = [f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True)]
+    by_spans = run.configuration.get("measure_on") is not None
+    zones = zones_by_spans(run) if by_spans else f"{', '.join(ends)} tokens"
     lines = [
-        "mean KL in nats: geometric mean over documents; "
-        + ", ".join(f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True))
-        + " tokens",
+        f"mean KL in nats: geometric mean over documents; {zones}",
         *holding_lines([run]),
         *candidate_lines(run, frame),
         *held_notes(held_table(frame)),
@@ -152,6 +155,8 @@ def candidate_lines(run: Run, frame: pd.DataFrame) -> list[str]:
     if of_rules.empty:
         return []
     first, last = (run.configuration.get(f"protect_{end}") or 0 for end in ("first", "last"))
+    if run.configuration.get("measure_on") is not None:
+        return [candidates_by_spans(run, of_rules, first, last)]
     context = int(of_rules["context"].max())
     count = context - first - last
     comes_to = []

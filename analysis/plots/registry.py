@@ -33,6 +33,7 @@ class Kind:
         needs_selections: whether the run must have been measured with `save_selections`.
         reads: "run", or what else the folder must be: "evaluation".
         place: where it stands in a report, smaller numbers first, those of one number by name.
+        needs_spans: whether the run must have been measured by spans.
     """
 
     name: str
@@ -41,20 +42,26 @@ class Kind:
     needs_selections: bool = False
     reads: str = "run"
     place: int = _LAST
+    needs_spans: bool = False
 
 
 def picture(
-    summary: str, *, needs_selections: bool = False, reads: str = "run", place: int = _LAST
+    summary: str,
+    *,
+    needs_selections: bool = False,
+    needs_spans: bool = False,
+    reads: str = "run",
+    place: int = _LAST,
 ) -> Callable[[Callable[[Any], Figure]], Callable[[Any], Figure]]:
     """Register a function `PlotData -> Figure` (`Sequence[Evaluation] -> Figure`) as the picture of its file's name.
 
     Args:
-        summary, needs_selections, reads, place: as of `Kind`.
+        summary, needs_selections, needs_spans, reads, place: as of `Kind`.
     """
 
     def register(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
         name = _name(draw.__module__.rpartition(".")[2])
-        _kinds[name] = Kind(name, summary, draw, needs_selections, reads, place)
+        _kinds[name] = Kind(name, summary, draw, needs_selections, reads, place, needs_spans)
         return draw
 
     return register

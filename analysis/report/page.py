@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.compare import Comparison, compare
 from forward_influence.analysis.measures.overlap import overlap_summary
+from forward_influence.analysis.measures.spans import has_spans
 from forward_influence.analysis.measures.summary import unfinished
 from forward_influence.analysis.plots import registry
 from forward_influence.analysis.plots.common import TooManyPanels
@@ -194,7 +195,7 @@ def _pictures(data: PlotData) -> tuple[list[Picture], list[str]]:
     made: list[Picture] = []
     missing: list[str] = []
     for name, kind in registry.kinds().items():
-        if kind.reads != "run":
+        if kind.reads != "run" or (kind.needs_spans and not has_spans(data.runs)):
             continue
         if kind.needs_selections and not data.selecting:
             missing.append(f"{name} (no selections were saved; measure with `save_selections`)")

@@ -40,6 +40,30 @@ class Choices(Configuration):
         choices=("text", "generate"),
         alike=True,
     )
+    measure_on: str | None = option(
+        None,
+        "Measure on these spans of each document (answer), however long, instead of `continuation` tokens.",
+        MEASURED,
+        shown="by lengths",
+        metavar="SPANS",
+        alike=True,
+    )
+    context_of: str | None = option(
+        None,
+        "The context ends where these spans end (prompt+thought).",
+        MEASURED,
+        shown="before what is measured",
+        metavar="SPANS",
+        alike=True,
+    )
+    candidates_of: str | None = option(
+        None,
+        "Rules choose among these spans' tokens (thought); a fractional budget is of them.",
+        MEASURED,
+        shown="the whole context",
+        metavar="SPANS",
+        alike=True,
+    )
     mode: str = option("drop", "drop what is selected, or keep only that.", MEASURED, choices=("drop", "keep"))
     effect: str = option(
         "total",
@@ -122,5 +146,22 @@ class MapChoices(Configuration):
     context: int = option(128, "Context tokens; every one costs a pass over the continuation.", BASICS, least=1)
     continuation: int = option(256, "Continuation tokens.", BASICS, least=1)
     block: int = option(1, "Neighbouring tokens removed together.", MEASURED, least=1)
+    stride: int | None = option(
+        None, "Tokens from one block to the next, for blocks that overlap.", MEASURED, least=1, shown="block"
+    )
+    sentences: bool = option(False, "Remove sentences instead of blocks.", MEASURED)
+    measure_on: str | None = option(
+        None,
+        "As of `measure`: spans of the document instead of lengths.",
+        MEASURED,
+        shown="by lengths",
+        metavar="SPANS",
+    )
+    context_of: str | None = option(
+        None, "As of `measure`.", MEASURED, shown="before what is measured", metavar="SPANS"
+    )
+    candidates_of: str | None = option(
+        None, "The spans whose tokens are removed.", MEASURED, shown="the whole context", metavar="SPANS"
+    )
     effect: str = option("total", "total or direct.", MEASURED)
     bin_width: int = option(32, "Positions whose mean makes one number.", MEASURED, least=1)

@@ -14,7 +14,7 @@ from scipy import stats
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
 
-from forward_influence.analysis.measures.compare import Comparison, _table, compare
+from forward_influence.analysis.measures.compare import Comparison, compare, table_of
 from forward_influence.analysis.measures.controls import controls, effects
 from forward_influence.analysis.measures.summary import notes, summarise
 from forward_influence.analysis.reading import comparable
@@ -124,7 +124,7 @@ def test_no_effect_raises_about_5_percent_false_alarms(tmp_path: Path) -> None:
 
 
 def _compare_frame(zones: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    return _table(zones, baseline, clustered=False, method=STUDENT).query("baseline != ''")
+    return table_of(zones, baseline, clustered=False, method=STUDENT).query("baseline != ''")
 
 
 def test_two_runs_are_read_as_one(tmp_path: Path) -> None:

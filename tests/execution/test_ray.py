@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_files import VOCABULARY, save_tiny
 
+from forward_influence.data.spans import Span, lay_out
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request
@@ -126,6 +128,19 @@ def test_two_nodes_give_the_local_runs_columns_bit_for_bit(cluster, model, folde
         assert all(torch.equal(one[name], two[name]) for name in one)
     assert heard.ended == 1
     assert heard.total > 0 and not heard.messages
+
+
+def test_documents_of_different_lengths_give_the_local_runs_columns(cluster, model, folder, tmp_path):
+    request = Request(selectors=("entropy", "random"), measure_on="answer", candidates_of="thought", protect_last=4)
+    documents = []
+    for i, plain in enumerate(tiny_data.documents(4, 100)):
+        spans = [Span("thought", 3, 40 + 5 * i), Span("answer", 43 + 5 * i, 50 + 7 * i)]
+        documents.append(replace(plain, layout=lay_out(spans, request.spans)))
+    local = measure(model, documents, request, tmp_path / "local", chunk=32)
+    executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=2)
+    spread = measure(model, documents, request, tmp_path / "ray", executor=executor, chunk=32)
+    assert contents(spread) == contents(local)
+    assert len({row["continuation"] for row in spread.rows()}) == 4
 
 
 def test_a_killed_worker_costs_its_document_which_is_done_again(cluster, model, folder, tmp_path):

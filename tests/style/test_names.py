@@ -19,6 +19,7 @@ TWO_THINGS = {
     "GRAINS": "of what a rule chooses; of how finely a page keeps ranks",
     "KINDS": "of a part's rows; of what `cur` multiplies",
     "Kind": "of pictures; of intervals",
+    "Layout": "how an evaluation is shown; how a document is measured by its spans",
     "Part": "a document's results; a run of layers and heads that hold as many entries",
     "Plan": "what to evaluate; what a run will cost",
     "Prepared": "documents, cut; a document's conditions",
