@@ -81,7 +81,9 @@ def influence_map_command(
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another `out`") from error
     _show(frame, read_controls(out))
-    for line in filter(None, [holding(loaded.anatomy.kinds), f"map: {out}", f"picture: {picture}", f"on the text: {on_text}"]):
+    for line in filter(
+        None, [holding(loaded.anatomy.kinds), f"map: {out}", f"picture: {picture}", f"on the text: {on_text}"]
+    ):
         typer.echo(line)
 
 
