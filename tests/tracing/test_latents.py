@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import brute_force
 import pytest
-import tiny_data
 import torch
 from families import tiny_family
 from float64 import Float64
 
 from forward_influence.attribution.gate_gradients import continuation_gradients, sampled_labels
 from forward_influence.errors import UsageError
-from forward_influence.execution.run import measure
 from forward_influence.influence.full_run import run_in_full
 from forward_influence.influence.measure import forward_influence
-from forward_influence.measurement.request import Request
-from forward_influence.measurement.screening import screen_document
 from forward_influence.models.loading import wrap_model
 from forward_influence.selectors import parse_selector
 from forward_influence.selectors.selection import Selection
@@ -154,24 +150,3 @@ def test_values_alone_cannot_be_replaced(case, kind):
     selection = Selection(torch.rand(trace.shape) < 0.5, trace.layers)
     with pytest.raises(UsageError, match="makes of one latent"):
         forward_influence(model, trace, tokens[N:], selection, ablation=kind)
-
-
-@pytest.mark.parametrize("name", ["qwen3_next", "glm_moe_dsa", "gemma3n_text"])
-def test_rules_that_look_ahead_are_refused_before_anything_is_read(name, tmp_path):
-    model = wrap_model(tiny_family(name, torch.float32))
-    documents = tiny_data.documents(1, N + M)
-    sizes = {"context": N, "continuation": M, "protect_last": 4, "budgets": ("0.4",)}
-    with pytest.raises(UsageError, match="no gradients go"):
-        measure(model, documents, Request(selectors=("oracle:zone=far",), **sizes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match="no gradients go"):
-        screen_document(model, documents[0], Request(selectors=("knorm",), **sizes))
-
-
-def test_a_manifest_says_what_was_found(tmp_path):
-    model = wrap_model(tiny_family("jamba", torch.float32))
-    request = Request(selectors=("knorm",), context=N, continuation=M, protect_last=4, budgets=("0.4",))
-    found = measure(model, tiny_data.documents(1, N + M), request, tmp_path / "run").manifest["model"]
-    assert found["cache_layers"] == list(model.anatomy.kinds) and "LinearAttentionLayer" in found["cache_layers"]
-    assert found["run_in"] == "one token at a time"
-    assert found["windows"] == [0, None, 0, None]

@@ -274,8 +274,9 @@ class _Crew:
             return
         stem = self._waiting.popleft()
         cut = self._documents[stem]
-        # nothing but its name, fingerprint and token ids travels
-        shipped = Cut(Document(cut.document.name, "", cut.document.fingerprint), tuple(cut.segments), cut.length)
+        # nothing but its name, fingerprint, token ids and spans travels
+        document = Document(cut.document.name, "", cut.document.fingerprint)
+        shipped = Cut(document, tuple(cut.segments), cut.length, cut.layout)
         self._busy[worker.measure.remote(shipped, self._request, self._task)] = (worker, stem)
 
     def work(self) -> Iterator[tuple[str, Any]]:
