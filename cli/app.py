@@ -19,6 +19,7 @@ from forward_influence.utils import threads
 
 #: Command -> (module, function or typer app). Adding a command adds a file and a line.
 COMMANDS = {
+    "quickstart": ("quickstart", "quickstart_command"),
     "measure": ("measure", "measure_command"),
     "screen": ("screen", "screen_command"),
     "influence-map": ("influence_map", "influence_map_command"),

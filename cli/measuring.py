@@ -30,7 +30,26 @@ def measure_documents(
     loading: Loading,
     command: str = "",
 ) -> None:
-    """Measure a request on documents, and show the table.
+    """Measure a request on documents, and show the table; arguments as of `measured`."""
+    run = measured(request, asked, out, until, loading, command)
+    _show(run)
+    if request.verify:
+        typer.echo(_verified(run))
+    if until is not None and run.stopped is None:
+        typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
+    if len(run.measured()) < len(run.documents):
+        raise typer.Exit(1)
+
+
+def measured(
+    request: Request,
+    asked: Asked,
+    out: str | None,
+    until: float | None,
+    loading: Loading,
+    command: str = "",
+) -> Run:
+    """The run of a request on documents.
 
     Args:
         asked: the documents, as typed.
@@ -66,7 +85,7 @@ def measure_documents(
         begun = _begun(where, build_configuration(card, prepared.documents, request, source))
         if begun is not None:
             _check_memory(begun, card, longest, loading.effort.memory_limit)
-    run = measure(
+    return measure(
         model,
         prepared.documents,
         request,
@@ -79,13 +98,6 @@ def measure_documents(
         compile=loading.effort.compile,
         trace_cache=loading.effort.cache_bytes(),
     )
-    _show(run)
-    if request.verify:
-        typer.echo(_verified(run))
-    if until is not None and run.stopped is None:
-        typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
-    if len(run.measured()) < len(run.documents):
-        raise typer.Exit(1)
 
 
 def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:
