@@ -76,7 +76,8 @@ def measured(
         resolved = loading.resolved()
         if request.spans is None:
             request.check_positions(resolved.positions, resolved.spec)
-        prepared = prepare_documents(asked, request.seed, resolved, request)
+        prepared = cut_documents(asked, request.seed, resolved, request)
+    _tell_skipped(prepared)
     longest = request.longest(prepared.documents)
     skipped = tuple((s.name, s.reason) for s in prepared.skipped)
     command = "" if given is None else given.command
@@ -87,7 +88,7 @@ def measured(
     if given is not None:
 
         def prepare(most: int) -> Prepared:
-            return prepare_documents(replace(asked, max_documents=most), request.seed, resolved, request, tell=False)
+            return cut_documents(replace(asked, max_documents=most), request.seed, resolved, request)
 
         say_what_would_do(request, prepared, prepare, given.instead)
     model, card = loading.load(resolved)
@@ -236,12 +237,15 @@ def _verified(run: Run) -> str:
     )
 
 
-def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Request, *, tell: bool = True) -> Prepared:
-    """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most.
+def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Request) -> Prepared:
+    """Documents in a seeded order, cut to tokens, and a word on those that are skipped."""
+    prepared = cut_documents(asked, seed, resolved, request)
+    _tell_skipped(prepared)
+    return prepared
 
-    Args:
-        tell: say which are skipped.
-    """
+
+def cut_documents(asked: Asked, seed: int, resolved: Resolved, request: Request) -> Prepared:
+    """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
     from forward_influence.measurement.placing import placeable
@@ -249,7 +253,7 @@ def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Requ
 
     ordered = sample_documents(load_documents(list(asked.documents)), asked.sample, seed)
     follows = request.continuation if request.continuation_from == "text" else 1
-    prepared = placeable(
+    return placeable(
         request,
         prepare(
             ordered,
@@ -262,10 +266,10 @@ def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Requ
             longest=resolved.positions,
         ),
     )
-    if not tell:
-        return prepared
+
+
+def _tell_skipped(prepared: Prepared) -> None:
     for skipped in prepared.skipped[:5]:
         typer.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
     if len(prepared.skipped) > 5:
         typer.echo(f"skipped {len(prepared.skipped) - 5} more; the manifest names them", err=True)
-    return prepared

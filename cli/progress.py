@@ -26,9 +26,12 @@ def waiting(what: str, line: bool = False) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(f"{_printable(what)} ...")):
+    shown = Spinner("line", Text(f"{_printable(what)} ..."))  # of plain letters, which every terminal has
+    with Live(shown, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False):
         yield
 
 

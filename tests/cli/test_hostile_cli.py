@@ -91,6 +91,7 @@ def words(name: str, place: Path) -> list[str]:
     sizes = ["--context", "60", "--continuation", "40", "--protect-last", "8", "--selector", "recent"]
     none = str(place / "none")
     return {
+        "quickstart": ["quickstart", *model, *texts, "--out", str(place / "quick")],
         "measure": ["measure", *model, *texts, *sizes, "--draws", "1", "--out", str(place / "run")],
         "screen": ["screen", *model, *texts, *sizes],
         "influence-map": ["influence-map", *model, *texts, "--context", "20", "--continuation", "8", "--bin-width", "4",

@@ -301,7 +301,7 @@ def test_segments_lie_evenly_and_apart(length: int, context: int, continuation: 
     tokens, size = encode(tokenizer, document.text), context + continuation
     piece = cut(document, tokenizer, context, continuation, segments)
     if len(tokens) < segments * size:
-        assert piece == Skipped("d", piece.reason)  # type: ignore[union-attr]
+        assert piece == Skipped("d", piece.reason, len(tokens))  # type: ignore[union-attr]
         assert str(len(tokens)) in piece.reason  # type: ignore[union-attr]
         return
     assert isinstance(piece, Cut)
