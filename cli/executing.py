@@ -83,11 +83,11 @@ class Loading:
             return None, self.executor.card()
         from forward_influence.models.info import Card
 
-        model = load(self.recipe, resolved)
+        model = load_shown(self.recipe, resolved)
         return model, Card.of(model)
 
 
-def load(recipe: Recipe, resolved: Resolved | None = None) -> Model:
+def load_shown(recipe: Recipe, resolved: Resolved | None = None) -> Model:
     """The model, and a word that it is being loaded; arguments as of `Recipe.loaded`."""
     with waiting(f"loading {recipe.model}", line=True):
         return recipe.loaded(resolved)

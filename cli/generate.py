@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.cli.executing import load
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
@@ -87,7 +87,7 @@ def generate_command(
 
         show_generation(text, made, resolved, recipe, asked)
         return
-    loaded = load(recipe, resolved)
+    loaded = load_shown(recipe, resolved)
     found = generate(
         loaded,
         text,

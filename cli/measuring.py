@@ -33,8 +33,8 @@ def measure_documents(
     loading: Loading,
     given: Given,
 ) -> None:
-    """Measure a request on documents, and show the table; arguments as of `measured`."""
-    run = measured(request, asked, out, until, loading, given)
+    """Measure a request on documents, and show the table; arguments as of `run_of`."""
+    run = run_of(request, asked, out, until, loading, given)
     _show(run)
     if request.verify:
         typer.echo(_verified(run))
@@ -44,7 +44,7 @@ def measure_documents(
         raise typer.Exit(1)
 
 
-def measured(
+def run_of(
     request: Request,
     asked: Asked,
     out: str | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forward_influence.cli import tables
-from forward_influence.cli.executing import load
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import Only, configured
 from forward_influence.cli.tables import Format, Shown
 from forward_influence.errors import ForwardInfluenceError
@@ -122,7 +122,7 @@ def show_command(
 
     from forward_influence.models.catalog import default_model
 
-    loaded = load(replace(recipe, model=default_model() if spec is None else spec))
+    loaded = load_shown(replace(recipe, model=default_model() if spec is None else spec))
     facts, form = made_of(loaded), shown.form
     if form is Format.json:
         typer.echo(tables.as_json(facts), nl=False)

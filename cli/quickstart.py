@@ -33,7 +33,7 @@ def quickstart_command(
     from forward_influence.analysis.measures.plain_words import plain_sentences
     from forward_influence.analysis.plots import registry
     from forward_influence.analysis.plots.data import PlotData
-    from forward_influence.cli.measuring import measured
+    from forward_influence.cli.measuring import run_of
     from forward_influence.cli.plot import save_picture
     from forward_influence.cli.pulling import pulled
     from forward_influence.measurement.request import Request
@@ -44,7 +44,7 @@ def quickstart_command(
     if named is not None and problem(named, full=False) is not None:
         pulled(named)
     assert result.out is not None
-    run = measured(Request(**vars(CHOICES)), documents, result.out, None, Loading(recipe, None, Effort()))
+    run = run_of(Request(**vars(CHOICES)), documents, result.out, None, Loading(recipe, None, Effort()))
     picture = Path(result.out, "plots", "decay.png")
     save_picture(registry.draw("decay", PlotData([run])), picture)
     typer.echo("")

@@ -163,7 +163,15 @@ class _Terminal(io.StringIO):
 
 def files(place: Path) -> set[str]:
     """What lies outside the places that commands were told to write to."""
-    own = ("place/run", "place/evaluation", "place/map.", "place/cache", "a/b/here/runs", "a/b/here/evaluations")
+    own = (
+        "place/run",
+        "place/quick",
+        "place/evaluation",
+        "place/map.",
+        "place/cache",
+        "a/b/here/runs",
+        "a/b/here/evaluations",
+    )
     below = (str(p.relative_to(place.parent)) for p in place.parent.rglob("*") if p.is_file())
     return {name for name in below if not name.startswith(own)}
 
