@@ -170,7 +170,7 @@ _FILE = Annotated[
         "--config",
         help="A YAML file of options by name; what is typed goes before it.",
         metavar="FILE",
-        show_default=False,
+        show_default="none",
     ),
 ]
 
@@ -178,7 +178,11 @@ _FILE = Annotated[
 #: For commands that can say what they would do, and what that costs.
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Run nothing: show what would be, what it costs, and the YAML that --config takes."),
+    typer.Option(
+        "--dry-run",
+        help="Run nothing: show what would be, what it costs, and the YAML that --config takes.",
+        show_default="off",
+    ),
 ]
 
 

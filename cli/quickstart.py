@@ -53,4 +53,4 @@ def quickstart_command(
     typer.echo("")
     typer.echo(f"picture: {picture}")
     typer.echo(f"all numbers: forward-influence compare {run.where}")
-    typer.echo("your own texts: forward-influence measure --documents TEXTS --dry-run")
+    typer.echo("your own choice of documents, rules and lengths: forward-influence measure --help")
