@@ -33,4 +33,4 @@ def compressors_command(shown: Annotated[Shown, Only(form_help="How to write the
     ]
     tables.show(pd.DataFrame(rows))
     typer.echo("Parameters are the rule's: snapkv:window=32. Any rule of your own is a compressor too: rules.py:Rule.")
-    typer.echo("forward-influence selectors NAME explains a rule.")
+    typer.echo("To have a rule explained: forward-influence selectors NAME")
