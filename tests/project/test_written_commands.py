@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import shutil
@@ -26,7 +27,7 @@ SMALL = {
     "screen": ["--context", "140", "--continuation", "32", "--max-documents", "1", "--draws", "1"],
     "influence-map": ["--context", "24", "--continuation", "8", "--bin-width", "4"],
     "inspect": ["--context", "140"],
-    "evaluate": ["--items", "1", "--length", "256"],
+    "evaluate": ["--items", "1", "--length", "384"],
     "generate": ["--max-new-tokens", "8"],
 }
 #: Where spans decide how long contexts are.
@@ -83,6 +84,7 @@ def place(tmp_path_factory) -> Path:
     """A folder with what pages speak of: texts, a rule file, a report, and a tiny model with room for long texts."""
     folder = tmp_path_factory.mktemp("place")
     sizes = {"vocab_size": VOCABULARY, "tie_word_embeddings": False, "max_position_embeddings": 1 << 17}
+    sizes |= {"num_hidden_layers": 13, "num_attention_heads": 4, "num_key_value_heads": 4}
     save_tiny(folder / "model", tiny_model("llama", torch.float32, **sizes))
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT
@@ -92,9 +94,7 @@ def place(tmp_path_factory) -> Path:
         words = " ".join(f"word{(i + 7) * j % 97}" for j in range(1500))
         (folder / "my-texts" / f"{i}.txt").write_text(words, "utf-8")
     (folder / "report.txt").write_text("the tide turns twice a day " * 20, "utf-8")
-    for name in ("rules.py", "path/to/rules.py", "package/module.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(RULES, "utf-8")
+    write_rules(folder)
     return folder
 
 
@@ -108,7 +108,7 @@ from dataclasses import dataclass
 from forward_influence.selectors import Selector, selector
 
 
-@selector("rare-and-uncertain", needs={"surprisal", "entropy"})
+@selector("rare-and-uncertain-TAG", needs={"surprisal", "entropy"})
 def rare_and_uncertain(trace):
     """As in the README."""
     return trace.surprisal * trace.entropy
@@ -122,7 +122,7 @@ def rare(trace):
 mine = rare
 
 
-@selector("my-rule")
+@selector("my-rule-TAG")
 @dataclass(frozen=True, kw_only=True)
 class MyRule(Selector):
     """Keeps the first of every few tokens."""
@@ -133,7 +133,7 @@ class MyRule(Selector):
         return (trace.tokens % self.width).float()
 
 
-@selector("late-rare")
+@selector("late-rare-TAG")
 @dataclass(frozen=True, kw_only=True)
 class LateRare(Selector):
     """Rare and late."""
@@ -143,6 +143,20 @@ class LateRare(Selector):
     def scores(self, trace):
         return trace.tokens.float() ** self.power
 '''
+
+
+def write_rules(folder: Path) -> None:
+    """Rule files under the names that pages have; what they register bears a name for each file."""
+    for name in ("rules.py", "path/to/rules.py", "package/module.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        tag = hashlib.sha256(str(folder / name).encode()).hexdigest()[:8]
+        (folder / name).write_text(RULES.replace("TAG", tag), "utf-8")
+
+
+def copied(place: Path, to: Path) -> None:
+    """The folder once more."""
+    shutil.copytree(place, to, dirs_exist_ok=True)
+    write_rules(to)
 
 
 def with_the_tiny_model(words: list[str], place: Path) -> list[str]:
@@ -183,7 +197,7 @@ PAGES = sorted({c.page for c in WRITTEN if c.is_ours and not c.inline and not c.
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_run_from_top_to_bottom(page, place, tmp_path, capsys, monkeypatch):
     """In a folder of its own, with a tiny model and short texts; what one command writes the next one reads."""
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    copied(place, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for command in (c for c in WRITTEN if c.page == page and not c.inline and not c.why):
@@ -212,7 +226,7 @@ def hints(text: str) -> list[str]:
 def test_hints_are_commands_that_work(place, tmp_path, capsys, monkeypatch):
     """Every command that commands print is run, in a folder where what they speak of is."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    copied(place, tmp_path)
     model, texts = ["--model", "model"], ["--documents", "my-texts"]
     sizes = ["--context", "140", "--continuation", "32"]
     printing = [
