@@ -94,6 +94,7 @@ def _plan(choices: EvaluationChoices) -> Plan:
         every=choices.every,
         chat=choices.chat,
         seed=choices.seed,
+        batch=choices.batch,
     )
 
 

@@ -9,7 +9,7 @@ instrument's attention function uses instead (see `own_mask`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -18,6 +18,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from forward_influence.errors import UsageError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.selective_layer import MaskedLayer, SelectiveLayer, indices
+
+if TYPE_CHECKING:
+    from forward_influence.instrument.batch import Padding
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -44,7 +47,12 @@ class SelectiveCache(Cache):
         config: the model's configuration.
         span: how long the sequence will get; a window at least as long is no window. None: any window is one.
         room: tokens to make room for at once.
+
+    Attributes:
+        padding: what the layers of a cache for several sequences share; None for one sequence.
     """
+
+    padding: Padding | None = None
 
     def __init__(self, config: PreTrainedConfig, span: int | None = None, room: int = 0) -> None:
         layers = DynamicCache(config=text_config(config)).layers

@@ -19,7 +19,13 @@ from tqdm import tqdm
 from forward_influence.compression import Outcome
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
-from forward_influence.evaluation.answering import answer_side_by_side, answer_while_compressing, end_tokens
+from forward_influence.evaluation.answering import (
+    Asking,
+    answer_as_asked,
+    answer_side_by_side,
+    answer_while_compressing,
+    end_tokens,
+)
 from forward_influence.evaluation.prompts import PROTOCOLS
 from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.forward import continuation_hidden
@@ -245,14 +251,16 @@ class CompressedModel(TemplateLM):
             contender = self.contender
             if not len(context) and contender.every is None:
                 contender = Contender(FULL, "1.0")  # a prompt of one token
-            grown = answer_while_compressing(
-                self.loaded, contender, context, question, limit, asked.until, self.seed, asked.settings
-            )
+            one = Asking(contender.seeded(self.seed), context, question)
+            if asked.settings:
+                grown = answer_as_asked(self.loaded, one, limit, asked.until, asked.settings)
+            else:
+                (grown,) = answer_while_compressing(self.loaded, [one], limit, asked.until)
             self.outcomes.append(grown.outcome)
             return grown.answer.text
         trace = self._trace(context, len(question) + limit)
         cache = self._compressed(trace, 0)
-        (answer,) = answer_side_by_side(self.loaded, [cache], question, limit, asked.until, False)
+        (answer,) = answer_side_by_side(self.loaded, [cache], question, limit, asked.until)
         return answer.text
 
     def _trace(self, context: Tensor, follows: int) -> Trace:
