@@ -60,7 +60,7 @@ def guarded(model: PreTrainedModel, rows: Rows) -> Iterator[None]:
         rows.refuse_ended()
         added = settled(model, given)
         if "stopping_criteria" in named or "stopping_criteria" not in given:
-            added |= criteria(model, given, rows)
+            added |= _watched(model, given, rows)
         return own(*args, **{**named, **added})
 
     model.generate = generate  # type: ignore[method-assign]
@@ -73,28 +73,35 @@ def guarded(model: PreTrainedModel, rows: Rows) -> Iterator[None]:
             model.generate = before
 
 
-def criteria(model: PreTrainedModel, given: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """What ends a text in a call of `generate`, watched so that sequences of a batch leave when they have ended.
+def _watched(model: PreTrainedModel, given: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """What to add to a call of `generate` so that sequences of a batch leave when they have ended.
 
     Args:
-        given: the arguments of the call by their names.
-
-    Returns:
-        Arguments to add to the call; none for a single sequence, which ends with the call.
+        given: the arguments of the call by their names. A single sequence ends with the call.
     """
-    first = next(
-        (given[name] for name in ("input_ids", "inputs", "inputs_embeds") if given.get(name) is not None), None
-    )
+    names = ("input_ids", "inputs", "inputs_embeds")
+    first = next((given[name] for name in names if given.get(name) is not None), None)
     if first is None or len(first) * (in_force(model, given, "num_return_sequences") or 1) == 1:
         return {}
-    ends = in_force(model, given, "eos_token_id")
-    stops = in_force(model, given, "stop_strings")
-    found = list(given.get("stopping_criteria") or [])
+    ends, stops = in_force(model, given, "eos_token_id"), in_force(model, given, "stop_strings")
+    own = [_Noted(criterion, rows) for criterion in given.get("stopping_criteria") or []]
+    added = criteria(rows, ends, stops, given.get("tokenizer"))
+    return {"stopping_criteria": StoppingCriteriaList([*own, *added])}
+
+
+def criteria(rows: Rows, ends: Any, stops: Any, tokenizer: Any) -> StoppingCriteriaList:
+    """What ends a text, watched.
+
+    Args:
+        ends: token ids, one or several, or None.
+        stops: texts, one or several, or None.
+    """
+    found: list[Any] = []
     if ends is not None:
         found.append(_EndTokens(torch.as_tensor(ends).flatten()))
-    if stops is not None and given.get("tokenizer") is not None:
-        found.append(StopStringCriteria(given["tokenizer"], stops))
-    return {"stopping_criteria": StoppingCriteriaList(_Noted(criterion, rows) for criterion in found)}
+    if stops is not None and tokenizer is not None:
+        found.append(StopStringCriteria(tokenizer, stops))
+    return StoppingCriteriaList(_Noted(criterion, rows) for criterion in found)
 
 
 def _by_name(function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Passes:
         return output
 
     def _is_beside(self) -> bool:
-        """Whether a pass is none of the sequences' own: a chunk of a longer one, or a rule's, which uses another cache."""
+        """Whether a pass is not the sequences' own: a chunk of a longer one, or a rule's, which uses another cache."""
         return self._nested or (self._instrument is not None and self._instrument.cache is not self._current)
 
     def _watch(self, cache: SelectiveCache) -> None:

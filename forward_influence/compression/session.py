@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from forward_influence.compression.compressor import Compressor, make_compressor
-from forward_influence.compression.guard import guarded
+from forward_influence.compression.guard import criteria, guarded
 from forward_influence.compression.passes import Passes
 from forward_influence.compression.rows import Rows
 from forward_influence.compression.stats import Stats
@@ -98,6 +98,14 @@ class CompressedCache(SelectiveCache):
     def leave(self, places: Sequence[int]) -> None:
         """Go on without the sequences at these places of the batch, which keep their `row_stats`."""
         self._inside().leave(places)
+
+    def criteria(self, settings: GenerationConfig, tokenizer: Any) -> StoppingCriteriaList:
+        """What ends a text under these settings, watched, for a call of `generate` that goes past the block's guard.
+
+        Without it a sequence of a batch that has ended stays in it until all have.
+        """
+        rows = self._inside()
+        return criteria(rows, settings.eos_token_id, settings.stop_strings, tokenizer)
 
     def compress(self) -> None:
         """Compress now, whatever the schedule says."""

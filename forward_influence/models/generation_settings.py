@@ -280,20 +280,27 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | bool) or value is None else printable(str(value))
 
 
-def run_generate(model: PreTrainedModel, tokens: Tensor, config: GenerationConfig, **more: Any) -> Tensor:
-    """What the model writes after tokens (n,) with these settings and no others: (n + new,) token ids.
+def run_generate(
+    model: PreTrainedModel, tokens: Tensor, config: GenerationConfig, mask: Tensor | None = None, **more: Any
+) -> Tensor:
+    """What the model writes after tokens with these settings and no others, those tokens in front.
 
     The class's own `generate` runs, not one that a checkpoint's code put in its place.
 
     Args:
+        tokens: (n,), or (rows, n) padded on the left.
+        mask: (rows, n), 0 where a token only pads.
         more: further arguments of `generate`: a cache, a streamer, stopping criteria.
+
+    Returns:
+        (n + new,) or (rows, n + new) token ids.
     """
-    ids = tokens[None]
+    ids = tokens if tokens.dim() == 2 else tokens[None]
     with _alone(model, config):
         output: Tensor = type(model).generate(  # type: ignore[operator]
-            model, ids, attention_mask=torch.ones_like(ids), generation_config=config, **more
+            model, ids, attention_mask=torch.ones_like(ids) if mask is None else mask, generation_config=config, **more
         )
-    return output[0]
+    return output if tokens.dim() == 2 else output[0]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from visible_sets import full_pass, prompt
 
-from forward_influence.compression import Stats, compress, make_compressor
+from forward_influence.compression import Stats, compress, compressor_names, make_compressor
 from forward_influence.errors import UsageError
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.forward import next_logits, run
@@ -84,6 +84,15 @@ def check_rows_alone(family: str, name: str, scheme: str | None, lengths: tuple[
 def test_every_row_is_what_it_is_alone(name: str, scheme: str | None) -> None:
     """Prompts of different lengths, padded on the left, through four compressions and more, in float64."""
     check_rows_alone("llama", name, scheme)
+
+
+_TRIED = {name.split(":")[0] for name, _ in CASES} | {"full", "oracle"}
+_SPECS = {"product": "product:attention*entropy"}
+
+
+@pytest.mark.parametrize("name", [name for name in compressor_names() if name not in _TRIED])
+def test_every_other_compressor(name: str) -> None:
+    check_rows_alone("llama", _SPECS.get(name, name), None)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_neox", "phi3", "gemma2", "gpt_oss"])

@@ -160,7 +160,14 @@ def test_no_answer_depends_on_the_batch(family: str, every: int | None, tmp_path
     model, found = loaded(family), {}
     for batch in (1, 2, None):
         made = plan(
-            compressors=("infokv", "h2o", "random"), budgets=("0.3",), items=1, every=every, batch=batch, chat=False
+            tasks=(parse_task("facts:people=1"),),
+            compressors=("infokv", "h2o", "random"),
+            budgets=("0.3",),
+            lengths=(300,),
+            items=1,
+            protocols=("unseen",),
+            every=every,
+            batch=batch,
         )
         with Float64():
             frame = evaluate(model, made, tmp_path / f"{batch}").frame()
