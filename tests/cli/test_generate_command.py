@@ -147,7 +147,7 @@ def test_several_answers_are_drawn_with_seeds_of_their_own(capsys, folder):
         (["hi", "--no-prefill"], "never compresses"),
         (["hi", "--prompt-file", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["hi", "--answers", "2"], "2 answers at temperature 0 would be the same"),
-        (["hi", "--prompt", " "], "the prompt is empty"),
+        (["hi", "--prompt", " ", "--max-new-tokens", "5"], "the prompt is empty"),
         (["hi", "--batch", "0"], "--batch 0 is too small"),
     ],
 )

@@ -245,8 +245,15 @@ class CompressedModel(TemplateLM):
             return [self._answer(one.context, one.question, one.limit, one.asked)]
         asked = [Asking(self._compressor(one.context), one.context, one.question) for one in together]
         grown = answer_while_compressing(self.loaded, asked, together[0].limit, together[0].asked.until)
-        self.outcomes += [each.outcome for each in grown]
+        self.outcomes += [self._outcome(one.context, each.outcome) for one, each in zip(together, grown, strict=True)]
         return [each.answer.text for each in grown]
+
+    def _outcome(self, context: Tensor, found: Outcome) -> Outcome:
+        """What is counted of a request: where nothing is compressed after the context, what it held of that alone."""
+        if self.contender.every is not None or found.ends is not None or not len(context):
+            return found
+        layers, heads = found.counts.shape
+        return Outcome.of(None, (0, 0), (layers, heads, len(context)))
 
     def _compressor(self, context: Tensor) -> Compressor:
         """Of a request, seeded; nothing is compressed of a prompt of one token."""
