@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forward_influence.cli.options import Given, Only, configured
+from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
 from forward_influence.models.recipe import Recipe
@@ -63,9 +63,10 @@ class Generation(Configuration):
 @configured
 def generate_command(
     asked: Generation,
-    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    recipe: Recipe,
     given: Given,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Generate with a compressed cache: the text as it grows, then what is held and what that took.
 
@@ -74,7 +75,6 @@ def generate_command(
     from forward_influence.compression import make_compressor
     from forward_influence.compression.generation import generate, generate_all
     from forward_influence.measurement.request import check_temperature
-    from forward_influence.models.loading import load_model, resolve_spec
 
     texts = _texts(prompt, asked)
     made = make_compressor(
@@ -87,7 +87,13 @@ def generate_command(
         protect_last=asked.protect_last,
     )
     check_temperature(asked.temperature)
-    loaded = load_model(resolve_spec(recipe.model), device=recipe.device, dtype=recipe.dtype)
+    resolved = recipe.resolved()
+    if dry_run:
+        from forward_influence.cli.dry_run import show_generation
+
+        show_generation(texts, made, resolved, recipe, asked)
+        return
+    loaded = recipe.loaded(resolved)
     settings: dict[str, Any] = {
         "max_new_tokens": asked.max_new_tokens,
         "temperature": asked.temperature,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList, TextStreamer
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from forward_influence.compression.compressor import Compressor
 from forward_influence.compression.drawing import Drawing, FirstToken
@@ -64,24 +64,48 @@ class _Streamer(TextStreamer):
         self._show(text)
 
 
-def prompt_tokens(model: Model, prompt: str, chat: bool | None = None, system: str | None = None) -> list[int]:
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase | None, prompt: str, chat: bool | None = None, system: str | None = None
+) -> list[int]:
     """A prompt as token ids: one user's message where there is a chat template (or `chat`), else plain text.
 
     Raises:
         UsageError: an empty prompt, no tokenizer, or chat without a template.
     """
-    if model.tokenizer is None:
+    if tokenizer is None:
         raise UsageError("this model came without a tokenizer, which generating text needs")
     if not prompt.strip():
         raise UsageError("the prompt is empty; give some text")
-    if not wants_chat(model.tokenizer, chat):
+    if not wants_chat(tokenizer, chat):
         if system:
             raise UsageError("a system message needs a chat template; put it into the prompt")
-        return leading_tokens(model.tokenizer) + encode(model.tokenizer, prompt)
+        return leading_tokens(tokenizer) + encode(tokenizer, prompt)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return encode(model.tokenizer, str(text))
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return encode(tokenizer, str(text))
+
+
+def check_generation(prompt: int, max_new_tokens: int, seed: int, positions: int | None, spec: str) -> None:
+    """Refuse what cannot be generated.
+
+    Args:
+        prompt: tokens of the prompt.
+        positions: that the model was made for; None sets no limit.
+        spec: the model's name.
+
+    Raises:
+        UsageError: no new token, a seed beyond 64 bits, or more tokens than positions.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
+    if abs(seed) >= 1 << 63:
+        raise UsageError(f"seed {seed} is too large; give one of at most 18 digits")
+    if positions is not None and prompt + max_new_tokens > positions:
+        raise UsageError(
+            f"a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the {positions} positions of {spec}; "
+            "shorten the prompt or generate less"
+        )
 
 
 def generate(
@@ -115,7 +139,7 @@ def generate(
         UsageError: a prompt that is empty or, with what is to be generated, beyond the model's positions.
         ForwardInfluenceError: it has tokens that the model does not know.
     """
-    asked = _Asked(_checked(model, prompt, chat, system, max_new_tokens), seed)
+    asked = _Asked(_checked(model, prompt, chat, system, max_new_tokens, seed), seed)
     drawing = Drawing(max_new_tokens, temperature, top_p)
     return _written(model, [asked], compressor, drawing, _Streamer(model.tokenizer, show))[0]
 
@@ -160,7 +184,7 @@ def generate_all(
         raise UsageError("no prompt; give at least one")
     if answers > 1 and temperature == 0:
         raise UsageError(f"{answers} answers at temperature 0 would be the same; give a temperature, 0.7 say")
-    tokens = [_checked(model, prompt, chat, system, max_new_tokens) for prompt in prompts]
+    tokens = [_checked(model, prompt, chat, system, max_new_tokens, seed + answers - 1) for prompt in prompts]
     asked = [_Asked(ids, seed + j) for ids in tokens for j in range(answers)]
     drawing = Drawing(max_new_tokens, temperature, top_p)
     alone = temperature > 0 and getattr(model.model.generation_config, "watermarking_config", None) is not None
@@ -180,22 +204,15 @@ class _Asked:
     seed: int
 
 
-def _checked(model: Model, prompt: str, chat: bool | None, system: str | None, new: int) -> list[int]:
+def _checked(model: Model, prompt: str, chat: bool | None, system: str | None, new: int, seed: int) -> list[int]:
     """A prompt's token ids, if the model can go on from them.
 
     Raises:
         UsageError: it cannot.
     """
-    tokens = prompt_tokens(model, prompt, chat, system)
+    tokens = prompt_tokens(model.tokenizer, prompt, chat, system)
     require_known(model, tokens, "the prompt")
-    if new < 1:
-        raise UsageError(f"{new} new tokens cannot be generated; give at least 1")
-    positions = model.anatomy.positions
-    if positions is not None and len(tokens) + new > positions:
-        raise UsageError(
-            f"a prompt of {len(tokens)} tokens and {new} new ones exceed the {positions} positions of {model.spec}; "
-            "shorten the prompt or generate less"
-        )
+    check_generation(len(tokens), new, seed, model.anatomy.positions, model.spec)
     return tokens
 
 
@@ -203,8 +220,6 @@ def _written(
     model: Model, asked: Sequence[_Asked], compressor: Compressor, drawing: Drawing, streamer: _Streamer | None = None
 ) -> list[Generated]:
     """What follows prompts in one batch."""
-    if any(abs(one.seed) >= 1 << 63 for one in asked):
-        raise UsageError(f"seed {asked[0].seed} is too large; give one of at most 18 digits")
     width = max(len(one.tokens) for one in asked)
     settings, remarks = for_people(model.model, drawing.new, drawing.temperature, drawing.top_p)
     ids = torch.full((len(asked), width), int(settings.pad_token_id), device=model.device)

@@ -19,6 +19,7 @@ from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import given_cache
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.selective_layer import SelectiveLayer
+from forward_influence.instrument.steps import steps_of
 from forward_influence.utils.defaults import CHUNK
 
 #: Outputs that hold something of every token: who asks for them gets a long prompt read at once.
@@ -117,13 +118,26 @@ class Passes:
         self._tokens, self._done = named.get("input_ids"), []
         if self._served[0].recorder.seen == 0:
             self._make_room(length)
-        if length > CHUNK and not any(self._wants(named, f"output_{what}") for what in _OF_ALL_TOKENS):
-            for start in range(0, length - CHUNK, CHUNK):
-                part = _part(named, length, start, start + CHUNK)
-                self._done.append(self._run_nested(module, part, start))
-            named = _part(named, length, len(self._done) * CHUNK, length)
-        self._turn(sum(done.shape[1] for done in self._done), length)
-        return (), named
+        seen, steps = given_cache(named).get_seq_length(), steps_of(self._model)
+        if named.get("position_ids") is None:
+            named = {**named, **steps.positions(length, seen, _given(named).device)}
+        if "logits_to_keep" in named:  # decoders that leave states out for it; signals are of all tokens
+            named = {**named, "logits_to_keep": 0}
+        lengths = steps.lengths(length, seen, CHUNK)
+        if any(self._wants(named, f"output_{what}") for what in _OF_ALL_TOKENS):
+            if steps.single and len(lengths) > 1:
+                raise UsageError(
+                    "this model reads one token at a time once its states hold something, so that no output of several "
+                    "tokens can be given; leave out " + " and ".join(f"output_{what}" for what in _OF_ALL_TOKENS)
+                )
+            self._turn(0, length)
+            return (), named
+        start = 0
+        for size in lengths[:-1]:
+            self._done.append(self._run_nested(module, _part(named, length, start, start + size), start, size))
+            start += size
+        self._turn(start, length)
+        return (), _part(named, length, start, length) if start else named
 
     def _leave_backbone(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         """After the layers, or their failure: put the chunks' hidden states together."""
@@ -212,8 +226,8 @@ class Passes:
             self._instrument.release()
             self._adopted = False
 
-    def _run_nested(self, module: nn.Module, named: dict[str, Any], start: int) -> Tensor:
-        self._turn(start, start + CHUNK)
+    def _run_nested(self, module: nn.Module, named: dict[str, Any], start: int, size: int) -> Tensor:
+        self._turn(start, start + size)
         self._nested = True
         try:
             hidden: Tensor = module(**named)[0]

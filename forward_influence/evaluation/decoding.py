@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from forward_influence.instrument.batch import leave, stack
+from forward_influence.instrument.batch import can_stack, leave, stack
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.forward import next_logits
 from forward_influence.instrument.instrument import Instrument
@@ -104,14 +104,14 @@ def continued_apart(
         question: (q,) tokens that every sequence reads first, at least one.
         limit, finished, choose: as of `continued`.
     """
-    batch, question = stack(caches), question.to(model.device)
+    question = question.to(model.device)
+    alone = len(caches) == 1 and not can_stack(caches[0])
+    batch = caches[0] if alone else stack(caches)
     span = batch.get_seq_length() + len(question) + limit
 
-    assert batch.padding is not None
-    rows = batch.padding
-
     def drop(places: list[int]) -> None:
-        leave(batch, [place for place in range(len(rows.pads)) if place not in places])
+        assert batch.padding is not None
+        leave(batch, [place for place in range(len(batch.padding.pads)) if place not in places])
 
     with torch.no_grad(), Instrument(model.model, cache=batch, span=span):
         logits = next_logits(model.model, question.expand(len(caches), -1), batch)

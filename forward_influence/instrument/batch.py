@@ -201,8 +201,9 @@ def seeing_something(visible: Tensor) -> Tensor:
 
 
 def can_stack(cache: SelectiveCache) -> bool:
-    """Whether all layers are of kinds that can be put side by side."""
-    return all(isinstance(layer, SelectiveLayer | DynamicSlidingWindowLayer) for layer in cache.layers)
+    """Whether all layers are of kinds that can be put side by side: entries only, no states and no index keys beside
+    them, and none that reads what another layer holds."""
+    return all(type(layer) in (SelectiveLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def batch_layers(caches: Sequence[SelectiveCache], padding: Padding) -> list[CacheLayerMixin]:
@@ -214,9 +215,9 @@ def batch_layers(caches: Sequence[SelectiveCache], padding: Padding) -> list[Cac
     padding.pads = [0] * len(caches)
     layers: list[CacheLayerMixin] = []
     for column in zip(*(cache.layers for cache in caches), strict=True):
-        if isinstance(column[0], SelectiveLayer):
+        if type(column[0]) is SelectiveLayer:
             layers.append(BatchLayer([layer for layer in column if isinstance(layer, SelectiveLayer)], padding))
-        elif isinstance(column[0], DynamicSlidingWindowLayer):
+        elif type(column[0]) is DynamicSlidingWindowLayer:
             layers.append(_windows(column))
         else:
             raise UsageError(
