@@ -165,7 +165,7 @@ def test_no_answer_depends_on_the_batch(family: str, every: int | None, tmp_path
             budgets=("0.3",),
             lengths=(300,),
             items=1,
-            protocols=("unseen",),
+            protocol="unseen",
             every=every,
             batch=batch,
         )
