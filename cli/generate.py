@@ -24,7 +24,7 @@ class Generation(Configuration):
     """What is generated, and how the cache compresses itself meanwhile."""
 
     file: Path | None = option(None, "A text file that comes before the prompt, or before each.", BASICS, shown="none")
-    prompts: tuple[str, ...] = option((), "Another prompt; repeatable.", BASICS, typed="prompt")
+    prompts: tuple[str, ...] = option((), "Another prompt; repeatable.", BASICS, typed="prompt", shown="none")
     prompt_file: Path | None = option(None, "A text file with a prompt in each line.", BASICS, shown="none")
     answers: int = option(1, "Answers to each prompt, at a temperature above 0.", BASICS, least=1)
     batch: int = option(8, "Of several answers, how many are generated side by side.", BASICS, least=1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_family
+from float64 import Float64
 from test_compression import CASES
 from tiny import FAMILIES, tiny_model
 from torch import Tensor
@@ -330,6 +331,8 @@ def test_layers_that_hold_more_than_entries_are_refused_in_a_batch(family: str) 
     assert cache.stats.seen >= 30
 
 
-def test_latent_attention_in_a_batch() -> None:
-    """Keys and values of different widths; routers that compute in float32 would show its rounding."""
-    check_rows_alone("minicpm3", "infokv", None)
+@pytest.mark.parametrize("family", ["minicpm3", "deepseek_v3"])
+def test_latent_attention_in_a_batch(family: str) -> None:
+    """Keys and values of different widths."""
+    with Float64():
+        check_rows_alone(family, "infokv", None)
