@@ -20,7 +20,7 @@ from transformers import (
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Sampling:
     """How many tokens are written, and how they are drawn.
 
     Attributes:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from forward_influence.compression.compressor import Compressor
-from forward_influence.compression.drawing import Drawing, FirstToken
+from forward_influence.compression.drawing import FirstToken, Sampling
 from forward_influence.compression.session import compress
 from forward_influence.compression.side_by_side import BATCH, alike
 from forward_influence.compression.stats import Stats
@@ -140,7 +140,7 @@ def generate(
         ForwardInfluenceError: it has tokens that the model does not know.
     """
     asked = _Asked(_checked(model, prompt, chat, system, max_new_tokens, seed), seed)
-    drawing = Drawing(max_new_tokens, temperature, top_p)
+    drawing = Sampling(max_new_tokens, temperature, top_p)
     return _written(model, [asked], compressor, drawing, _Streamer(model.tokenizer, show))[0]
 
 
@@ -186,7 +186,7 @@ def generate_all(
         raise UsageError(f"{answers} answers at temperature 0 would be the same; give a temperature, 0.7 say")
     tokens = [_checked(model, prompt, chat, system, max_new_tokens, seed + answers - 1) for prompt in prompts]
     asked = [_Asked(ids, seed + j) for ids in tokens for j in range(answers)]
-    drawing = Drawing(max_new_tokens, temperature, top_p)
+    drawing = Sampling(max_new_tokens, temperature, top_p)
     alone = temperature > 0 and getattr(model.model.generation_config, "watermarking_config", None) is not None
     found: dict[int, Generated] = {}
     for group in alike(model, [len(one.tokens) + max_new_tokens for one in asked], 1 if alone else batch):
@@ -217,7 +217,7 @@ def _checked(model: Model, prompt: str, chat: bool | None, system: str | None, n
 
 
 def _written(
-    model: Model, asked: Sequence[_Asked], compressor: Compressor, drawing: Drawing, streamer: _Streamer | None = None
+    model: Model, asked: Sequence[_Asked], compressor: Compressor, drawing: Sampling, streamer: _Streamer | None = None
 ) -> list[Generated]:
     """What follows prompts in one batch."""
     width = max(len(one.tokens) for one in asked)

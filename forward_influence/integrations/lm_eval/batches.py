@@ -49,7 +49,7 @@ def batch_size_of(asked: int | str, most: int | None) -> int:
     return int(text)
 
 
-def groups_of(model: Model, prepared: Sequence[Prepared], most: int) -> Iterator[list[int]]:
+def batches_of(model: Model, prepared: Sequence[Prepared], most: int) -> Iterator[list[int]]:
     """Indices of requests that are answered together: those that end alike; sampled ones and beams go alone."""
     if most == 1:
         yield from ([i] for i in range(len(prepared)))

@@ -32,7 +32,7 @@ from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.integrations.lm_eval.asking import Asked
-from forward_influence.integrations.lm_eval.batches import Prepared, batch_size_of, groups_of
+from forward_influence.integrations.lm_eval.batches import Prepared, batch_size_of, batches_of
 from forward_influence.integrations.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models.loading import load_model
 from forward_influence.models.token_ids import require_known
@@ -211,7 +211,7 @@ class CompressedModel(TemplateLM):
         prepared = [self._prepared(request) for request in requests]
         texts: dict[int, str] = {}
         with tqdm(total=len(prepared), disable=disable_tqdm, desc="generating") as bar:
-            for group in groups_of(self.loaded, prepared, self._batch):
+            for group in batches_of(self.loaded, prepared, self._batch):
                 for i, text in zip(group, self._answers([prepared[i] for i in group]), strict=True):
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
                     texts[i] = text
