@@ -37,6 +37,14 @@ class EvaluationChoices(Configuration):
         MEASURED,
         choices=("seen", "unseen", "both"),
     )
+    batch: int | None = option(
+        None,
+        "Answers that are generated side by side, at most.",
+        BASICS,
+        least=1,
+        most=1_000_000,
+        shown="all of an item",
+    )
     chat: bool | None = option(None, "Use the chat template.", MEASURED, shown="where there is one")
     seed: int = option(0, "Of the items and of random rules.", MEASURED)
     budgets: tuple[str, ...] = option(

@@ -30,18 +30,23 @@ from forward_influence.data.tasks import Item, Task, parse_task
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.evaluation.answering import (
     Answer,
+    Asking,
     Clock,
+    Grown,
     answer_side_by_side,
     answer_while_compressing,
     end_tokens,
 )
-from forward_influence.evaluation.batched import can_stack
 from forward_influence.evaluation.choices import EvaluationChoices
+from forward_influence.evaluation.decoding import grouped
 from forward_influence.evaluation.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.execution.run import model_configuration
+from forward_influence.instrument.batch import can_stack
+from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.measurement.rows import outcome_columns
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
+from forward_influence.models.sizes import Sizes
 from forward_influence.models.token_ids import require_known
 from forward_influence.selectors.protection import parse_protected
 from forward_influence.storage.evaluation import FULL, Evaluation, create_or_continue, part_stem
@@ -124,6 +129,10 @@ class Plan(EvaluationChoices):
     def remarks(self) -> list[str]:
         """What readers of the results must know about compressors under these settings."""
         return narrowed(self.contenders)
+
+    def most_at_once(self, cache: SelectiveCache) -> int | None:
+        """How many answers to generate side by side, beside what memory says; None for no other limit."""
+        return self.batch if can_stack(cache) else 1
 
     def configuration(self) -> dict[str, Any]:
         """What decides the results, in the manifest's names."""
@@ -272,7 +281,9 @@ def build_manifest(model: Model, plan: Plan, chat: bool, command: str) -> dict[s
             "end_tokens": sorted(end_tokens(model)),
         },
         "model": card.described(max(plan.lengths)),
-        **circumstances({"device": str(model.device), "threads": torch.get_num_threads()}, command),
+        **circumstances(
+            {"device": str(model.device), "threads": torch.get_num_threads(), "batch": plan.batch}, command
+        ),
     }
 
 
@@ -303,7 +314,7 @@ def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[s
     seed = plan.seed * 1_000_003 + work.index
     answered = _prefill_only if plan.every is None else _while_compressing
     rows = []
-    found = answered(model, plan.contenders, context, question, task, seed)
+    found = answered(model, plan, context, question, task, seed)
     for contender, (answer, costs) in zip(plan.contenders, found, strict=True):
         row = {**shared, "compressor": contender.name, "budget": contender.budget, **costs}
         row |= {"response": answer.text, "new_tokens": answer.tokens, "streams": answer.streams}
@@ -324,9 +335,10 @@ def _held(outcome: Outcome) -> dict[str, Any]:
 
 
 def _prefill_only(
-    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: Task, seed: int
+    model: Model, plan: Plan, context: Tensor, question: Tensor, task: Task, seed: int
 ) -> list[tuple[Answer, dict[str, Any]]]:
     """One recorded pass for all contenders, then their answers side by side."""
+    found = plan.contenders
     clock = Clock(model.device)
     trace = record(model, context, needs_of(found), span=len(context) + len(question) + task.answer_tokens)
     prefill = clock.lap()
@@ -346,7 +358,8 @@ def _prefill_only(
                 "compress_seconds": seconds,
             }
         )
-    answers = answer_side_by_side(model, caches, question, task.answer_tokens, task.until, can_stack(trace))
+    most = plan.most_at_once(caches[0])
+    answers = answer_side_by_side(model, caches, question, task.answer_tokens, task.until, most)
     for contender, keep, answer, cost in zip(found, keeps, answers, costs, strict=True):
         read = len(question) + max(0, answer.tokens - 1)  # the last token of an answer is not read any more
         cost.update(_held(contender.outcome(trace, keep, read)))
@@ -354,18 +367,26 @@ def _prefill_only(
 
 
 def _while_compressing(
-    model: Model, found: Sequence[Contender], context: Tensor, question: Tensor, task: Task, seed: int
+    model: Model, plan: Plan, context: Tensor, question: Tensor, task: Task, seed: int
 ) -> list[tuple[Answer, dict[str, Any]]]:
-    """Each contender reads the context and generates by itself, its cache compressed as the answer grows."""
-    result = []
-    for contender in found:
-        grown = answer_while_compressing(model, contender, context, question, task.answer_tokens, task.until, seed)
-        costs = {
-            **_held(grown.outcome),
-            "cache_bytes": grown.bytes,
-            "full_bytes": grown.full_bytes,
-            "prefill_seconds": grown.prefill_seconds,
-            "compress_seconds": grown.compress_seconds,
-        }
-        result.append((grown.answer, costs))
-    return result
+    """Contenders read the context one by one and generate side by side, their caches compressed as answers grow."""
+    asked = [Asking(contender.seeded(seed), context, question) for contender in plan.contenders]
+    span = len(context) + len(question) + task.answer_tokens
+    full = Sizes.of(model.model.config, model.dtype.itemsize).cache_bytes(span)
+    most = plan.most_at_once(SelectiveCache(model.model.config, span=span))
+    grown: dict[int, Grown] = {}
+    for group in grouped([full] * len(asked), most=most):
+        found = answer_while_compressing(model, [asked[i] for i in group], task.answer_tokens, task.until)
+        grown.update(zip(group, found, strict=True))
+    return [(grown[i].answer, _costs(grown[i])) for i in range(len(asked))]
+
+
+def _costs(grown: Grown) -> dict[str, Any]:
+    """What an answer held and took, as columns."""
+    return {
+        **_held(grown.outcome),
+        "cache_bytes": grown.bytes,
+        "full_bytes": grown.full_bytes,
+        "prefill_seconds": grown.prefill_seconds,
+        "compress_seconds": grown.compress_seconds,
+    }
