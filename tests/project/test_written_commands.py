@@ -18,6 +18,8 @@ from written_commands import ROOT, commands_of, written_commands
 from forward_influence.cli import app
 
 WRITTEN = written_commands()
+#: Those that are run here.
+RUN = [c for c in WRITTEN if c.is_ours and not c.inline and not c.why]
 GROUP = typer.main.get_command(app.build())
 #: Commands that can say what they would do.
 DRY = ("measure", "evaluate", "generate")
@@ -96,6 +98,7 @@ def place(tmp_path_factory) -> Path:
         words = " ".join(f"word{(i + 7) * j % 97}" for j in range(1500))
         (folder / "my-texts" / f"{i}.txt").write_text(words, "utf-8")
     (folder / "report.txt").write_text("the tide turns twice a day " * 20, "utf-8")
+    (folder / "questions.txt").write_text("How deep is it?\nWhen is high tide?\n", "utf-8")
     write_rules(folder)
     return folder
 
@@ -175,7 +178,7 @@ def run(words: list[str], capsys) -> tuple[int, str, str]:
     return int(ended.value.code or 0), out, err
 
 
-@pytest.mark.parametrize("command", [c for c in WRITTEN if not c.inline and not c.why and c.words[1] in DRY], ids=str)
+@pytest.mark.parametrize("command", [c for c in RUN if c.words[1] in DRY and not READS & {*c.words}], ids=str)
 def test_what_a_command_would_do(command, place, capsys, monkeypatch):
     """Everything is checked but the run itself: documents, rules, budgets, lengths, costs."""
     monkeypatch.chdir(place)
@@ -188,7 +191,7 @@ def test_what_a_command_would_do(command, place, capsys, monkeypatch):
     assert out.startswith(f"# What `forward-influence {words[0]} --config FILE` does")
 
 
-PAGES = sorted({c.page for c in WRITTEN if c.is_ours and not c.inline and not c.why})
+PAGES = sorted({c.page for c in RUN})
 
 
 @pytest.mark.slow
@@ -198,13 +201,15 @@ def test_a_page_is_run_from_top_to_bottom(page, place, tmp_path, capsys, monkeyp
     copied(place, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for command in (c for c in WRITTEN if c.page == page and not c.inline and not c.why):
+    for command in (c for c in RUN if c.page == page):
         words = with_the_tiny_model(list(command.words[1:]), tmp_path)
         dry = "--dry-run" in words
         if not (dry or "--measure-on" in words or "--results" in words):
             words += SMALL.get(words[0], [])
         elif "--measure-on" in words and words[0] == "measure":
             words += ["--max-documents", "2", "--draws", "1"]
+        if "--every" in words and words[0] == "measure":
+            words += ["--continuation", "144"]  # so that it comes to a compression
         if words[0] == "quickstart":
             words += ["--documents", "my-texts"]
         code, out, err = run(words, capsys)
