@@ -69,6 +69,8 @@ def taken(words: tuple[str, ...] | list[str]) -> None:
         Exception: what click raises of an unknown command or option, or of a value of another kind.
     """
     command, rest = GROUP, list(words[1:])
+    if rest[0] in ("--help", "--version", "--install-completion"):
+        return
     while rest and rest[0] in getattr(command, "commands", {}):
         command, rest = command.commands[rest[0]], rest[1:]
     assert command is not GROUP, f"{words[1]} is no command"
