@@ -29,7 +29,7 @@ from forward_influence.utils.configuration import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.storage.evaluation import Evaluation
 
 
@@ -67,7 +67,7 @@ def evaluate_command(
     dry_run: DryRun = False,
 ) -> None:
     """Evaluate compressors on tasks that need no network; the same command again continues."""
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.storage.evaluation import open_evaluation
 
     if table.results is not None:

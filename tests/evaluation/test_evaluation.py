@@ -29,7 +29,8 @@ from forward_influence.data.tasks import parse_task
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.evaluation.answering import Asking, answer_side_by_side, answer_while_compressing
 from forward_influence.evaluation.decoding import continued_apart, grouped
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.plan import Plan
+from forward_influence.evaluation.run import evaluate
 from forward_influence.instrument.batch import stack
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import pinned

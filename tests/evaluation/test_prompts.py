@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
+from forward_influence.evaluation.plan import Plan
 from forward_influence.evaluation.prompts import cut, make_prompt
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.run import evaluate
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.utils.tokenization import encode_around
 
