@@ -131,12 +131,21 @@ class Asking:
         context: (c,) tokens, compressed after they were read; none: compressed first after the question.
         question: (q,) tokens, at least one.
         seed: of the answer's draws, where tokens are drawn.
+        pace: read the question so many tokens at a time, so that the cache is compressed as if it were generated; None:
+            in one pass.
     """
 
     compressor: Compressor
     context: Tensor
     question: Tensor
     seed: int = 0
+    pace: int | None = None
+
+    def pieces(self) -> list[Tensor]:
+        """The question as it is read, (q,) tokens each; the last one has at least one."""
+        if self.pace is None:
+            return [self.question]
+        return list(self.question.split(self.pace))
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,10 @@ def answer_while_compressing(
             if len(one.context):
                 run(backbone(model.model), one.context.to(model.device)[None], own)
             prefills.append(clock.lap() if len(one.context) else 0.0)
-            first.append(next_logits(model.model, one.question.to(model.device)[None], own)[0])
+            *before, last = (piece.to(model.device)[None] for piece in one.pieces())
+            for piece in before:
+                run(backbone(model.model), piece, own)
+            first.append(next_logits(model.model, last, own)[0])
             seconds += clock.lap()
         if len(asked) > 1:
             cache.join()

@@ -24,8 +24,8 @@ class EvaluationChoices(Configuration):
     )
     tasks: tuple[str | Task, ...] = option(
         ("needle", "variables", "facts"),
-        "needle, needle-multikey, needle-multivalue, variables, facts, reasoning, reasoning-cot; each with "
-        "[:key=value,...]; repeatable.",
+        "needle, needle-multikey, needle-multivalue, variables, facts, reasoning, reasoning-cot, thinking, passcode; "
+        "each with [:key=value,...]; repeatable.",
         BASICS,
         typed="task",
     )

@@ -92,9 +92,9 @@ def prompt_of(model: Model, plan: Plan, work: Work, chat: bool) -> tuple[Item, P
 
 
 def _held(outcome: Outcome) -> dict[str, Any]:
-    """What was held, as columns."""
-    found = outcome_columns(outcome)
-    return {**found, "held_most": outcome.most, "grain": found["grain"] or None}
+    """What was held, pinned and chosen, as columns."""
+    first, last = outcome.ends or (None, None)
+    return {**outcome_columns(outcome), "pinned_first": first, "pinned_last": last, "grain": outcome.grain}
 
 
 def _prefill_only(
@@ -140,7 +140,8 @@ def _while_compressing(
     model: Model, plan: Plan, wanted: Sequence[Wanted], context: Tensor, question: Tensor, task: Task
 ) -> list[tuple[Answer, dict[str, Any]]]:
     """Contenders read the context one by one and generate side by side, their caches compressed as answers grow."""
-    asked = [Asking(one.contender.seeded(one.seed), context, question, one.seed) for one in wanted]
+    pace = plan.every if task.paced else None
+    asked = [Asking(one.contender.seeded(one.seed), context, question, one.seed, pace) for one in wanted]
     span = len(context) + len(question) + task.answer_tokens
     full = Sizes.of(model.model.config, model.dtype.itemsize).cache_bytes(span)
     most = plan.most_at_once(SelectiveCache(model.model.config, span=span))
