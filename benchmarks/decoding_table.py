@@ -1,11 +1,11 @@
-"""The table of docs/decoding.md: compressors while a model thinks, on a fact planted in a thought and on chains of sums.
+"""The table of docs/decoding.md: compressors while a model thinks: a fact planted in a thought, and chains of sums.
 
     python benchmarks/decoding_table.py                            60 items, 2 runs, qwen2.5-coder-1.5b: many hours
     python benchmarks/decoding_table.py --model qwen2.5-coder-0.5b --runs 1 --temperature 0 --minutes 20
     python benchmarks/decoding_table.py --show                     the tables of results that are there
 
-Compressed every 128 and every 256 tokens, a folder each. The two take turns, item by item, so that a run that is stopped
-(`--minutes`) has as much of both. The same command again continues.
+Compressed every 128 and every 256 tokens, a folder each. The two take turns, item by item, so that a run that is
+stopped (`--minutes`) has as much of both. The same command again continues.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Turn(Silent):
     def __init__(self, pieces: int, end: float) -> None:
         self._left, self._end = pieces, end
 
-    def advance(self, amount: int, label: str = "") -> None:
+    def advance(self, tokens: int, what: str) -> None:
         """A piece is answered and kept."""
         self._left -= 1
         if self._left <= 0 or time.monotonic() > self._end:

@@ -169,6 +169,7 @@ def test_no_answer_depends_on_the_batch(family: str, every: int | None, tmp_path
             protocol="unseen",
             every=every,
             batch=batch,
+            keep_prompt="own",
         )
         with Float64():
             frame = evaluate(model, made, tmp_path / f"{batch}").frame()
@@ -246,7 +247,7 @@ def test_an_answer_while_compressing_with_the_full_cache_is_the_plain_answer() -
 
 
 def test_compressing_as_the_answer_grows(tmp_path: Path) -> None:
-    made = plan(every=4, items=1, compressors=("attention", "random-protected"), budgets=("0.25",))
+    made = plan(every=4, items=1, compressors=("attention", "random-protected"), budgets=("0.25",), keep_prompt="own")
     frame = evaluate(loaded(dtype=torch.float32), made, tmp_path / "e").frame()
     frame = frame[frame["task"] == made.tasks[0].spec]
     assert (frame["every"] == 4).all()

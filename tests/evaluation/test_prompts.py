@@ -138,7 +138,7 @@ class Joins:
 
     name = family = "joins"
     spec = "joins"
-    reasons = False
+    reasons = paced = False
     answer_tokens = 10
     until = ()
 
@@ -210,6 +210,7 @@ def test_evaluate_and_the_harness_compress_the_same(tmp_path: Path, spec: str, p
         lengths=(900,),
         protocol=protocol,
         every=every,
+        keep_prompt="own",
     )
     frame = evaluate(model, plan, tmp_path / "e").frame().query("compressor == 'attention'")
     harness = CompressedModel(
