@@ -73,7 +73,7 @@ class EvaluationChoices(Configuration):
         "Whose prompts stay whole while the answer grows: all compressors', none's, or each its own way.",
         BUDGETS,
         choices=("all", "none", "own"),
-        shown="all with --every, where sizes allow",
+        shown="all, where sizes allow",
     )
     every: int | None = option(
         None,
