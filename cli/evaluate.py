@@ -11,6 +11,7 @@ import typer
 
 from forward_influence.analysis.formatting.held_words import HEADING, answer_cell, held_cell, protection
 from forward_influence.cli import tables
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.tables import Format, Shown, interval, p_value
 from forward_influence.cli.wording import in_options
@@ -102,7 +103,7 @@ def _evaluated(recipe: Recipe, plan: Plan, out: Path | None, shard: tuple[int, i
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.evaluation.run import default_folder, evaluate
 
-    loaded = recipe.loaded()
+    loaded = load_shown(recipe)
     where = out or default_folder(loaded, plan)
     return evaluate(loaded, plan, where, shard=shard, command=command, progress=TerminalProgress())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
@@ -93,7 +94,7 @@ def generate_command(
 
         show_generation(texts, made, resolved, recipe, asked)
         return
-    loaded = recipe.loaded(resolved)
+    loaded = load_shown(recipe, resolved)
     settings: dict[str, Any] = {
         "max_new_tokens": asked.max_new_tokens,
         "temperature": asked.temperature,

@@ -50,7 +50,9 @@ def test_the_report_says_what_is_held(capsys, folder):
     given = ["--model", folder, "--compressor", "infokv", "--budget", "20", "--every", "8", "--max-new-tokens", "30"]
     code, _, err = call(capsys, *given, PROMPT)
     assert code == 0, err
-    lines = dict(line.split(": ", 1) for line in err.splitlines())
+    first, *others = err.splitlines()
+    assert first == f"loading {folder} ..."
+    lines = dict(line.split(": ", 1) for line in others)
     assert "30 generated" in lines["tokens"]
     seen = int(lines["tokens"].split("; ")[1].split()[0])
     length = int(lines["tokens"].split()[0])
@@ -156,4 +158,4 @@ def test_mistakes_are_one_line(capsys, folder, arguments, words):
     assert code == 2
     assert out == ""
     assert words in err
-    assert err.count("\n") == 1
+    assert [line for line in err.splitlines() if not line.startswith("loading ")] == err.splitlines()[-1:]
