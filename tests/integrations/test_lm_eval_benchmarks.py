@@ -1,4 +1,4 @@
-"""A benchmark of the field through the harness: its own task file, with data that the test makes instead of the hub's."""
+"""A benchmark of the field through the harness: its own task file, on data that the test makes, not the hub's."""
 
 from __future__ import annotations
 
