@@ -59,7 +59,7 @@ def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[s
         "question_tokens": len(question),
     }
     wanted = [
-        Wanted(contender, run, plan.seed_of(work.index, run))
+        Attempt(contender, run, plan.seed_of(work.index, run))
         for run in range(plan.runs)
         for contender in plan.contenders
     ]
@@ -74,7 +74,7 @@ def answer_item(model: Model, plan: Plan, work: Work, chat: bool) -> list[dict[s
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Attempt:
     """An answer that is wanted: of which contender, in which run, and with which seed.
 
     Two contenders draw with the same seed in the same run, so that they differ by what they hold alone.
@@ -98,7 +98,7 @@ def _held(outcome: Outcome) -> dict[str, Any]:
 
 
 def _prefill_only(
-    model: Model, plan: Plan, wanted: Sequence[Wanted], context: Tensor, question: Tensor, task: Task
+    model: Model, plan: Plan, wanted: Sequence[Attempt], context: Tensor, question: Tensor, task: Task
 ) -> list[tuple[Answer, dict[str, Any]]]:
     """One recorded pass for all contenders, then their answers side by side."""
     clock = Clock(model.device)
@@ -137,7 +137,7 @@ def _prefill_only(
 
 
 def _while_compressing(
-    model: Model, plan: Plan, wanted: Sequence[Wanted], context: Tensor, question: Tensor, task: Task
+    model: Model, plan: Plan, wanted: Sequence[Attempt], context: Tensor, question: Tensor, task: Task
 ) -> list[tuple[Answer, dict[str, Any]]]:
     """Contenders read the context one by one and generate side by side, their caches compressed as answers grow."""
     pace = plan.every if task.paced else None
