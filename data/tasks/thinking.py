@@ -14,7 +14,7 @@ from forward_influence.data.tasks.scoring import final_part, number_matches
 from forward_influence.errors import UsageError, did_you_mean
 
 #: reasoning-gym's problems, and the settings that differ from its own: small enough for small models.
-THOUGHT_THROUGH: dict[str, dict[str, Any]] = {
+THOUGHTS: dict[str, dict[str, Any]] = {
     "gsm_symbolic": {},
     "chain_sum": {"min_terms": 4, "max_terms": 6, "min_digits": 2, "max_digits": 2},
     "countdown": {"min_numbers": 3, "max_numbers": 4, "max_value": 30, "min_target": 10, "max_target": 99},
@@ -34,7 +34,7 @@ def _problems(name: str, seed: int) -> Any:
         import reasoning_gym
     except ImportError as error:
         raise UsageError('task thinking needs an extra: pip install "forward-influence[evaluate]"') from error
-    return reasoning_gym.create_dataset(name, size=1, seed=seed, **THOUGHT_THROUGH[name])
+    return reasoning_gym.create_dataset(name, size=1, seed=seed, **THOUGHTS[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,10 @@ class Thinking(Task):
     def validate(self) -> None:
         """A known problem, and room to think."""
         require_positive(self, tokens=self.tokens)
-        if self.problem not in THOUGHT_THROUGH:
+        if self.problem not in THOUGHTS:
             raise UsageError(
-                f"task {self.name}: problem={self.problem} is unknown{did_you_mean(self.problem, list(THOUGHT_THROUGH))}; "
-                f"it is one of {', '.join(THOUGHT_THROUGH)}"
+                f"task {self.name}: problem={self.problem} is unknown{did_you_mean(self.problem, list(THOUGHTS))}; "
+                f"it is one of {', '.join(THOUGHTS)}"
             )
 
     def make(self, rng: random.Random, index: int, length: int, count: Count) -> Item:

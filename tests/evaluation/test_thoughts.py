@@ -10,7 +10,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from forward_influence.compression import make_compressor
 from forward_influence.data.tasks import parse_task
-from forward_influence.data.tasks.thinking import THOUGHT_THROUGH
+from forward_influence.data.tasks.thinking import THOUGHTS
 from forward_influence.errors import UsageError
 from forward_influence.evaluation.answering import Asking, answer_while_compressing
 from forward_influence.evaluation.prompts import counter
@@ -18,7 +18,7 @@ from forward_influence.evaluation.prompts import counter
 TOKENS = counter(byte_tokenizer())
 
 
-@pytest.mark.parametrize("problem", THOUGHT_THROUGH)
+@pytest.mark.parametrize("problem", THOUGHTS)
 def test_problems_are_the_same_every_time_and_score_their_answers(problem: str) -> None:
     pytest.importorskip("reasoning_gym")
     task = parse_task(f"thinking:problem={problem},tokens=100")
