@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from forward_influence.compression.compressor import Compressor
     from forward_influence.data.asked import Asked
     from forward_influence.data.cutting import Prepared
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.execution.cluster import Cluster
     from forward_influence.measurement.request import Request
     from forward_influence.models.recipe import Recipe

@@ -30,12 +30,14 @@ class Answer:
         tokens: how many were generated.
         seconds: of the batch that it was answered in.
         streams: answers in that batch.
+        limited: whether it ran into the limit of tokens before it was complete.
     """
 
     text: str
     tokens: int
     seconds: float
     streams: int
+    limited: bool
 
 
 class Clock:
@@ -82,6 +84,11 @@ def response_text(model: Model, tokens: Sequence[int], until: Sequence[str]) -> 
     return text
 
 
+def is_limited(tokens: list[int], limit: int, finished: Callable[[list[int]], bool]) -> bool:
+    """Whether an answer ended because it had as many tokens as it may have."""
+    return len(tokens) >= limit and not finished(tokens)
+
+
 def answer_side_by_side(
     model: Model,
     caches: Sequence[SelectiveCache],
@@ -89,23 +96,29 @@ def answer_side_by_side(
     limit: int,
     until: Sequence[str],
     most: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> list[Answer]:
-    """Greedy answers from several caches of one context.
+    """Answers from several caches of one context.
 
     Args:
         caches: are used up.
         question: (q,) tokens that each reads first.
         limit: most tokens of an answer.
         most: how many at a time; None: as many as fit into `BATCH_BYTES`.
+        temperature: 0 is greedy; otherwise tokens are drawn from the whole distribution.
+        seeds: of each cache's draws, where tokens are drawn.
     """
     finished, clock = ending(model, until), Clock(model.device)
     answers: dict[int, Answer] = {}
     for group in grouped([cache.bytes() for cache in caches], most=most):
         clock.lap()
-        found = continued_apart(model, [caches[i] for i in group], question, limit, finished)
+        choose = Choice(temperature, [seeds[i] for i in group] if seeds else ())
+        found = continued_apart(model, [caches[i] for i in group], question, limit, finished, choose)
         seconds = clock.lap()
         for i, tokens in zip(group, found, strict=True):
-            answers[i] = Answer(response_text(model, tokens, until), len(tokens), seconds, len(group))
+            limited = is_limited(tokens, limit, finished)
+            answers[i] = Answer(response_text(model, tokens, until), len(tokens), seconds, len(group), limited)
     return [answers[i] for i in range(len(caches))]
 
 
@@ -118,12 +131,21 @@ class Asking:
         context: (c,) tokens, compressed after they were read; none: compressed first after the question.
         question: (q,) tokens, at least one.
         seed: of the answer's draws, where tokens are drawn.
+        pace: read the question so many tokens at a time, so that the cache is compressed as if it were generated; None:
+            in one pass.
     """
 
     compressor: Compressor
     context: Tensor
     question: Tensor
     seed: int = 0
+    pace: int | None = None
+
+    def pieces(self) -> list[Tensor]:
+        """The question as it is read, (q,) tokens each; the last one has at least one."""
+        if self.pace is None:
+            return [self.question]
+        return list(self.question.split(self.pace))
 
 
 @dataclass(frozen=True)
@@ -167,7 +189,10 @@ def answer_while_compressing(
             if len(one.context):
                 run(backbone(model.model), one.context.to(model.device)[None], own)
             prefills.append(clock.lap() if len(one.context) else 0.0)
-            first.append(next_logits(model.model, one.question.to(model.device)[None], own)[0])
+            *before, last = (piece.to(model.device)[None] for piece in one.pieces())
+            for piece in before:
+                run(backbone(model.model), piece, own)
+            first.append(next_logits(model.model, last, own)[0])
             seconds += clock.lap()
         if len(asked) > 1:
             cache.join()
@@ -176,7 +201,13 @@ def answer_while_compressing(
         stats = cache.row_stats
     return [
         Grown(
-            Answer(response_text(model, tokens, until), len(tokens), seconds, len(asked)),
+            Answer(
+                response_text(model, tokens, until),
+                len(tokens),
+                seconds,
+                len(asked),
+                is_limited(tokens, limit, finished),
+            ),
             Outcome.after(held),
             held.bytes,
             held.full_bytes,
@@ -199,7 +230,8 @@ def answer_as_asked(model: Model, one: Asking, limit: int, until: Sequence[str],
         tokens = _generated(model, cache, torch.cat([context, question]), limit, finished, settings)
         seconds = clock.lap()
         stats = cache.stats
-    answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1)
+    limited = is_limited(tokens, limit, finished)
+    answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1, limited)
     return Grown(answer, Outcome.after(stats), stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)
 
 

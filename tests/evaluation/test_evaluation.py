@@ -29,7 +29,8 @@ from forward_influence.data.tasks import parse_task
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.evaluation.answering import Asking, answer_side_by_side, answer_while_compressing
 from forward_influence.evaluation.decoding import continued_apart, grouped
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.plan import Plan
+from forward_influence.evaluation.run import evaluate
 from forward_influence.instrument.batch import stack
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import pinned
@@ -168,6 +169,7 @@ def test_no_answer_depends_on_the_batch(family: str, every: int | None, tmp_path
             protocol="unseen",
             every=every,
             batch=batch,
+            keep_prompt="own",
         )
         with Float64():
             frame = evaluate(model, made, tmp_path / f"{batch}").frame()
@@ -245,7 +247,7 @@ def test_an_answer_while_compressing_with_the_full_cache_is_the_plain_answer() -
 
 
 def test_compressing_as_the_answer_grows(tmp_path: Path) -> None:
-    made = plan(every=4, items=1, compressors=("attention", "random-protected"), budgets=("0.25",))
+    made = plan(every=4, items=1, compressors=("attention", "random-protected"), budgets=("0.25",), keep_prompt="own")
     frame = evaluate(loaded(dtype=torch.float32), made, tmp_path / "e").frame()
     frame = frame[frame["task"] == made.tasks[0].spec]
     assert (frame["every"] == 4).all()
@@ -368,8 +370,11 @@ def results(scores: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
             "item": i,
             "compressor": compressor,
             "budget": budget,
+            "run": 0,
             "score": score,
             "response": str(score),
+            "new_tokens": 8,
+            "limited": i == 0,
             "held": 10.0,
             "held_most": 14.0,
             "pinned": 6.0,

@@ -27,7 +27,8 @@ from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.compression.generation import generate
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.plan import Plan
+from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.instrument.instrument import NAME
 from forward_influence.measurement.continuation import generate_continuation
