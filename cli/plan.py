@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.cli.costs import Load, costs
+from forward_influence.cli.costs import Load, costs, predicted
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Effort
 from forward_influence.cli.measure import Result
-from forward_influence.cli.options import Given, Only, configured
+from forward_influence.cli.options import AsJson, Given, Only, configured
+from forward_influence.cli.tables import as_json
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.execution.cluster import Cluster
@@ -81,6 +82,7 @@ def plan_command(
         Cluster, Only("workers", workers=1, workers_help="Workers that share the documents; 0 is taken as 1.")
     ],
     given: Given,
+    json: AsJson = False,
 ) -> None:
     """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone.
 
@@ -94,7 +96,11 @@ def plan_command(
     resolved = _resolved(recipe.model)
     request.check_positions(resolved.positions, recipe.model)
     count = _count(resolved, request, documents, machine, given)
-    for line in costs(resolved, request, recipe, Load(count, effort.chunk, machine.tflops, cluster.workers)):
+    load = Load(count, effort.chunk, machine.tflops, cluster.workers)
+    if json:
+        typer.echo(as_json(predicted(resolved, request, recipe, load)), nl=False)
+        return
+    for line in costs(resolved, request, recipe, load):
         typer.echo(line)
 
 

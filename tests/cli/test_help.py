@@ -29,7 +29,7 @@ def commands() -> Iterator[tuple[str, object]]:
 
 COMMANDS = dict(commands())
 #: What commands have beside their configurations.
-UNGROUPED = ("--config", "--dry-run")
+UNGROUPED = ("--config", "--dry-run", "--json")
 
 
 def help_of(capsys, monkeypatch, name: str, width: int) -> str:
