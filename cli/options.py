@@ -188,7 +188,11 @@ DryRun = Annotated[
 #: For commands whose result a program may read.
 AsJson = Annotated[
     bool,
-    typer.Option("--json", help="Write the result as JSON on standard output, and nothing else.", show_default="off"),
+    typer.Option(
+        "--json",
+        help="Write the result as JSON on standard output, and nothing else.",
+        show_default="off",
+    ),
 ]
 
 
