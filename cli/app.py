@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": ("generate", "generate_command"),
     "plot": ("plot", "plot_command"),
     "compare": ("compare", "compare_command"),
+    "across-models": ("across_models", "across_models_command"),
     "report": ("report", "report_command"),
     "evaluate": ("evaluate", "evaluate_command"),
     "selectors": ("selectors", "selectors_command"),

@@ -9,7 +9,7 @@ import typer
 from forward_influence.cli import tables
 from forward_influence.cli.compare_tables import TITLES, Part, readable
 from forward_influence.cli.options import Only, configured
-from forward_influence.cli.reading import Reading
+from forward_influence.cli.reading import Equal, Reading
 from forward_influence.cli.tables import Format
 from forward_influence.errors import UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from forward_influence.analysis.measures.compare import Comparison
+    from forward_influence.storage.run import Run
 
 DEFAULT_PARTS = (Part.comparison, Part.means, Part.decay, Part.crossovers)
 #: Digits of numbers in a terminal that is wide enough, and in one that is not.
@@ -29,6 +30,7 @@ def compare_command(
     reading: Annotated[
         Reading, Only(baseline_help="Rule to compare with; `position-matched` takes each rule's own control.")
     ],
+    equal: Equal,
     form: Annotated[Format, typer.Option("--format", help="How to write the tables.")] = Format.table,
     show: Annotated[
         list[Part] | None,
@@ -41,14 +43,16 @@ def compare_command(
 ) -> None:
     """Compare rules with a baseline on the same documents: means, ratios, decay laws, crossovers, with intervals."""
     from forward_influence.analysis.measures.compare import compare, measured_budget
+    from forward_influence.analysis.measures.further import further_notes, further_tables
     from forward_influence.analysis.measures.selected import selection_tables
     from forward_influence.analysis.reading.curves import named
     from forward_influence.storage.run import open_run
 
-    chosen = list(dict.fromkeys(show or ([Part.comparison] if form is Format.csv else DEFAULT_PARTS)))
+    opened = [open_run(folder) for folder in runs]
+    default = [Part.comparison] if form is Format.csv else [*_planned(opened), *DEFAULT_PARTS]
+    chosen = list(dict.fromkeys(show or default))
     if form is Format.csv and len(chosen) > 1:
         raise UsageError("csv holds one table; give --show once, or take --format json")
-    opened = [open_run(folder) for folder in runs]
     pairs = None if not crossover else [_pair(text) for text in crossover]
     found = compare(opened, reading.baseline, budgets=reading.budgets, pairs=pairs, **reading.inference)
     kept = list(found.table["budget"].unique())
@@ -58,10 +62,14 @@ def compare_command(
         budgets=[measured_budget(text, kept) for text in reading.budgets or kept],
         **reading.inference,
     )
+    options = {"baseline": reading.baseline, "margin": equal.margin}
+    further = further_tables(found, opened, [part.attribute for part in chosen], cluster=reading.cluster, **options)
+    made = {**selected, **further}
     frames = {
-        part: selected[part.attribute] if part.of_selections else getattr(found, part.attribute) for part in chosen
+        part: made[part.attribute] if part.attribute in made else getattr(found, part.attribute) for part in chosen
     }
-    typer.echo(_written(found, frames, form), nl=False) if form is not Format.table else _shown(found, frames)
+    notes = _notes(found, frames) + further_notes(found, {p.attribute: f for p, f in frames.items()}, **options)
+    typer.echo(_written(notes, frames, form), nl=False) if form is not Format.table else _shown(notes, frames)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -76,18 +84,23 @@ def _pair(text: str) -> tuple[str, str]:
     return whole[0]
 
 
-def _written(found: Comparison, frames: dict[Part, pd.DataFrame], form: Format) -> str:
+def _planned(runs: list[Run]) -> list[Part]:
+    """The answers to a plan stand first, where a run has one."""
+    return [Part.plan] if any(run.plan is not None for run in runs) else []
+
+
+def _written(notes: list[str], frames: dict[Part, pd.DataFrame], form: Format) -> str:
     if form is Format.csv:
         return tables.csv(next(iter(frames.values())))
     if form is Format.json:
         content: dict[str, Any] = {part.value: tables.records(frame) for part, frame in frames.items()}
-        return tables.as_json({**content, "notes": _notes(found, frames)})
+        return tables.as_json({**content, "notes": notes})
     pieces = [tables.text(readable(f, part, _WIDE), form, TITLES[part]) for part, f in frames.items() if len(f)]
     mark = "% " if form is Format.latex else "- "
-    return "\n".join([*pieces, *(mark + line for line in _notes(found, frames))]) + "\n"
+    return "\n".join([*pieces, *(mark + line for line in notes)]) + "\n"
 
 
-def _shown(found: Comparison, frames: dict[Part, pd.DataFrame]) -> None:
+def _shown(notes: list[str], frames: dict[Part, pd.DataFrame]) -> None:
     out = tables.console()
     for part, frame in frames.items():
         if not len(frame):
@@ -97,7 +110,7 @@ def _shown(found: Comparison, frames: dict[Part, pd.DataFrame]) -> None:
         if not tables.fits(table, out.width):
             table = readable(frame, part, _NARROW)
         tables.show(table, TITLES[part], out)
-    for line in _notes(found, frames):
+    for line in notes:
         out.print(line, markup=False, style="dim", soft_wrap=True)
 
 

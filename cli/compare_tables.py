@@ -26,6 +26,9 @@ class Part(StrEnum):
     overlap = "overlap"
     overlap_layers = "overlap-layers"
     tokens = "tokens"
+    equivalence = "equivalence"
+    mixed = "mixed"
+    plan = "plan"
 
     @property
     def attribute(self) -> str:
@@ -48,6 +51,9 @@ class Part(StrEnum):
         return {
             Part.effects: "no rule was measured with both effects (--effect both)",
             Part.controls: "no rule was measured with a control",
+            Part.equivalence: "no rule was measured beside the baseline",
+            Part.mixed: "no rule was measured beside the baseline",
+            Part.plan: "no run was measured under a plan (measure --plan)",
             Part.crossovers: "there are no two rules beside controls; choose a pair with --crossover",
         }.get(self, "no two rules of a run have saved selections")
 
@@ -62,6 +68,9 @@ TITLES = {
     Part.overlap: "Overlap: what rules share of their budget",
     Part.overlap_layers: "Overlap layer by layer: what rules share of their budget",
     Part.tokens: "Tokens: where and what a rule selects",
+    Part.equivalence: "More, less, equal, or not told apart",
+    Part.mixed: "One mixed model of all distances",
+    Part.plan: "The plan's questions, asked before the run",
 }
 #: What values bear that are under the noise-floor flag.
 FLAG = "*"
@@ -85,6 +94,9 @@ def readable(frame: pd.DataFrame, part: Part, digits: int) -> pd.DataFrame:
         Part.overlap: _overlap,
         Part.overlap_layers: _overlap,
         Part.tokens: _tokens,
+        Part.equivalence: _equivalence,
+        Part.mixed: _mixed,
+        Part.plan: _plan,
     }[part]
     varying = varying_columns(frame)
     holds = "held" in frame and frame["held"].notna().any()
@@ -204,4 +216,40 @@ def _tokens(row: dict[str, Any], digits: int) -> dict[str, str]:
         "multiple [95%]": interval(row["lift"], row["low"], row["high"], digits),
         "selected, %": number(100 * row["share"], digits),
         "candidates, %": number(100 * row["base"], digits),
+    }
+
+
+def _equivalence(row: dict[str, Any], digits: int) -> dict[str, str]:
+    return {
+        "rule": row["selector"],
+        "zone": row["zone"],
+        "to": row["baseline"],
+        "ratio [95%]": _with(row, "ratio", digits, row["flagged"]),
+        "[90%]": interval(row["ratio"], row["equal_low"], row["equal_high"], digits).partition(" ")[2] or tables.ABSENT,
+        "p (equal)": p_value(row["p_equal"]),
+        "finding": row["finding"] or tables.ABSENT,
+        "documents": str(row["n"]),
+    }
+
+
+def _mixed(row: dict[str, Any], digits: int) -> dict[str, str]:
+    return {
+        "rule": row["selector"],
+        "to": row["baseline"],
+        "at distance": number(row["distance"], 3),
+        "ratio [95%]": _with(row, "ratio", digits),
+        "per doubling [95%]": _with(row, "doubling", digits),
+        "p (distance)": p_value(row["p_doubling"]),
+        "sd of documents": number(row["sd_level"], 2),
+        "documents": str(row["n"]),
+    }
+
+
+def _plan(row: dict[str, Any], digits: int) -> dict[str, str]:
+    return {
+        "question": f"{row['number']}. {row['question']}",
+        "zone": row["zone"],
+        "answer": f"{row['verdict']}: {row['because']}",
+        "ratio [95%]": _with(row, "ratio", digits),
+        "p (Holm)": p_value(row["p_holm"]),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from forward_influence.models.info import Card
     from forward_influence.models.loading import Resolved
     from forward_influence.storage.run import Run
+    from forward_influence.storage.study_plan import StudyPlan
 
 
 def measure_documents(
@@ -29,6 +31,7 @@ def measure_documents(
     until: float | None,
     loading: Loading,
     command: str = "",
+    plan: StudyPlan | None = None,
 ) -> None:
     """Measure a request on documents, and show the table.
 
@@ -37,6 +40,7 @@ def measure_documents(
         out: the run folder or address; None for the default one.
         until: stop when every far interval is this narrow.
         command: that repeats the run; "" for the one that runs.
+        plan: the questions that the run is to answer.
     """
     from forward_influence.analysis.statistics.stopping import Until
     from forward_influence.execution.run import (
@@ -48,13 +52,16 @@ def measure_documents(
         request_configuration,
     )
     from forward_influence.measurement.memory import choose_chunk
+    from forward_influence.measurement.planned import check_plan
 
     stop = None if until is None else Until(until)
     resolved = loading.resolved()
     request.check_positions(resolved.positions, resolved.spec)
     prepared = prepare_documents(asked, request.seed, resolved, request)
     skipped = tuple((s.name, s.reason) for s in prepared.skipped)
-    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command)
+    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command, plan)
+    if plan is not None:
+        check_plan(plan, request, len(prepared.documents))
     if out is not None:
         refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
     model, card = loading.load(resolved)
@@ -84,6 +91,26 @@ def measure_documents(
         typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
     if len(run.measured()) < len(run.documents):
         raise typer.Exit(1)
+
+
+def planned(path: str | None, asked: Asked, until: float | None) -> tuple[StudyPlan | None, Asked]:
+    """The plan in a file, and the documents as many as it asks for.
+
+    Raises:
+        UsageError: it is no plan, or another number of documents is asked for.
+    """
+    if path is None:
+        return None, asked
+    from forward_influence.storage.study_plan import read_plan
+
+    plan = read_plan(path)
+    if until is not None:
+        raise UsageError(f"`until` and {path} both say on how many documents a run ends; leave out one of them")
+    if asked.max_documents is not None and asked.max_documents != plan.documents:
+        raise UsageError(
+            f"{path} asks for {plan.documents} documents, and `max_documents` is {asked.max_documents}; leave it out"
+        )
+    return plan, replace(asked, max_documents=plan.documents)
 
 
 def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:

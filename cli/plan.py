@@ -1,4 +1,4 @@
-"""`plan`: what a measurement will cost, before any weights are loaded."""
+"""`plan`: what a measurement will cost, before any weights are loaded; and how many documents it needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.options import Given, Only, configured
+from forward_influence.cli.reading import Equal, Reading
 from forward_influence.errors import UsageError
 from forward_influence.measurement.choices import Choices
 from forward_influence.models.recipe import Recipe
@@ -56,6 +57,11 @@ class Machine(Configuration):
 
 @configured
 def plan_command(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="With --detect: runs to learn from how much documents differ.", metavar="[RUN...]"),
+    ] = None,
+    *,
     recipe: Annotated[
         Recipe,
         Only(
@@ -68,14 +74,48 @@ def plan_command(
     ],
     machine: Machine,
     choices: Choices,
+    reading: Annotated[Reading, Only("baseline", "cluster")],
+    equal: Equal,
     given: Given,
+    detect: Annotated[
+        float | None,
+        typer.Option(
+            help="How many documents find this ratio to the baseline, 1.2 say, with 80% power.", metavar="RATIO"
+        ),
+    ] = None,
 ) -> None:
-    """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone."""
+    """Predict what a measurement costs, from the model's configuration; or how many documents it needs, from a run."""
+    if runs or detect is not None:
+        _refuse_what_says_nothing(runs, detect, given)
+        from forward_influence.cli.sizing import show_sizes
+
+        show_sizes(runs or [], detect or 0.0, reading, equal)
+        return
+    if misplaced := sorted(given.fields & _OF_RUNS):
+        raise UsageError(f"`{misplaced[0]}` is about a run that is there; give one: plan RUN --detect 1.2")
     from forward_influence.measurement.request import Request
 
     request = Request(**vars(only_compressors(choices, given)))
     for line in costs(_resolved(recipe.model), request, recipe, machine):
         typer.echo(line)
+
+
+#: What is said of a run that is there; everything else, of a measurement to come.
+_OF_RUNS = frozenset(("baseline", "cluster", "margin"))
+
+
+def _refuse_what_says_nothing(runs: list[str] | None, detect: float | None, given: Given) -> None:
+    """A run and the ratio to detect go together, and without what is said of a measurement to come.
+
+    Raises:
+        UsageError: naming what is missing, or too much.
+    """
+    if not runs:
+        raise UsageError("--detect learns from a run how much documents differ; give its folder: plan RUN --detect 1.2")
+    if detect is None:
+        raise UsageError(f"plan {runs[0]} says how many documents find a ratio; say which, --detect 1.2 for example")
+    if misplaced := sorted(given.fields - _OF_RUNS):
+        raise UsageError(f"`{misplaced[0]}` is about a measurement to come; leave it out beside a run")
 
 
 def costs(resolved: Resolved, request: Request, recipe: Recipe, machine: Machine) -> list[str]:
