@@ -53,7 +53,7 @@ def load(spec: str, device: str, dtype: str, length: int) -> tuple[Any, Tensor]:
 
 def configuration(spec: str) -> Any:
     """The configuration of a model that `load` takes."""
-    from forward_influence.models.loading import resolve_spec
+    from forward_influence.models.resolving import resolve_spec
 
     if spec.startswith("random:"):
         return llama_configuration(*map(int, spec.removeprefix("random:").split("x")))

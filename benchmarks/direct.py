@@ -20,7 +20,8 @@ from forward_influence.influence.ablation import removal
 from forward_influence.influence.effects.direct import DIRECT
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.measurement.positions import sampled_positions
-from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
+from forward_influence.models.loading import load_model
+from forward_influence.models.resolving import load_tokenizer, resolve_spec
 from forward_influence.selectors import parse_selector, select
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record

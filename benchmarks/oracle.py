@@ -27,7 +27,8 @@ from forward_influence.influence.ablation import removal
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.screening import Way, screen_document
-from forward_influence.models.loading import load_model, load_tokenizer, resolve_spec
+from forward_influence.models.loading import load_model
+from forward_influence.models.resolving import load_tokenizer, resolve_spec
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.recorder import record
 from forward_influence.utils.distances import zones

@@ -9,7 +9,7 @@ import typer
 from forward_influence.cli import tables
 from forward_influence.cli.options import Only, configured
 from forward_influence.cli.reading import Equal, Reading
-from forward_influence.cli.tables import Format, interval
+from forward_influence.cli.tables import Format, Shown, interval
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,15 +27,16 @@ def across_models_command(
     runs: Annotated[list[str], typer.Argument(help="A run of each model, two or more.", metavar="RUN...")],
     reading: Annotated[Reading, Only("baseline", baseline_help="The control that each model's rules are set against.")],
     equal: Equal,
-    form: Annotated[Format, typer.Option("--format", help="How to write the tables.")] = Format.table,
+    shown: Annotated[Shown, Only(form_help="How to write the tables.")],
 ) -> None:
     """Set models beside each other on the same documents: rules as multiples of each model's own control."""
     from forward_influence.analysis.formatting.wording import join, many, varying_columns
     from forward_influence.analysis.measures.across_models import across_models
     from forward_influence.storage.run import open_run
 
+    form = shown.form
     if form is Format.csv:
-        raise UsageError("csv holds one table, and here are several; take --format json")
+        raise UsageError("csv holds one table, and here are several; take `form` json")
     found = across_models([open_run(folder) for folder in runs], reading.baseline, equal.margin)
     frames: dict[str, pd.DataFrame] = {"ratios": found.ratios, "pairs": found.pairs, "means": found.means}
     notes = [f"{many(found.documents, 'document')} in common; ratios are geometric means over them, at 95%"]
@@ -56,11 +57,11 @@ def across_models_command(
         if kept.empty:
             continue
         varying = [column for column in varying_columns(kept) if column != "run"]
-        shown = _frame([_row(row, varying) for row in kept.to_dict("records")])
+        rows = _frame([_row(row, varying) for row in kept.to_dict("records")])
         if form is Format.table:
-            tables.show(shown, TITLES[name], out)
+            tables.show(rows, TITLES[name], out)
         else:
-            typer.echo(tables.text(shown, form, TITLES[name]))
+            typer.echo(tables.text(rows, form, TITLES[name]))
     for line in notes:
         out.print(line, markup=False, style="dim", soft_wrap=True)
 

@@ -95,7 +95,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _refuse_steering(given)
         command = group()
-        wording.learn(command, given)
         code = command(given, prog_name="forward-influence", standalone_mode=False)
         if code == INTERRUPTED:  # what newer typers make of Ctrl-C
             _complain(_INTERRUPTED)

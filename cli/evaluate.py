@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from forward_influence.analysis.formatting.held_words import HEADING, held_cell
 from forward_influence.cli import tables
-from forward_influence.cli.options import Given, Only, configured
-from forward_influence.cli.tables import Format, interval, p_value
+from forward_influence.cli.options import DryRun, Given, configured
+from forward_influence.cli.tables import Format, Shown, interval, p_value
+from forward_influence.cli.wording import in_options
 from forward_influence.errors import UsageError
 from forward_influence.evaluation.choices import EvaluationChoices
 from forward_influence.models.recipe import Recipe
@@ -48,7 +49,6 @@ class Table(Configuration):
     results: Path | None = option(None, "Show the table of this folder and evaluate nothing.", BASICS, shown="evaluate")
     shard: str = option("0/1", "i/n: do the i-th of n parts; run all n with one --out.", CLUSTER)
     baseline: str = option("full", "What differences are paired with, full or a compressor.", READING)
-    form: Format = option(Format.table, "How to write the table.", READING, typed="format")
     layout: Layout | None = option(
         None,
         "long: a row each, with intervals; paper: compressors by budgets.",
@@ -59,42 +59,33 @@ class Table(Configuration):
 
 @configured
 def evaluate_command(
-    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    recipe: Recipe,
     choices: EvaluationChoices,
     table: Table,
+    shown: Shown,
     given: Given,
+    dry_run: DryRun = False,
 ) -> None:
     """Evaluate compressors on tasks that need no network; the same command again continues."""
+    from forward_influence.evaluation.run import Plan
     from forward_influence.storage.evaluation import open_evaluation
 
-    if table.results is None:
-        evaluation = _evaluated(recipe, _plan(choices), table.out, _shard(table.shard), given.command)
-    else:
+    if table.results is not None:
+        if dry_run:
+            raise UsageError("`dry_run` tells what an evaluation costs; leave it out beside `results`")
         evaluation = open_evaluation(table.results)
-    _show(evaluation, table.baseline, table.form, table.layout)
-    if table.form is Format.table:
+    else:
+        plan, shard = Plan(**vars(choices)), _shard(table.shard)
+        if dry_run:
+            from forward_influence.cli.dry_run import show_evaluation
+
+            show_evaluation(plan, recipe, choices, table, shown)
+            return
+        evaluation = _evaluated(recipe, plan, table.out, shard, given.command)
+    _show(evaluation, table.baseline, shown.form, table.layout)
+    if shown.form is Format.table:
         typer.echo(f"results: {evaluation.folder}")
         typer.echo(f"picture: forward-influence plot {evaluation.folder} --kind retention")
-
-
-def _plan(choices: EvaluationChoices) -> Plan:
-    from forward_influence.data.tasks import parse_task
-    from forward_influence.evaluation.run import Plan
-
-    return Plan(
-        tasks=tuple(parse_task(text) for text in choices.tasks),
-        compressors=choices.compressors,
-        budgets=choices.budgets or (() if choices.match_held else ("0.4", "0.2")),
-        match_held=choices.match_held,
-        protect_first=choices.protect_first,
-        protect_last=choices.protect_last,
-        lengths=choices.lengths,
-        items=choices.items,
-        protocols=("seen", "unseen") if choices.protocol == "both" else (choices.protocol,),
-        every=choices.every,
-        chat=choices.chat,
-        seed=choices.seed,
-    )
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -107,9 +98,8 @@ def _shard(text: str) -> tuple[int, int]:
 def _evaluated(recipe: Recipe, plan: Plan, out: Path | None, shard: tuple[int, int], command: str) -> Evaluation:
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.evaluation.run import default_folder, evaluate
-    from forward_influence.models.loading import load_model
 
-    loaded = load_model(recipe.model, device=recipe.device, dtype=recipe.dtype)
+    loaded = recipe.loaded()
     where = out or default_folder(loaded, plan)
     return evaluate(loaded, plan, where, shard=shard, command=command, progress=TerminalProgress())
 
@@ -125,14 +115,15 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
         typer.echo(tables.text(table, form), nl=False)
         return
     for title, part, notes in _parts(table, chosen, evaluation.configuration["model"], baseline):
+        lines = [*notes, *filter(None, [evaluation.manifest["model"].get("holding")])]
         if form is Format.table:
             tables.show(part, title)
             out = tables.console()
-            for line in notes:
+            for line in lines:
                 out.print(line, markup=False, style="dim", soft_wrap=True)
         else:
             mark = "% " if form is Format.latex else "- "
-            typer.echo("\n".join([tables.text(part, form, title), *(mark + line for line in notes)]))
+            typer.echo("\n".join([tables.text(part, form, title), *(mark + line for line in lines)]))
 
 
 def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> list[tuple[str, pd.DataFrame, list[str]]]:
@@ -145,7 +136,7 @@ def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> li
             part = table[(table["length"] == length) & (table["protocol"] == protocol)]
             if part.empty:
                 continue
-            notes = accuracy_notes(part, baseline)
+            notes = [in_options(note) for note in accuracy_notes(part, baseline)]
             fewest, most = int(part["items"].min()), int(part["items"].max())
             items = str(most) if fewest == most else f"{fewest} to {most}"
             title = f"{model}, question {protocol}, {length} tokens, {items} items"

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forward_influence.errors import UsageError
-from forward_influence.utils.configuration import CLUSTER, HARDWARE, Configuration, described, option
+from forward_influence.utils.configuration import HARDWARE, Configuration, described, option
 from forward_influence.utils.defaults import CHUNK
 
 if TYPE_CHECKING:
     from forward_influence.execution.executors import Executor
     from forward_influence.models.info import Card
-    from forward_influence.models.loading import Model, Resolved
+    from forward_influence.models.loading import Model
     from forward_influence.models.recipe import Recipe
+    from forward_influence.models.resolving import Resolved
 
 
 @described
@@ -49,38 +50,6 @@ class Effort(Configuration):
             raise UsageError(f"`trace_cache` {self.trace_cache} is no amount of space; give 4GB or 0, say") from None
 
 
-@described
-@dataclass(frozen=True)
-class Cluster(Configuration):
-    """Where documents are measured."""
-
-    executor: str = option("local", "local, or ray: documents over a cluster.", CLUSTER, choices=("local", "ray"))
-    address: str | None = option(
-        None,
-        "Of a Ray cluster: auto, host:6379, ray://host:10001.",
-        CLUSTER,
-        shown="started here",
-    )
-    workers: int = option(0, "Ray workers, a model each.", CLUSTER, shown="all that fit")
-    gpus_per_worker: float = option(0.0, "GPUs of each Ray worker.", CLUSTER)
-    threads_per_worker: int = option(0, "Processors of each Ray worker.", CLUSTER, shown="as torch uses here")
-
-    def made(self, recipe: Recipe) -> Executor | None:
-        """The executor; None for this process.
-
-        Raises:
-            UsageError: options that belong to another executor, or Ray is not installed.
-        """
-        sizes = (self.workers, self.gpus_per_worker, self.threads_per_worker)
-        if self.executor == "local":
-            if self.address or any(sizes):
-                raise UsageError("`address`, `workers`, `gpus_per_worker` and `threads_per_worker` need `executor` ray")
-            return None
-        from forward_influence.execution.ray_executor import RayExecutor
-
-        return RayExecutor(recipe, self.address, *sizes)
-
-
 @dataclass(frozen=True)
 class Loading:
     """A model to be loaded, and what it may take.
@@ -105,18 +74,13 @@ class Loading:
 
     def resolved(self) -> Resolved:
         """What the model's name means; no weights are read."""
-        from forward_influence.models.loading import resolve_spec
-
-        recipe = self.recipe
-        return resolve_spec(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+        return self.recipe.resolved()
 
     def load(self, resolved: Resolved) -> tuple[Model | None, Card]:
         """The model, None where an executor has its own, and what it is."""
         if self.executor is not None:
             return None, self.executor.card()
         from forward_influence.models.info import Card
-        from forward_influence.models.loading import load_model
 
-        recipe = self.recipe
-        model = load_model(resolved, device=recipe.device, dtype=recipe.dtype, device_map=recipe.device_map)
+        model = self.recipe.loaded(resolved)
         return model, Card.of(model)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.cli.options import Given, Only, configured
+from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.output import standard_input
 from forward_influence.errors import UsageError
 from forward_influence.models.recipe import Recipe
@@ -59,15 +59,15 @@ class Generation(Configuration):
 @configured
 def generate_command(
     asked: Generation,
-    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    recipe: Recipe,
     given: Given,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Generate with a compressed cache: the text as it grows, then what is held and what that took."""
     from forward_influence.compression import make_compressor
     from forward_influence.compression.generation import generate
     from forward_influence.measurement.request import check_temperature
-    from forward_influence.models.loading import load_model, resolve_spec
 
     text = _prompt(prompt, asked.file)
     made = make_compressor(
@@ -80,7 +80,13 @@ def generate_command(
         protect_last=asked.protect_last,
     )
     check_temperature(asked.temperature)
-    loaded = load_model(resolve_spec(recipe.model), device=recipe.device, dtype=recipe.dtype)
+    resolved = recipe.resolved()
+    if dry_run:
+        from forward_influence.cli.dry_run import show_generation
+
+        show_generation(text, made, resolved, recipe, asked)
+        return
+    loaded = recipe.loaded(resolved)
     found = generate(
         loaded,
         text,

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from forward_influence.cli.options import Given, Only, configured
+from forward_influence.data.asked import Asked
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.measurement.choices import MapChoices
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import BASICS, Configuration, described, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,57 +21,70 @@ if TYPE_CHECKING:
     from forward_influence.measurement.leave_one_out import MapControls
 
 
+@described
+@dataclass(frozen=True)
+class Map(Configuration):
+    """Which document is mapped, and where to."""
+
+    out: Path = option(Path("influence-map.parquet"), "The map, .parquet; the picture lies beside it as .png.", BASICS)
+    seed: int = option(0, "Of the order of documents.", BASICS)
+
+
+@configured
 def influence_map_command(
-    model: Annotated[
-        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
-    ] = "smollm2-135m",
-    documents: Annotated[list[str] | None, typer.Option(help="As in `measure`; the first is mapped.")] = None,
-    context: Annotated[int, typer.Option(help="Context tokens; every one costs a pass over the continuation.")] = 128,
-    continuation: Annotated[int, typer.Option(help="Continuation tokens.")] = 256,
-    block: Annotated[int, typer.Option(help="Neighbouring tokens removed together.")] = 1,
-    effect: Annotated[str, typer.Option(help="total or direct.")] = "total",
-    bin_width: Annotated[int, typer.Option(help="Positions whose mean makes one number.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the order of documents.")] = 0,
-    out: Annotated[Path, typer.Option(help="The map, .parquet; the picture lies beside it as .png.")] = Path(
-        "influence-map.parquet"
-    ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
+    recipe: Recipe,
+    documents: Annotated[Asked, Only("documents", documents_help="As in `measure`; the first is mapped.")],
+    choices: MapChoices,
+    result: Map,
+    given: Given,
 ) -> None:
     """Measure every token of a short context by itself: leave-one-out, exact. A stopped map goes on where it was."""
     from forward_influence.cli.measuring import prepare_documents
     from forward_influence.cli.progress import TerminalProgress
-    from forward_influence.data.asked import Asked
-    from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.measurement.leave_one_out import MapRequest, influence_map, read_controls
     from forward_influence.measurement.request import Request
-    from forward_influence.models.loading import load_model, resolve_spec
+    from forward_influence.models.holding import holding
 
+    out, block = result.out, choices.block
     if out.suffix != ".parquet":
-        raise UsageError(f"cannot write {out}; --out must end in .parquet")
-    wanted = MapRequest(context, continuation, block, effect, bin_width)
+        raise UsageError(f"cannot write {out}; `out` must end in .parquet")
+    wanted = MapRequest(**vars(choices))
+    spans = {name: getattr(choices, name) for name in ("measure_on", "context_of", "candidates_of")}
     request = Request(
-        selectors=("recent",), budgets=("1",), context=context, continuation=continuation, protect_first=0,
-        protect_last=0,
+        selectors=("recent",), budgets=("1",), context=wanted.context, continuation=wanted.continuation,
+        protect_first=0, protect_last=0, **spans,
     )  # fmt: skip
-    resolved = resolve_spec(model)
-    request.check_positions(resolved.positions, model)
-    prepared = prepare_documents(Asked(tuple(documents or ["sotu"]), 1), seed, resolved, request)
+    resolved = recipe.resolved()
+    if request.spans is None:
+        request.check_positions(resolved.positions, recipe.model)
+    prepared = prepare_documents(replace(documents, max_documents=1), result.seed, resolved, request)
     document = prepared.documents[0]
-    loaded = load_model(resolved, device=device, dtype=dtype)
+    layout = document.layout
+    if layout is not None:
+        wanted = replace(wanted, context=layout.context, continuation=layout.continuation, layout=layout)
+    loaded = recipe.loaded(resolved)
     name = document.document.name
     frame = influence_map(loaded, document.segments[0], wanted, out, name=name, progress=TerminalProgress())
     from forward_influence.analysis.formatting import style
     from forward_influence.analysis.plots.influence_map import draw_map
+    from forward_influence.analysis.plots.influence_text import draw_text
+    from forward_influence.utils.tokenization import text_pieces
 
     picture = out.with_suffix(".png")
     what = "each token removed by itself" if block == 1 else f"every {block} neighbouring tokens removed by themselves"
+    what = "each sentence removed by itself" if wanted.sentences else what
+    on_text = out.with_name(f"{out.stem}-text.png")
     try:
-        style.save(draw_map(frame, f"{name}: {what}, {effect} effect"), picture)
+        style.save(draw_map(frame, f"{name}: {what}, {wanted.effect} effect"), picture)
+        pieces = text_pieces(loaded.tokenizer, document.segments[0][: wanted.context].tolist())
+        style.save(draw_text(frame, pieces, f"{name}: {what}, {wanted.effect} effect"), on_text)
     except OSError as error:
-        raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another --out") from error
+        raise ForwardInfluenceError(f"cannot write {picture} ({error.strerror}); choose another `out`") from error
     _show(frame, read_controls(out))
-    typer.echo(f"map: {out}\npicture: {picture}")
+    for line in filter(
+        None, [holding(loaded.anatomy.kinds), f"map: {out}", f"picture: {picture}", f"on the text: {on_text}"]
+    ):
+        typer.echo(line)
 
 
 def _show(frame: pd.DataFrame, controls: MapControls) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from forward_influence.cli.options import Given, Only, configured
+from forward_influence.data.asked import Asked
+from forward_influence.errors import ForwardInfluenceError, UsageError
+from forward_influence.measurement.choices import Choices
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import BASICS, READING, Configuration, described, option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -13,47 +21,59 @@ if TYPE_CHECKING:
     from forward_influence.measurement.inspection import Inspected, View
 
 
+@described
+@dataclass(frozen=True)
+class Looking(Configuration):
+    """What of a document is shown, and where."""
+
+    layer: int | None = option(None, "Of the model.", READING, shown="shares over all layers")
+    head: int | None = option(None, "KV head.", READING, shown="shares over all heads")
+    out: Path | None = option(
+        None, "Write a page (.html) or per-token scores (.parquet).", BASICS, shown="the terminal"
+    )
+
+
+@configured
 def inspect_command(
-    selector: Annotated[
-        list[str] | None, typer.Option(help="One rule, or two side by side.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="A name from `models`, a folder, a .gguf file or a hub id.")
-    ] = "smollm2-135m",
-    documents: Annotated[list[str] | None, typer.Option(help="As in `measure`; the first is shown.")] = None,
-    budget: Annotated[str, typer.Option(help="Fraction of the context, or count of tokens.")] = "0.2",
-    context: Annotated[int, typer.Option(help="Context tokens.")] = 512,
-    mode: Annotated[str, typer.Option(help="drop: what would be removed; keep: what would stay.")] = "drop",
-    layer: Annotated[int | None, typer.Option(help="Of the model; shares over all layers otherwise.")] = None,
-    head: Annotated[int | None, typer.Option(help="KV head; shares over all heads otherwise.")] = None,
-    protect_first: Annotated[int, typer.Option(help="First tokens that no rule selects.")] = 4,
-    protect_last: Annotated[int, typer.Option(help="Last tokens that no rule selects.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the order of documents and of random rules.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write a page (.html) or per-token scores (.parquet).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (float32), float64, bfloat16, float16.")] = "auto",
+    recipe: Recipe,
+    documents: Annotated[Asked, Only("documents", documents_help="As in `measure`; the first is shown.")],
+    choices: Annotated[
+        Choices,
+        Only(
+            "selectors",
+            "budgets",
+            "context",
+            "mode",
+            "protect_first",
+            "protect_last",
+            "seed",
+            selectors=("attention",),
+            selectors_help="One rule, or two side by side.",
+            budgets_help="Fraction of the context, or count of tokens.",
+            context=512,
+            mode_help="drop: what would be removed; keep: what would stay.",
+        ),
+    ],
+    looking: Looking,
+    given: Given,
 ) -> None:
     """Show a context shaded by a rule's scores, with what it selects underlined; two rules side by side."""
     from forward_influence.cli.measuring import prepare_documents
-    from forward_influence.data.asked import Asked
-    from forward_influence.errors import ForwardInfluenceError, UsageError
     from forward_influence.measurement.inspection import html_page, inspect_document, scores_table
     from forward_influence.measurement.request import Request
-    from forward_influence.models.loading import load_model, resolve_spec
 
-    rules = tuple(selector or ["attention"])
-    if len(rules) > 2:
-        raise UsageError(f"{len(rules)} rules do not fit side by side; give one or two")
+    out, layer, head = looking.out, looking.layer, looking.head
+    if len(choices.selectors) > 2:
+        raise UsageError(f"{len(choices.selectors)} rules do not fit side by side; give one or two")
+    if len(choices.budgets) > 1:
+        raise UsageError(f"{len(choices.budgets)} budgets cannot be shown at once; give `budgets` once")
     if out is not None and out.suffix not in (".html", ".parquet"):
-        raise UsageError(f"cannot write {out}; --out must end in .html or .parquet")
-    request = Request(
-        selectors=rules, budgets=(budget,), context=context, continuation=3, mode=mode, protect_first=protect_first,
-        protect_last=protect_last, draws=1, seed=seed,
-    )  # fmt: skip
-    resolved = resolve_spec(model)
-    request.check_positions(resolved.positions, model)
-    prepared = prepare_documents(Asked(tuple(documents or ["sotu"]), 1), seed, resolved, request)
-    loaded = load_model(resolved, device=device, dtype=dtype)
+        raise UsageError(f"cannot write {out}; `out` must end in .html or .parquet")
+    request = Request(**vars(replace(choices, continuation=3, draws=1)))
+    resolved = recipe.resolved()
+    request.check_positions(resolved.positions, recipe.model)
+    prepared = prepare_documents(replace(documents, max_documents=1), request.seed, resolved, request)
+    loaded = recipe.loaded(resolved)
     found = inspect_document(loaded, prepared.documents[0], request)
     if out is None:
         _show(found, layer, head)
@@ -65,7 +85,7 @@ def inspect_command(
         else:
             scores_table(found).to_parquet(out, index=False)
     except OSError as error:
-        raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+        raise ForwardInfluenceError(f"cannot write {out} ({error.strerror}); choose another `out`") from error
     typer.echo(f"written to {out}")
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import typer
 
 from forward_influence.cli.defaults import only_compressors
-from forward_influence.cli.executing import Cluster, Effort, Loading
-from forward_influence.cli.options import Given, configured
+from forward_influence.cli.executing import Effort, Loading
+from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.measurement.choices import Choices
 from forward_influence.models.recipe import Recipe
 from forward_influence.utils.configuration import BASICS, Configuration, described, option
@@ -57,12 +55,7 @@ def measure_command(
     effort: Effort,
     cluster: Cluster,
     given: Given,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Measure nothing: show what would be, what it costs, and the YAML that --config takes."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
     from forward_influence.cli.measuring import add_rules, measure_documents, planned
@@ -105,6 +98,6 @@ _BESIDE_ADD = {
 def _refuse_beside_add(given: Given, dry_run: bool) -> None:
     """Options that a run has decided already are not silently left aside."""
     if dry_run:
-        raise UsageError("--dry-run tells what a new run costs; leave it out beside --add")
+        raise UsageError("`dry_run` tells what a new run costs; leave it out beside `add`")
     for name in sorted(given.fields - _BESIDE_ADD):
-        raise UsageError(f"`{name}` is the run's own; leave it out beside --add")
+        raise UsageError(f"`{name}` is the run's own; leave it out beside `add`")

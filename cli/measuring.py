@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from forward_influence.data.cutting import Prepared
     from forward_influence.measurement.request import Request
     from forward_influence.models.info import Card
-    from forward_influence.models.loading import Resolved
+    from forward_influence.models.resolving import Resolved
     from forward_influence.storage.run import Run
     from forward_influence.storage.study_plan import StudyPlan
 
@@ -56,8 +56,10 @@ def measure_documents(
 
     stop = None if until is None else Until(until)
     resolved = loading.resolved()
-    request.check_positions(resolved.positions, resolved.spec)
+    if request.spans is None:
+        request.check_positions(resolved.positions, resolved.spec)
     prepared = prepare_documents(asked, request.seed, resolved, request)
+    longest = request.longest(prepared.documents)
     skipped = tuple((s.name, s.reason) for s in prepared.skipped)
     source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command, plan)
     if plan is not None:
@@ -65,12 +67,12 @@ def measure_documents(
     if out is not None:
         refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
     model, card = loading.load(resolved)
-    chunk = choose_chunk(card.sizes, card.free_bytes, request, loading.effort.memory_limit, loading.effort.chunk)
+    chunk = choose_chunk(card.sizes, card.free_bytes, longest, loading.effort.memory_limit, loading.effort.chunk)
     where = out or str(default_folder(card, prepared.documents, request, source))
     if loading.effort.memory_limit is not None:
         begun = _begun(where, build_configuration(card, prepared.documents, request, source))
         if begun is not None:
-            _check_memory(begun, card, request, loading.effort.memory_limit)
+            _check_memory(begun, card, longest, loading.effort.memory_limit)
     run = measure(
         model,
         prepared.documents,
@@ -129,7 +131,7 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
     documents = prepared.documents[: len(run.documents)]  # of a run that stopped, those up to there
     model, card = loading.load(resolved)
     if loading.effort.memory_limit is not None:
-        _check_memory(run, card, request, loading.effort.memory_limit)
+        _check_memory(run, card, request.longest(documents), loading.effort.memory_limit)
     grown = add(
         model,
         run,
@@ -238,12 +240,23 @@ def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Requ
     """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
-    from forward_influence.models.loading import load_tokenizer
+    from forward_influence.measurement.placing import placeable
+    from forward_influence.models.resolving import load_tokenizer
 
     ordered = sample_documents(load_documents(list(asked.documents)), asked.sample, seed)
     follows = request.continuation if request.continuation_from == "text" else 1
-    prepared = prepare(
-        ordered, load_tokenizer(resolved), request.context, follows, request.segments, asked.max_documents
+    prepared = placeable(
+        request,
+        prepare(
+            ordered,
+            load_tokenizer(resolved),
+            request.context,
+            follows,
+            request.segments,
+            asked.max_documents,
+            spans=request.spans,
+            longest=resolved.positions,
+        ),
     )
     for skipped in prepared.skipped[:5]:
         typer.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)

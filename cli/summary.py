@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forward_influence.cli import tables
+from forward_influence.cli.wording import in_options
 
 if TYPE_CHECKING:
     from forward_influence.storage.run import Run
@@ -33,4 +34,4 @@ def show_summary(run: Run) -> None:
         title = "what stays: mean shift of the text's NLL in nats, and how often the most likely token is the same"
         tables.show(kept, title, out)
     for line in [*table.attrs["notes"], *flag_remarks(table)]:
-        out.print(line, markup=False, style="dim", soft_wrap=True)
+        out.print(in_options(line), markup=False, style="dim", soft_wrap=True)

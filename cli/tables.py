@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from forward_influence.analysis.formatting.wording import ABSENT, interval, numb
 from forward_influence.cli import layout
 from forward_influence.cli.output import fits_encoding, shown
 from forward_influence.errors import printable
+from forward_influence.utils.configuration import READING, Configuration, described, option
 
 __all__ = ["ABSENT", "Format", "interval", "number", "p_value"]
 
@@ -33,6 +35,14 @@ class Format(StrEnum):
     json = "json"
     markdown = "markdown"
     latex = "latex"
+
+
+@described
+@dataclass(frozen=True)
+class Shown(Configuration):
+    """How results are shown."""
+
+    form: Format = option(Format.table, "How to write the table.", READING, typed="format")
 
 
 def console(error: bool = False) -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 #: Field -> the option that fills it, of the command that runs; of the others where it has none of that name.
@@ -10,18 +11,25 @@ _OPTIONS: dict[str, str] = {}
 _FIELD = re.compile(r"`([a-z][a-z_]*)(=False)?`")
 
 
-def learn(group: Any, arguments: list[str]) -> None:
-    """Take in the options of all commands, those of the one that `arguments` begin with last.
+def learn(group: Any, command: Any) -> None:
+    """Take in the options of all commands, those of the one that runs last.
 
     Args:
-        group: click's, with commands by name.
+        group: click's, with commands by name, or the one command.
+        command: click's, the one that runs.
     """
     _OPTIONS.clear()
-    named = group.commands.get(arguments[0]) if arguments else None
-    for command in (*group.commands.values(), named):
-        for parameter in getattr(command, "params", ()):
+    for one in (*_commands(group), command):
+        for parameter in one.params:
             if typed := [text for text in parameter.opts if text.startswith("--")]:
                 _OPTIONS[parameter.name] = typed[0]
+
+
+def _commands(group: Any) -> Iterator[Any]:
+    """All commands, those of groups within groups too."""
+    yield group
+    for command in getattr(group, "commands", {}).values():
+        yield from _commands(command)
 
 
 def in_options(text: str) -> str:

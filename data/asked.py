@@ -13,7 +13,7 @@ class Asked(Configuration):
     """Documents, and how many of them."""
 
     documents: tuple[str, ...] = option(
-        ("sotu",), "sotu, a text file, a folder, file.jsonl:field, hf:...; repeatable.", BASICS
+        ("sotu",), "sotu, reasoning-traces, a text file, a folder, file.jsonl:field, hf:...; repeatable.", BASICS
     )
     max_documents: int | None = option(None, "Take so many documents.", BASICS, shown="all")
     sample: str | None = option(None, "Draw so many (10) or such a part (0.1) of the documents.", BASICS, shown="all")

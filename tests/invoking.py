@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import typer
 from typer.testing import CliRunner
 
-from forward_influence.cli.compare import compare_command
-
-COMPARE = typer.Typer()
-COMPARE.command()(compare_command)
+from forward_influence.cli.app import build
 
 
 def invoke(*arguments: object) -> str:
     """What it prints where it succeeds."""
-    result = CliRunner().invoke(COMPARE, [str(a) for a in arguments])
+    result = CliRunner().invoke(build(), ["compare", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output

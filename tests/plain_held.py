@@ -5,7 +5,8 @@ Definitions (of the papers, as docs/compression.md gives them), per layer and he
     most compressors    floor(b s) of the s tokens seen, at least 1; the first 4 pinned and the last 64, or a share of
                         what is kept, at most half of it
     h2o                 the same, half of it pinned at the end
-    random-protected    the prompt, and floor(b (s - prompt)) of what follows, of which at most half is pinned
+    random-protected, prompt-recent
+                        the prompt, and floor(b (s - prompt)) of what follows, of which at most half is pinned
     rpc                 the prompt, floor(b (s - prompt)) of what follows, and its window of 32 on top
     held=N              N of everything
 """
@@ -16,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 #: Compressors that are not like most; each rule's window beside.
-WHOLE_PROMPT = ("rpc", "random-protected")
+WHOLE_PROMPT = ("rpc", "random-protected", "prompt-recent")
 RPC_WINDOW = 32
 
 

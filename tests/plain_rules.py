@@ -52,8 +52,14 @@ class Seen:
 @lru_cache(maxsize=8)
 def seen(family: str, n: int = N, **changes: Any) -> Seen:
     """The naive pass over `n` random tokens of a tiny model."""
-    model = tiny_model(family, **changes)
-    tokens = torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(11))
+    return seen_of(
+        tiny_model(family, **changes), torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(11))
+    )
+
+
+def seen_of(model: PreTrainedModel, tokens: Tensor) -> Seen:
+    """The naive pass over tokens (n,)."""
+    n = len(tokens)
     plain: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
     hidden: dict[int, Tensor] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from plain_rules import Seen, _pool, rotation_matrix, snapkv
+from plain_rules import Seen, _pool, rotation_matrix, seen_of, snapkv
 from torch import Tensor
 
 
@@ -206,4 +206,44 @@ def chunkkv(s: Seen, layer: int, base: list[Tensor], length: int, candidates: li
         members = [j for j in range(start, start + length) if j in candidates]
         if members:
             score[members] = sum(of_head[members].double().mean() for of_head in base)
+    return score
+
+
+def kvzip(
+    s: Seen,
+    layer: int,
+    kv: int,
+    piece: int,
+    requests: list[list[int]],
+    scaling: float,
+    sinks: Tensor | None,
+    plus: bool,
+) -> Tensor:
+    """Each piece from one naive pass over context, request and piece, its softmax written out."""
+    n = len(s.tokens)
+    score = torch.zeros(n, dtype=torch.float64)
+    for number, start in enumerate(range(0, n, piece)):
+        end, request = min(n, start + piece), torch.tensor(requests[min(number, len(requests) - 1)], dtype=torch.int64)
+        if number and len(request):  # a later request quotes the eight tokens before its piece
+            at = int((request == -1).nonzero()[0])
+            request = torch.cat([request[:at], s.tokens[start - 8 : start], request[at + 1 :]])
+        whole = torch.cat([s.tokens, request, s.tokens[start:end]])
+        inputs: list[Tensor] = []
+        attention = s.model.model.layers[layer].self_attn
+        handle = attention.register_forward_pre_hook(
+            lambda m, a, k, inputs=inputs: inputs.append((a[0] if a else k["hidden_states"])[0]), with_kwargs=True
+        )
+        again = seen_of(s.model, whole)
+        handle.remove()
+        columns = [*range(min(4, start)), *range(start, end)]
+        for head in s.group(kv):
+            norms = (s.values[layer][kv] @ projection(s, layer, head)).norm(dim=-1)
+            for t in range(n, len(whole)):
+                seen_columns = [*columns, *range(n, t + 1)]
+                logits = again.queries[layer][head][t] @ again.keys[layer][head][seen_columns].T * scaling
+                weights = logits.exp() / (logits.exp().sum() + (0 if sinks is None else sinks[head].exp()))
+                of_piece = weights[min(4, start) : min(4, start) + end - start]
+                if plus:
+                    of_piece = of_piece * norms[start:end] / inputs[0][t].norm()
+                score[start:end] = torch.maximum(score[start:end], of_piece)
     return score

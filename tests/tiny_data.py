@@ -10,6 +10,7 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
+from forward_influence.data.spans import Layout
 from forward_influence.models.loading import Model, wrap_model
 
 
@@ -25,6 +26,7 @@ class Cut:
     document: Named
     segments: tuple[Tensor, ...]
     length: int = 0
+    layout: Layout | None = None
 
 
 def model(family: str = "llama", dtype: torch.dtype = torch.float32) -> Model:

@@ -116,6 +116,8 @@ def watching(model: PreTrainedModel, cache: Any) -> Any:
         for layer in cache.full_layers():
             rows = cache.layers[layer].positions().tolist()
             held[layer] = [[p for p in row if p >= 0] for row in rows]
+        if found.steps and found.steps[-1][0] == cache.get_seq_length():  # a head replayed through the whole model
+            found.steps.pop(), found.logits.pop()
         found.steps.append((cache.get_seq_length(), held))
         found.logits.append(output.logits[0, -1])
 

@@ -71,6 +71,8 @@ _KNOWN: dict[str, RuleStyle] = {
     "caote": RuleStyle(_BLUE, "<", _DASHED),
     "criticalkv": RuleStyle(_BLUE, ">", _LONG),
     "chunkkv": RuleStyle(_BLUE, "X", _DOTTED),
+    "kvzip": RuleStyle(_VERMILLION, "o", _SOLID),
+    "kvzip-plus": RuleStyle(_VERMILLION, "^", _DASHED),
     "lazy-eviction": RuleStyle(_VERMILLION, "<", _SOLID),
     "triattention": RuleStyle(_SKY, "^", _DASHED),
     "expected-attention-adakv": RuleStyle(_SKY, "s", _LONG),

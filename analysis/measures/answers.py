@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from forward_influence.analysis.formatting.wording import interval, p_value
-from forward_influence.analysis.reading.curves import load_zones
+from forward_influence.analysis.reading.curves import load_zones, named
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR
 from forward_influence.analysis.reading.pairing import align, measured_rule
 from forward_influence.analysis.statistics.equivalence import Equivalence, equivalence, percent
@@ -167,6 +167,13 @@ def _answer(
         *(question.rule, question.over, zone, plan.budget_of(question, budgets), question.expect, margin),
         *(found, p, verdict, because),
     )
+
+
+def plan_answers(runs: Sequence[Run], *, cluster: str | None = None) -> pd.DataFrame:
+    """The answers to the plans of runs, with the run's name in the column `run`; empty where none had a plan."""
+    tables = [answers_table(answers(run, cluster=cluster)).assign(run=name) for name, run in named(runs).items()]
+    kept = [table for table in tables if len(table)]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
 
 def sentence(answer: Answer) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from forward_influence.analysis.measures.answers import plan_answers
 from forward_influence.analysis.measures.controls import controls, effects, spread
 from forward_influence.analysis.measures.crossover import crossovers
 from forward_influence.analysis.measures.decay import fit_decay, shares
+from forward_influence.analysis.measures.equivalence import equivalences, undecided
+from forward_influence.analysis.measures.identical import identical_rules, with_flags
 from forward_influence.analysis.measures.notes import Note, comparison_notes
+from forward_influence.analysis.measures.spans import has_spans, span_curves, span_names
 from forward_influence.analysis.reading.comparable import check_comparable
 from forward_influence.analysis.reading.curves import RULE, Curves, read_curves
 from forward_influence.analysis.reading.held import held_by, with_held
@@ -35,6 +39,7 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.storage.run import Run
 from forward_influence.storage.shards import HELD
 from forward_influence.utils.distances import MIDDLE, NEAR, ZONES
+from forward_influence.utils.margins import MARGIN
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Comparison:
         curves: the tidy frame in log-spaced bins that decay was made from, all runs as one.
         fine: as `curves` in the narrow bins that crossovers were made from.
         zones: as `curves` in near, middle and far (column `zone`), which the table was made from.
+        spans: as `table`, a row per rule and measured span (column `span`); empty where runs are measured by lengths.
+        equivalence: a row per rule and zone, `equivalence.equivalences`.
+        answers: a row per question of a run's plan and zone, `answers.plan_answers`; empty where no run had a plan.
+        baseline: as asked for.
         clustered, method: how intervals were made, as in `statistics.paired`.
     """
 
@@ -66,6 +75,10 @@ class Comparison:
     curves: pd.DataFrame
     fine: pd.DataFrame
     zones: pd.DataFrame
+    spans: pd.DataFrame = field(default_factory=pd.DataFrame)
+    equivalence: pd.DataFrame = field(default_factory=pd.DataFrame)
+    answers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    baseline: str = RANDOM
     clustered: bool = False
     method: Method = STUDENT
 
@@ -91,6 +104,7 @@ def compare(
     cluster: str | None = None,
     method: Kind = "t",
     pairs: Sequence[tuple[str, str]] | None = None,
+    margin: float = MARGIN,
     near: float = NEAR,
     middle: float = MIDDLE,
     read: Curves | None = None,
@@ -114,6 +128,7 @@ def compare(
         budgets: only these; all without any.
         cluster: field of the documents, such as "author": its groups are the unit.
         pairs: (A, B) for crossovers; by default every pair of rules that are no controls.
+        margin: ratios between 1 / margin and margin are equal; the questions of a plan have their own.
         read: curves of these runs where they were read before, with the same zones and cluster.
 
     Raises:
@@ -133,7 +148,7 @@ def compare(
     if not variants(known, baseline):
         raise UsageError(
             f"baseline {baseline!r} was not measured{did_you_mean(baseline, known)}; measured: {', '.join(known)}; "
-            "choose one with --baseline"
+            "choose one with `baseline`"
         )
     clustered = cluster is not None
     how = method_for(several, method)
@@ -144,30 +159,58 @@ def compare(
     decay = fit_decay(log, **options).drop(columns="n")
     decay = decay.merge(shares(zones, **options).drop(columns="reason"), on=RULE)
     crossed = crossovers(plain, pairs, clustered=clustered, level=how.level)
-    table = _table(zones, baseline, **options)
+    pairs_alike = identical_rules(fine)
+    table = with_flags(table_of(zones, baseline, **options), pairs_alike)
     measured = list(zip(several, counts.tolist(), strict=True))
+    equal = equivalences(zones, baseline, margin, **options)
     return Comparison(
         table=table,
         decay=with_held(decay, zones),
         crossovers=with_held(crossed, zones, "rule", "over"),
         controls=with_held(controls(even, baseline, **options), zones, other="control_selector"),
         effects=with_held(effects(even, **options), zones),
-        remarks=comparison_notes(
-            measured,
-            table,
-            zones,
-            decay,
-            crossed,
-            finest=int((fine["high"] - fine["low"]).min()),
-            twice=twice,
-            cluster=cluster,
-            method=how,
-        ),
+        remarks=[
+            *comparison_notes(
+                measured,
+                table,
+                zones,
+                decay,
+                crossed,
+                finest=int((fine["high"] - fine["low"]).min()),
+                twice=twice,
+                cluster=cluster,
+                method=how,
+                alike=pairs_alike,
+            ),
+            *(Note(line, ("table", "equivalence")) for line in undecided(equal)),
+        ],
         curves=log,
         fine=fine,
         zones=zones,
+        spans=_by_span(several, name, baseline, budgets, cluster, options),
+        equivalence=equal,
+        answers=plan_answers(several, cluster=cluster),
+        baseline=baseline,
         **options,
     )
+
+
+def _by_span(
+    runs: Sequence[Run],
+    name: str,
+    baseline: str,
+    budgets: Sequence[str],
+    cluster: str | None,
+    options: Mapping[str, Any],
+) -> pd.DataFrame:
+    """The table by span of runs, read together under a name; empty where they are measured by lengths."""
+    if not has_spans(runs):
+        return pd.DataFrame()
+    frame = _merge(span_curves(runs, cluster), name)
+    if budgets:
+        known = frame["budget"].unique().tolist()
+        frame = frame[frame["budget"].isin([measured_budget(text, known) for text in budgets])]
+    return table_of(frame, baseline, names=span_names(runs), **options).rename(columns={"zone": "span"})
 
 
 #: What two measurements have in common that are of one rule on one document.
@@ -217,12 +260,20 @@ def _budget(text: str) -> tuple[bool, float | str]:
         return False, text
 
 
-def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Method) -> pd.DataFrame:
+def table_of(
+    zones: pd.DataFrame, baseline: str, *, names: Sequence[str] = ZONES, clustered: bool, method: Method
+) -> pd.DataFrame:
+    """The table of `compare`, a row per rule and bin.
+
+    Args:
+        zones: curves in these bins.
+        names: of the bins, in the column `zone`.
+    """
     rows: list[dict[str, Any]] = []
     for key, group in zones.groupby(CONDITIONS, sort=False):
         for selector, part in group.groupby("selector", sort=False):
             about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector)}
-            rows += _zones_of_rule(about, part, group, baseline, clustered, method)
+            rows += _zones_of_rule(about, part, group, baseline, names, clustered, method)
     values = [f"{name}{end}" for name in ("kl", "ratio", "mean", "ratio_of_means") for end in ("", "_low", "_high")]
     values += ["p", "p_holm", "rank_biserial", "wins", "n", "flagged", "ratio_flagged", "flags"]
     table = pd.DataFrame(rows)[[*RULE, "per", *HELD, "zone", "baseline", "other_held", *values]]
@@ -230,9 +281,15 @@ def _table(zones: pd.DataFrame, baseline: str, *, clustered: bool, method: Metho
 
 
 def _zones_of_rule(
-    about: dict[str, Any], part: pd.DataFrame, group: pd.DataFrame, baseline: str, clustered: bool, method: Method
+    about: dict[str, Any],
+    part: pd.DataFrame,
+    group: pd.DataFrame,
+    baseline: str,
+    names: Sequence[str],
+    clustered: bool,
+    method: Method,
 ) -> list[dict[str, Any]]:
-    """Near, middle and far of one rule: its means, and its comparison with the baseline unless it is one itself."""
+    """The bins of one rule: its means, and its comparison with the baseline unless it is one itself."""
     selector = about["selector"]
     curve = matrix(part)
     known = list(grains(group))
@@ -244,13 +301,13 @@ def _zones_of_rule(
     if not itself and both is None:
         remarks.append(f"no {baseline} to compare with under these conditions")
     means = arithmetic(curve.kl, groups, method.level)
-    missing = np.full(len(ZONES), np.nan)
+    missing = np.full(len(names), np.nan)
     of_means = (missing, missing, missing)
     if both is not None:
         paired_groups = both[0].clusters if clustered else None
         of_means = ratio_of_means(both[0].kl, both[1].kl, paired_groups, method.level)
     rows = []
-    for index, zone in enumerate(ZONES):
+    for index, zone in enumerate(names):
         out = estimate(curve.kl[:, index], groups, method=method)
         row = {**about, "per": part["per"].iloc[0], "zone": zone, "baseline": control or "", **spread("kl", out)}
         row |= {**columns("mean", means, index), **columns("ratio_of_means", of_means, index)}

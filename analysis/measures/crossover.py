@@ -169,7 +169,7 @@ def crossing(
     """From which distance A exceeds B; a and b are KL (documents, bins) on the same documents.
 
     Args:
-        low, high: (bins,) positions of the bins, [low, high); the finer, the more precise (`curves.fine_bins`).
+        low, high: (bins,) positions of the bins, [low, high); the finer, the more precise (`binning.fine_bins`).
         flagged: bool (bins,), those to leave out.
         confidence: nominal coverage of the interval.
     """
@@ -210,7 +210,7 @@ def crossovers(
     """Crossovers of pairs of rules measured alike (same run, budget, mode, effect, layers), one row per pair.
 
     Args:
-        curves: a tidy frame in narrow bins (`curves.fine_bins`).
+        curves: a tidy frame in narrow bins (`binning.fine_bins`).
         pairs: (A, B) selector specs: from where A exceeds B. By default every pair of rules, the rule with the larger
             far-to-near ratio as A.
         level: nominal confidence of the intervals.

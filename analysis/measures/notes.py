@@ -10,8 +10,10 @@ import pandas as pd
 from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.measures.controls import floor_text
 from forward_influence.analysis.measures.decay import HALF_FROM
-from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text
-from forward_influence.analysis.reading.curves import FINE_SHARE
+from forward_influence.analysis.measures.identical import identical_notes
+from forward_influence.analysis.measures.span_words import zones_by_spans
+from forward_influence.analysis.measures.summary import candidate_lines, control_lines, documents_text, holding_lines
+from forward_influence.analysis.reading.binning import FINE_SHARE
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, Method
 from forward_influence.analysis.statistics.means import WHICH, disagreements
@@ -57,6 +59,7 @@ def comparison_notes(
     twice: bool,
     cluster: str | None,
     method: Method,
+    alike: pd.DataFrame,
 ) -> list[Note]:
     """What to say under the tables of a comparison.
 
@@ -66,10 +69,13 @@ def comparison_notes(
         finest: positions in the narrowest bin that crossovers were sought in.
         twice: whether several runs measured a rule on one document.
         cluster: the field of the documents whose groups are the unit.
+        alike: rules that are one choice, from `identical.identical_rules`.
     """
     edges = zones.groupby("bin")[["low", "high"]].first()
     where = ", ".join(f"{zone} {low} to {high - 1}" for zone, (low, high) in zip(ZONES, edges.to_numpy(), strict=True))
-    means = f"mean KL in nats, geometric mean over documents, and per-document ratios to the baseline; {where} tokens"
+    by_spans = measured[0][0].configuration.get("measure_on") is not None
+    where = zones_by_spans(measured[0][0]) if by_spans else f"{where} tokens"
+    means = f"mean KL in nats, geometric mean over documents, and per-document ratios to the baseline; {where}"
     half = f"half-distance: tokens beyond distance {HALF_FROM} until the fitted curve has halved"
     ratios = "ratio: geometric mean over documents of the rule's influence as a multiple of the control's"
     shares = "direct share: geometric mean of direct / total; indirect: mean of total - direct"
@@ -81,13 +87,15 @@ def comparison_notes(
         *(Note(text, MEANS) for text in disagreements(table)),
         Note("p: Wilcoxon signed-rank on log ratios, Holm over near, middle and far of each rule", ("table",)),
         Note("effect size: matched-pairs rank-biserial correlation, -1 to 1", ("table",)),
-        Note(f"{half}; shares: of all influence, {where} tokens", ("decay",)),
+        Note(f"{half}; shares: of all influence, {where}", ("decay",)),
         *(Note(text, ("decay",)) for text in _reasons(decay, "no decay fitted")),
         *(Note(text, ("crossovers",)) for text in _reasons(crossovers, "")),
         Note(ratios, ("controls",)),
         Note(shares, ("effects",)),
         Note(BOOTSTRAP_NOTE if method.kind == "bootstrap" else T_NOTE, _BY_RULE),
         Note(crossover_note(finest), ("crossovers",)),
+        *(Note(text) for text in identical_notes(alike)),
+        *(Note(text) for text in holding_lines([run for run, _ in measured])),
         *(Note(text) for text in candidate_lines(measured[0][0], zones)),
         *(Note(text) for text in held_notes(held_table(zones))),
         Note(floor_text(zones, " (*)")),

@@ -11,7 +11,9 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.held_words import entries
 from forward_influence.analysis.measures.controls import floor_text, matched_text, spread
-from forward_influence.analysis.reading.curves import load_zones, zone_edges
+from forward_influence.analysis.measures.span_words import candidates_by_spans, zones_by_spans
+from forward_influence.analysis.reading.binning import zone_edges
+from forward_influence.analysis.reading.curves import load_zones
 from forward_influence.analysis.reading.held import held_notes, held_table
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR, Matrix, by_rule, matrix
 from forward_influence.analysis.reading.pairing import (
@@ -109,10 +111,12 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     c = run.configuration
     continuation = int(frame["continuation"].max())
     edges = zone_edges(continuation)
+    ends = [f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True)]
+    by_spans = run.configuration.get("measure_on") is not None
+    zones = zones_by_spans(run) if by_spans else f"{', '.join(ends)} tokens"
     lines = [
-        "mean KL in nats: geometric mean over documents; "
-        + ", ".join(f"{zone} {a} to {b - 1}" for zone, a, b in zip(ZONES, edges[:-1], edges[1:], strict=True))
-        + " tokens",
+        f"mean KL in nats: geometric mean over documents; {zones}",
+        *holding_lines([run]),
         *candidate_lines(run, frame),
         *held_notes(held_table(frame)),
         *grain_lines(frame),
@@ -132,6 +136,16 @@ def notes(run: Run, frame: pd.DataFrame | None = None) -> list[str]:
     return lines
 
 
+def holding_lines(runs: Sequence[Run]) -> list[str]:
+    """Where else than in entries a token lives on in the runs' models; none where entries are all there is."""
+    said: dict[str, None] = {}
+    for run in runs:
+        text = str(run.manifest["model"].get("holding") or "")
+        ablated = text and run.configuration.get("states") == "ablate"
+        said[text + "; here the states are rebuilt without what removed tokens wrote" * bool(ablated)] = None
+    return [text for text in said if text]
+
+
 def candidate_lines(run: Run, frame: pd.DataFrame) -> list[str]:
     """What rules choose among, and how many of them each budget, which is of the whole context, comes to.
 
@@ -141,6 +155,8 @@ def candidate_lines(run: Run, frame: pd.DataFrame) -> list[str]:
     if of_rules.empty:
         return []
     first, last = (run.configuration.get(f"protect_{end}") or 0 for end in ("first", "last"))
+    if run.configuration.get("measure_on") is not None:
+        return [candidates_by_spans(run, of_rules, first, last)]
     context = int(of_rules["context"].max())
     count = context - first - last
     comes_to = []
@@ -179,7 +195,9 @@ def control_lines(frame: pd.DataFrame) -> list[str]:
     alone = [name for name in rules if position_control_for(frame, name) is None]
     lines = matched_text(frame)
     if alone:
-        lines.append(f"no position-matched control: {', '.join(alone)}; --selector position-matched:of={alone[0]}, say")
+        lines.append(
+            f"no position-matched control: {', '.join(alone)}; `selectors` position-matched:of={alone[0]}, say"
+        )
     return lines
 
 
@@ -202,7 +220,7 @@ def documents_text(run: Run, measured: int) -> str:
     text = f"documents: {measured} of {len(run.documents)} measured"
     if run.stopped is not None:  # looking until a width is reached finds widths that came out small by chance
         level = f"{method_for([run]).level:.0%}"
-        text += f" (ended by --until: intervals are of nominal {level}, to cover 95% after many looks)"
+        text += f" (ended by `until`: intervals are of nominal {level}, to cover 95% after many looks)"
     if measured < len(run.documents) and run.manifest.get("command"):
         text += f" (continue with: {run.manifest['command']})"
     skipped: Sequence[dict[str, Any]] = run.manifest.get("skipped") or []

@@ -45,7 +45,7 @@ def panels(frame: pd.DataFrame, columns: Sequence[str] = PANEL_COLUMNS) -> list[
     ]
     if len(parts) > MAX_PANELS:
         raise TooManyPanels(
-            f"{len(parts)} panels do not fit into a picture; choose a budget with --budget, or fewer runs"
+            f"{len(parts)} panels do not fit into a picture; choose one of the `budgets`, or fewer runs"
         )
     return parts
 

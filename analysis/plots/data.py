@@ -29,7 +29,7 @@ class PlotData:
 
     Attributes:
         runs: one or several; several get panels of their own.
-        width: tokens per bin of distance; None = as `curves.bin_width` chooses.
+        width: tokens per bin of distance; None = as `binning.bin_width` chooses.
         log: log-spaced bins instead.
         selectors: only these rules, as typed; empty = all.
         budgets: only these; empty = all.
@@ -199,5 +199,5 @@ class PlotData:
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
     whole = frame[frame["layers"] == "all"]
     if whole.empty:
-        raise UsageError("this run ablated its layers one by one; draw it with --kind layers")
+        raise UsageError("this run ablated its layers one by one; draw it with `kind` layers")
     return whole

@@ -16,6 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forward_influence.analysis.reading.binning import (
+    Binning,
+    Edges,
+    Zones,
+    bins,
+    edges_of,
+    fine_bins,
+    longest_measured,
+)
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.influence.noise_floor import floor_of, taken_off
 from forward_influence.storage.run import Run
@@ -23,96 +32,10 @@ from forward_influence.storage.shards import HELD
 from forward_influence.utils.distances import BIN_WIDTH, MIDDLE, NEAR, ZONES
 from forward_influence.utils.ranges import ranges
 
-#: How many bins a curve has at least.
-FEWEST_BINS = 8
-#: Log-spaced bins: how many, and how many positions the first holds.
-LOG_BINS = 16
-FIRST_LOG_BIN = 16
-#: Fine bins: positions in each near the context, and the share of the distance that they grow with farther out.
-FINEST = 4
-FINE_SHARE = 0.08
 #: What tells one measured curve from another, within a document.
 RULE = ["run", "selector", "budget", "mode", "effect", "layers"]
 
-Edges = np.ndarray
-#: (continuation, stretch) -> edges; the stretch is what sampled positions are spread evenly over, 1 without sampling.
-Binning = Callable[[int, int], Edges]
 _VALUES = ("kl", "nll_delta", "top1_changed")
-
-
-def bin_width(continuation: int) -> int:
-    """The width of bins, in tokens, where none is asked for: the paper's 128, halved until there are 8 bins."""
-    width = BIN_WIDTH
-    while width > 1 and continuation < FEWEST_BINS * width:
-        width //= 2
-    return width
-
-
-def bins(
-    continuation: int, width: int | None = None, *, stretch: int = 1, log: bool = False, count: int | None = None
-) -> Edges:
-    """Edges of distance bins, int64 (B + 1,), strictly increasing from 0 to `continuation`.
-
-    Args:
-        continuation: m, in tokens.
-        width: tokens per bin, by default `bin_width(continuation)`; the last bin takes what is left over.
-        stretch: positions were sampled in every stretch of so many tokens; default and log-spaced bins hold whole
-            stretches, for in narrower ones some documents would have no position.
-        log: log-spaced bins after a first one of 16 positions, so that near and far weigh alike on a log axis.
-        count: this many bins instead (equal or log-spaced; fewer where whole positions do not allow as many).
-
-    Raises:
-        UsageError: a width, count or continuation below 1.
-    """
-    if min(n for n in (continuation, width, count) if n is not None) < 1:
-        raise UsageError(f"cannot bin {continuation} positions (width {width}, count {count}); all must be at least 1")
-    width = width or max(bin_width(continuation), stretch)
-    if log:
-        wanted = LOG_BINS if count is None else count
-        first = min(FIRST_LOG_BIN, continuation)
-        inner = np.geomspace(first, continuation, wanted) if wanted > 1 else np.array([continuation])
-        whole = np.round(inner / stretch) * stretch
-        edges = np.concatenate([[0], whole[whole < continuation], [continuation]])
-    elif count is not None:
-        edges = np.round(np.linspace(0, continuation, count + 1))
-    else:
-        edges = np.append(np.arange(0, continuation, width), continuation)
-    return np.unique(edges.astype(np.int64))
-
-
-def fine_bins(continuation: int, stretch: int = 1) -> Edges:
-    """Edges of the narrowest bins that single documents are averaged in: int64 (B + 1,), from 0 to `continuation`.
-
-    They hold 4 positions, and 8% of the distance from where that is more; whole stretches where positions were sampled.
-
-    Args:
-        continuation: m, in tokens.
-        stretch: as in `bins`.
-    """
-    edges = [0]
-    while edges[-1] < continuation:
-        width = max(FINEST, round(FINE_SHARE * edges[-1]))
-        edges.append(edges[-1] + -(-width // stretch) * stretch)
-    if len(edges) > 2 and continuation - edges[-2] < (edges[-1] - edges[-2]) / 2:
-        del edges[-2]  # no sliver at the end
-    edges[-1] = continuation
-    return np.array(edges, dtype=np.int64)
-
-
-def zone_edges(continuation: int, near: float = NEAR, middle: float = MIDDLE) -> Edges:
-    """Edges of near, middle and far: int64 (4,). `near` and `middle` are where those zones end, as shares of m.
-
-    Raises:
-        UsageError: the shares do not rise between 0 and 1, or the continuation has fewer than 3 positions.
-    """
-    if not 0 < near < middle < 1:
-        raise UsageError(f"near and middle must satisfy 0 < near < middle < 1, not {near:g} and {middle:g}")
-    edges = np.array([0, int(continuation * near), int(continuation * middle), continuation], dtype=np.int64)
-    edges[1] = max(edges[1], 1)
-    edges[2] = max(edges[2], edges[1] + 1)
-    if edges[3] <= edges[2]:
-        raise UsageError(f"a continuation of {continuation} tokens has no near, middle and far; at least 3 are needed")
-    return edges
 
 
 def bin_means(values: np.ndarray, edges: Edges, distance: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -175,9 +98,19 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 
 def _document_pieces(
-    rows: Sequence[Mapping[str, Any]], binnings: Sequence[Binning], stretch: int, constant: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]],
+    binnings: Sequence[Binning],
+    stretch: int,
+    constant: Mapping[str, Any],
+    longest: int | None = None,
+    entry: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(which binning, columns) for each condition of one document."""
+    """(which binning, columns) for each condition of one document.
+
+    Args:
+        longest: the longest continuation, where those of the runs' documents differ.
+        entry: of the document in the manifest.
+    """
     conditions: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["kind"] == "condition":
@@ -191,7 +124,7 @@ def _document_pieces(
         held = {name: _mean_of([row[name] for row in found]) for name in HELD}
         held["selected"] = _mean_of([_selected(row) for row in found])
         for index, binning in enumerate(binnings):
-            edges = binning(found[0]["continuation"], stretch)
+            edges, named = edges_of(binning, found[0]["continuation"], stretch, longest, entry)
             means, floor = _average(found, edges), floor_of(rows, effect, edges)
             kl = taken_off(means["kl"], floor, means.pop("moved"))
             yield (
@@ -207,9 +140,9 @@ def _document_pieces(
                     "mode": mode,
                     "effect": effect,
                     "layers": "all" if ablated == every_layer else ranges(ablated),
-                    "bin": np.arange(len(edges) - 1),
-                    "low": edges[:-1],
-                    "high": edges[1:],
+                    "bin": np.arange(len(named) - 1),
+                    "low": named[:-1],
+                    "high": named[1:],
                     **means,
                     "kl": kl,
                     "measured": means["kl"],
@@ -282,6 +215,7 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
     """
     several = [runs] if isinstance(runs, Run) else list(runs)
     pieces: list[list[dict[str, Any]]] = [[] for _ in binnings]
+    longest = longest_measured(several)
     for label, run in named(several).items():
         known = {d["name"]: d for d in run.documents}
         asked = run.configuration
@@ -294,7 +228,7 @@ def read(runs: Run | Sequence[Run], binnings: Sequence[Binning], cluster: str | 
                 "document": name,
                 "cluster": group_of(known.get(name, {"name": name}), cluster),
             }
-            for index, columns in _document_pieces(list(rows), binnings, stretch, constant):
+            for index, columns in _document_pieces(list(rows), binnings, stretch, constant, longest, known.get(name)):
                 pieces[index].append(columns)
                 found = True
         if not found:
@@ -341,7 +275,7 @@ def load_zones(
     runs: Run | Sequence[Run], *, near: float = NEAR, middle: float = MIDDLE, cluster: str | None = None
 ) -> pd.DataFrame:
     """As `load` with three bins, and their names in a column `zone`: near, middle, far."""
-    return name_zones(read(runs, [lambda m, _: zone_edges(m, near, middle)], cluster)[0])
+    return name_zones(read(runs, [Zones(near, middle)], cluster)[0])
 
 
 @dataclass(frozen=True)
@@ -378,9 +312,8 @@ def read_curves(
     Args:
         even: the bins of `Curves.even`.
     """
-    zones: Binning = lambda m, _: zone_edges(m, near, middle)  # noqa: E731
     log: Binning = lambda m, stretch: bins(m, stretch=stretch, log=True)  # noqa: E731
-    frames = read(runs, [even, zones, log, fine_bins], cluster)
+    frames = read(runs, [even, Zones(near, middle), log, fine_bins], cluster)
     return Curves(frames[0], name_zones(frames[1]), *frames[2:])
 
 
@@ -395,6 +328,6 @@ def name_zones(frame: pd.DataFrame) -> pd.DataFrame:
         document = counts.index[counts.to_numpy() < len(ZONES)][0][-1]
         raise UsageError(
             f"near, middle or far holds none of the sampled positions of {document}; measure again with more "
-            "--positions-per-bin into a new --out"
+            "`positions_per_bin` into a new `out`"
         )
     return frame.assign(zone=np.array(ZONES)[frame["bin"].to_numpy()])

@@ -116,10 +116,10 @@ def held_notes(table: pd.DataFrame) -> list[str]:
         (_whole, "nothing was removed: {}"),
         (_most, "the most that was held between compressions, and at the end: {}"),
         (_pinned, "pinned: {}"),
-        (unequal, "not at equal size: {} entries; --match-held compares at equal numbers"),
+        (unequal, "not at equal size: {} entries; `match_held` compares at equal numbers"),
         (
             mostly_pinned,
-            "more than half of what is held is pinned, which mutes differences: {}; --protect-last sets how many "
+            "more than half of what is held is pinned, which mutes differences: {}; `protect_last` sets how many "
             "recent tokens are",
         ),
     ):
@@ -149,7 +149,7 @@ def held_sentences(table: pd.DataFrame) -> list[str]:
     if sizes := unequal(table):
         said.append(
             f"compressors do not hold equally much here, so that they are not compared at equal size: {sizes} entries "
-            "per layer and head; --match-held compares at equal numbers."
+            "per layer and head; `match_held` compares at equal numbers."
         )
     if pinned := mostly_pinned(table):
         said.append(f"more than half of what is held is pinned, which mutes differences: {pinned}.")

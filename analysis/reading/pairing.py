@@ -125,11 +125,11 @@ def pair_remarks(frame: pd.DataFrame, selector: str, control: str) -> list[str]:
 
 
 def option_of(frame: pd.DataFrame, selector: str) -> str:
-    """Under which option of `measure` a selector of a frame was asked for."""
-    return "--compressor" if frame.loc[frame["selector"] == selector, "compressor"].any() else "--selector"
+    """Under which choice of `measure` a selector of a frame was asked for."""
+    return "`compressors`" if frame.loc[frame["selector"] == selector, "compressor"].any() else "`selectors`"
 
 
-def grain_remark(per: dict[str, str], selector: str, control: str, option: str = "--selector") -> list[str]:
+def grain_remark(per: dict[str, str], selector: str, control: str, option: str = "`selectors`") -> list[str]:
     """What it does to the multiple that a rule and its control choose at different grains; nothing where they do not.
 
     Removing a token from every head is a stronger intervention than removing as many scattered entries

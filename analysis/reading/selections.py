@@ -99,7 +99,7 @@ def require_selections(run: Run, purpose: str) -> None:
     """Raise `UsageError`, saying how to get them, if the run has no saved selections."""
     if not has_selections(run):
         raise UsageError(
-            f"{run.where} holds no selections, which {purpose} needs; measure with --save-selections into a new --out"
+            f"{run.where} holds no selections, which {purpose} needs; measure with `save_selections` into a new `out`"
         )
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.wording import many
 from forward_influence.analysis.reading.parts import measured
-from forward_influence.analysis.report.tables import Cell, Table, number, table, whole, words
+from forward_influence.analysis.report.tables import Table, table
+from forward_influence.analysis.tables.cells import Cell, number, whole, words
 from forward_influence.storage.run import Run
 
 
@@ -19,9 +20,16 @@ def subtitle(runs: Sequence[Run]) -> str:
     """Models, documents and lengths in a line."""
     models = list(dict.fromkeys(str(run.manifest["model"]["spec"]) for run in runs))
     documents = len({d["fingerprint"] for run in runs for d in measured(run)})
-    lengths = dict.fromkeys((run.configuration["context"], run.configuration["continuation"]) for run in runs)
-    spans = [f"{context:,} tokens of context, {continuation:,} of continuation" for context, continuation in lengths]
-    return f"{' and '.join(models)}, {many(documents, 'document')}, {' or '.join(spans)}"
+    lengths = dict.fromkeys(_lengths(run) for run in runs)
+    return f"{' and '.join(models)}, {many(documents, 'document')}, {' or '.join(lengths)}"
+
+
+def _lengths(run: Run) -> str:
+    """Context and continuation in tokens; of a run by spans, which they are."""
+    asked = run.configuration
+    if asked.get("measure_on"):
+        return f"measured on {asked['measure_on']} after {asked.get('context_of') or 'all before it'}"
+    return f"{asked['context']:,} tokens of context, {asked['continuation']:,} of continuation"
 
 
 def made_by(runs: Sequence[Run]) -> str:
@@ -66,6 +74,7 @@ def about(run: Run, label: str) -> dict[str, Any]:
         ("Model fingerprint", model["fingerprint"]),
         ("Layers", f"{model['layers']}, of which {len(model['full_layers'])} with full attention; "
                    f"{model['query_heads']} query heads, {model['kv_heads']} key/value heads"),
+        ("Entries and states", model.get("holding", "")),
         ("Documents", f"{len(measured(run))} of {len(run.documents)} measured, from {_listed(asked.get('documents'))}"),
         ("Skipped", "; ".join(skipped) if skipped else "none"),
         ("Rules", _listed(asked.get("selectors"))),

@@ -14,11 +14,14 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from forward_influence.analysis import plots
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.compare import Comparison, compare
 from forward_influence.analysis.measures.overlap import overlap_summary
+from forward_influence.analysis.measures.spans import has_spans
 from forward_influence.analysis.measures.summary import unfinished
+from forward_influence.analysis.plots import registry
+from forward_influence.analysis.plots.common import TooManyPanels
+from forward_influence.analysis.plots.data import PlotData
 from forward_influence.analysis.reading import comparable
 from forward_influence.analysis.reading.curves import named
 from forward_influence.analysis.reading.pairing import RANDOM, variants
@@ -93,6 +96,7 @@ def report(
     method: Kind = "t",
     limit: int = LIMIT,
     title: str | None = None,
+    wording: Callable[[str], str] = str,
 ) -> Report:
     """Write a report on one or several runs; those that cannot be compared stand side by side.
 
@@ -102,6 +106,7 @@ def report(
         cluster: field of the documents whose groups are the unit.
         method: how intervals are made.
         limit: most bytes of the page.
+        wording: what becomes of texts that name fields in backticks; the command line makes options of them.
 
     Raises:
         UsageError: the baseline or a budget was not measured, or documents have no such field.
@@ -109,9 +114,9 @@ def report(
     """
     by_name = named(runs)
     options: dict[str, Any] = {"budgets": tuple(budgets), "cluster": cluster, "method": method}
-    data = plots.PlotData(runs, **options)
+    data = PlotData(runs, **options)
     groups = [_group(group, by_name, data, baseline, options) for group in comparable.groups(runs)]
-    data = plots.PlotData(runs, baseline=_baseline(data.rules, baseline), read=data.frames, **options)
+    data = PlotData(runs, baseline=_baseline(data.rules, baseline), read=data.frames, **options)
     tables = _Selected(data)
     pictures, not_drawn = _pictures(data)
     told = [part for group in groups for part in _findings(group, tables, len(groups) > 1)]
@@ -124,29 +129,28 @@ def report(
         "reading": f"{_READING} {_means(groups)}",
         "pictures": pictures,
         "not_drawn": not_drawn,
-        "tables": [*_tables(groups, tables), report_about.documents(by_name)],
+        "tables": [*_tables(groups, data), report_about.documents(by_name)],
         "runs": [report_about.about(run, name) for name, run in by_name.items()],
         "made": f"Made by forward-influence {report_about.made_by(runs)} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
     }
-    without = _render({**page, "token_view": None})
+    without = _render({**page, "token_view": None}, wording)
     view = token_view(data.selecting, limit - len(without.encode()) - 5_000)
-    html = _render({**page, "token_view": None if view is None else _view(view)})
+    html = _render({**page, "token_view": None if view is None else _view(view)}, wording)
     return Report(html, told, [*missing, *([] if view is None else view.notes)])
 
 
 class _Selected:
-    """Tables of what rules select, empty where no run saved selections (or, of pairs, measured two rules)."""
+    """What rules select, empty where no run saved selections (or, of pairs, measured two rules)."""
 
-    def __init__(self, data: plots.PlotData) -> None:
+    def __init__(self, data: PlotData) -> None:
         pairs = bool(data.selecting) and len(data.wanted_rules) > 1
-        inference, nothing = data.inference, pd.DataFrame()
-        self.overlap = overlap_summary(data.overlap, **inference) if pairs else nothing
-        self.overlap_layers = overlap_summary(data.overlap, by_layer=True, **inference) if pairs else nothing
+        nothing = pd.DataFrame()
+        self.overlap = overlap_summary(data.overlap, **data.inference) if pairs else nothing
         self.profile = data.profile if data.selecting else nothing
 
 
 def _group(
-    group: list[Run], by_name: Mapping[str, Run], data: plots.PlotData, baseline: str, options: dict[str, Any]
+    group: list[Run], by_name: Mapping[str, Run], data: PlotData, baseline: str, options: dict[str, Any]
 ) -> _Group:
     names = [name for name, run in by_name.items() if any(run is one for one in group)]
     rows = data.frames.where(lambda frame: frame["run"].isin(names))
@@ -176,28 +180,25 @@ def _findings(group: _Group, tables: _Selected, several: bool) -> list[Findings]
     return [Findings(": ".join(filter(None, [group.name, part.heading])), part.sentences) for part in told]
 
 
-def _tables(groups: Sequence[_Group], selected: _Selected) -> list[report_tables.Table]:
+def _tables(groups: Sequence[_Group], data: PlotData) -> list[report_tables.Table]:
     made: list[report_tables.Table] = []
     for place, group in enumerate(groups):
         tables = report_tables.comparison_tables(group.found)
         made += [t.of(group.name, str(place)) for t in tables] if len(groups) > 1 else tables
-    makers: list[tuple[pd.DataFrame, Callable[[pd.DataFrame], report_tables.Table]]] = [
-        (selected.overlap, report_tables.overlap_table),
-        (selected.overlap_layers, report_tables.overlap_layers_table),
-        (selected.profile, report_tables.token_table),
-    ]
-    return made + [maker(frame) for frame, maker in makers if not frame.empty]
+    if not data.selecting:
+        return made
+    return made + report_tables.selection_tables(groups[0].found, data, len(data.wanted_rules))
 
 
-def _pictures(data: plots.PlotData) -> tuple[list[Picture], list[str]]:
+def _pictures(data: PlotData) -> tuple[list[Picture], list[str]]:
     """Every kind that the runs can be drawn as, and why the others are missing."""
     made: list[Picture] = []
     missing: list[str] = []
-    for name, kind in plots.KINDS.items():
-        if kind.reads != "run":
+    for name, kind in registry.kinds().items():
+        if kind.reads != "run" or (kind.needs_spans and not has_spans(data.runs)):
             continue
         if kind.needs_selections and not data.selecting:
-            missing.append(f"{name} (no selections were saved; measure with --save-selections)")
+            missing.append(f"{name} (no selections were saved; measure with `save_selections`)")
             continue
         try:
             for figure, label in _drawn(name, data):
@@ -210,15 +211,15 @@ def _pictures(data: plots.PlotData) -> tuple[list[Picture], list[str]]:
     return made, missing
 
 
-def _drawn(name: str, data: plots.PlotData) -> Iterator[tuple[Figure, str]]:
+def _drawn(name: str, data: PlotData) -> Iterator[tuple[Figure, str]]:
     """All runs in one picture where they fit, else a picture of each with its name."""
     try:
-        yield plots.draw(name, data), ""
-    except plots.TooManyPanels:
+        yield registry.draw(name, data), ""
+    except TooManyPanels:
         if len(data.runs) == 1:
             raise
         for label in named(data.runs):
-            yield plots.draw(name, data.alone(label)), label
+            yield registry.draw(name, data.alone(label)), label
 
 
 def _means(groups: Sequence[_Group]) -> str:
@@ -246,13 +247,13 @@ def _view(view: TokenView) -> dict[str, Any]:
 
 def _whole_options(text: str) -> Markup:
     """A text in which no line breaks within an option: browsers break after its hyphens."""
-    return Markup(re.sub(r"--[a-z][a-z-]*", r'<span class="option">\g<0></span>', escape(text, quote=True)))
+    return Markup(re.sub(r"-{2}[a-z][a-z-]*", r'<span class="option">\g<0></span>', escape(text, quote=True)))
 
 
-def _render(page: dict[str, Any]) -> str:
+def _render(page: dict[str, Any], wording: Callable[[str], str]) -> str:
     loader = jinja2.PackageLoader("forward_influence.analysis.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["whole_options"] = _whole_options
+    environment.filters["worded"] = lambda text: _whole_options(wording(text))
     raw = {name: loader.get_source(environment, f"report.{name}")[0] for name in ("css", "js")}
     assets = {name: Markup(text) for name, text in raw.items()}  # files of this package
     return environment.get_template("report.html.j2").render(**page, **assets)

@@ -44,7 +44,7 @@ class Until:
 
     def __init__(self, width: float) -> None:
         if not 0 < width < float("inf"):
-            raise UsageError(f"--until {width} is no relative half-width; give 0.1 for +-10%")
+            raise UsageError(f"`until` {width} is no relative half-width; give 0.1 for +-10%")
         self.width = width
         self._logs: dict[tuple[Any, ...], list[float]] = {}
 

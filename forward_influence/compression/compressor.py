@@ -99,6 +99,11 @@ class Compressor:
             raise UsageError(
                 f"rule {self.rule.name!r} looks at more than a running cache shows; it cannot compress one"
             )
+        if self.needs.whole and (self.schedule.every is not None or self.keeps_prompt):
+            raise UsageError(
+                f"{self.name} reads the whole prompt again and compresses it once, before anything is generated; leave "
+                "out `every` and `keep_prompt`"
+            )
         if self.keeps_prompt and self.schedule.every is None and not self.is_full:
             raise UsageError(f"{self.name} keeps the prompt and compresses what is generated; give every=1024, say")
 

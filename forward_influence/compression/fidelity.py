@@ -15,7 +15,7 @@ from forward_influence.compression import Compressor, Outcome, compress
 from forward_influence.influence.ablation import Ablation
 from forward_influence.influence.full_run import Continuation
 from forward_influence.instrument.backbone import backbone
-from forward_influence.instrument.forward import run
+from forward_influence.instrument.forward import parts, run
 from forward_influence.models.loading import Model
 
 
@@ -47,7 +47,8 @@ class CompressedRun:
             run(inner, self.context.to(device)[None], cache)
             # no pass reaches over the moment at which the cache is compressed
             for block in continuation.split(self.compressor.schedule.every or len(continuation)):
-                hidden += [run(inner, part[None], cache)[0][0] for part in block.split(self.chunk)]
+                for part in parts(inner, block, cache, self.chunk):
+                    hidden.append(run(inner, part[None], cache)[0][0])
             self.outcome = Outcome.after(cache.stats)
         return torch.cat(hidden)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TextStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from forward_influence.compression.compressor import Compressor
 from forward_influence.compression.session import compress
@@ -69,24 +69,48 @@ class _Streamer(TextStreamer):
         self._show(text)
 
 
-def prompt_tokens(model: Model, prompt: str, chat: bool | None = None, system: str | None = None) -> list[int]:
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase | None, prompt: str, chat: bool | None = None, system: str | None = None
+) -> list[int]:
     """A prompt as token ids: one user's message where there is a chat template (or `chat`), else plain text.
 
     Raises:
         UsageError: an empty prompt, no tokenizer, or chat without a template.
     """
-    if model.tokenizer is None:
+    if tokenizer is None:
         raise UsageError("this model came without a tokenizer, which generating text needs")
     if not prompt.strip():
         raise UsageError("the prompt is empty; give some text")
-    if not wants_chat(model.tokenizer, chat):
+    if not wants_chat(tokenizer, chat):
         if system:
             raise UsageError("a system message needs a chat template; put it into the prompt")
-        return leading_tokens(model.tokenizer) + encode(model.tokenizer, prompt)
+        return leading_tokens(tokenizer) + encode(tokenizer, prompt)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return encode(model.tokenizer, str(text))
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return encode(tokenizer, str(text))
+
+
+def check_generation(prompt: int, max_new_tokens: int, seed: int, positions: int | None, spec: str) -> None:
+    """Refuse what cannot be generated.
+
+    Args:
+        prompt: tokens of the prompt.
+        positions: that the model was made for; None sets no limit.
+        spec: the model's name.
+
+    Raises:
+        UsageError: no new token, a seed beyond 64 bits, or more tokens than positions.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
+    if abs(seed) >= 1 << 63:
+        raise UsageError(f"seed {seed} is too large; give one of at most 18 digits")
+    if positions is not None and prompt + max_new_tokens > positions:
+        raise UsageError(
+            f"a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the {positions} positions of {spec}; "
+            "shorten the prompt or generate less"
+        )
 
 
 def generate(
@@ -120,18 +144,9 @@ def generate(
         UsageError: a prompt that is empty or, with what is to be generated, beyond the model's positions.
         ForwardInfluenceError: it has tokens that the model does not know.
     """
-    tokens = prompt_tokens(model, prompt, chat, system)
+    tokens = prompt_tokens(model.tokenizer, prompt, chat, system)
     require_known(model, tokens, "the prompt")
-    if max_new_tokens < 1:
-        raise UsageError(f"{max_new_tokens} new tokens cannot be generated; give at least 1")
-    if abs(seed) >= 1 << 63:
-        raise UsageError(f"seed {seed} is too large; give one of at most 18 digits")
-    positions = model.anatomy.positions
-    if positions is not None and len(tokens) + max_new_tokens > positions:
-        raise UsageError(
-            f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones exceed the {positions} positions of "
-            f"{model.spec}; shorten the prompt or generate less"
-        )
+    check_generation(len(tokens), max_new_tokens, seed, model.anatomy.positions, model.spec)
     settings, remarks = for_people(model.model, max_new_tokens, temperature, top_p)
     streamer = _Streamer(model.tokenizer, show)
     devices = [model.device] if model.device.type == "cuda" else []

@@ -16,6 +16,7 @@ from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import given_cache
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.selective_layer import SelectiveLayer
+from forward_influence.instrument.steps import steps_of
 from forward_influence.utils.defaults import CHUNK
 
 if TYPE_CHECKING:
@@ -89,12 +90,25 @@ class Passes:
         self._tokens, self._done = named.get("input_ids"), []
         if self._cache.get_seq_length() == 0:
             self._make_room(length)
-        if length > CHUNK and not any(self._wants(named, f"output_{what}") for what in _OF_ALL_TOKENS):
-            for start in range(0, length - CHUNK, CHUNK):
-                part = _part(named, length, start, start + CHUNK)
-                self._done.append(self._run_nested(module, part))
-            named = _part(named, length, len(self._done) * CHUNK, length)
-        return (), named
+        seen, steps = self._cache.get_seq_length(), steps_of(self._model)
+        given = named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]
+        if named.get("position_ids") is None:
+            named = {**named, **steps.positions(length, seen, given.device)}
+        if "logits_to_keep" in named:  # decoders that leave states out for it; signals are of all tokens
+            named = {**named, "logits_to_keep": 0}
+        lengths = steps.lengths(length, seen, CHUNK)
+        if any(self._wants(named, f"output_{what}") for what in _OF_ALL_TOKENS):
+            if steps.single and len(lengths) > 1:
+                raise UsageError(
+                    "this model reads one token at a time once its states hold something, so that no output of several "
+                    "tokens can be given; leave out " + " and ".join(f"output_{what}" for what in _OF_ALL_TOKENS)
+                )
+            return (), named
+        start = 0
+        for size in lengths[:-1]:
+            self._done.append(self._run_nested(module, _part(named, length, start, start + size)))
+            start += size
+        return (), _part(named, length, start, length) if start else named
 
     def _leave_backbone(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         """After the layers, or their failure: put the chunks' hidden states together."""

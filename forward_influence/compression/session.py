@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
@@ -31,10 +30,13 @@ from forward_influence.instrument.architecture import Anatomy, examine
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.given import given_model
 from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.layer_kinds import cache_bytes
 from forward_influence.instrument.rotary import Rotation
 from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.instrument.selective_layer import SelectiveLayer, indices
+from forward_influence.instrument.states import state_bytes
 from forward_influence.models.fingerprint import mark
+from forward_influence.models.holding import holding
 from forward_influence.models.loading import Model
 from forward_influence.selectors import Selector
 from forward_influence.selectors.protection import PROTECT_FIRST
@@ -109,7 +111,7 @@ class Session:
         self.recorder.add_ready(model)
         self.prompt = 0
         self._events: list[Event] = []
-        self._remarks: dict[str, None] = {}
+        self._remarks: dict[str, None] = dict.fromkeys(filter(None, [holding(anatomy.kinds)]))
         self._contiguous: tuple[int, int] | None = None  # (last tokens that all held, tokens seen) when last compressed
 
     def part(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:
@@ -216,11 +218,12 @@ class Session:
         )
 
 
-def _full_bytes(layer: CacheLayerMixin) -> int:
-    if layer.keys is None or layer.values is None:
-        return 0
-    seen = layer.seen if isinstance(layer, SelectiveLayer) else layer.keys.shape[-2]
-    return sum(t.shape[1] * seen * t.shape[-1] * t.element_size() for t in (layer.keys, layer.values))
+def _full_bytes(layer: Any) -> int:
+    """What a layer would hold had nothing been removed; index keys as many as keys."""
+    if not isinstance(layer, SelectiveLayer):
+        return cache_bytes(layer)
+    held = [t for t in (layer.keys, layer.values, getattr(layer, "indexer_keys", None)) if t is not None]
+    return state_bytes(layer) + sum(t[0, ..., 0, :].numel() * layer.seen * t.element_size() for t in held)
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:

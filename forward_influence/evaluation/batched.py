@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.attention import causal_tail
@@ -106,8 +107,9 @@ def stack(caches: Sequence[SelectiveCache], room: int) -> SelectiveCache:
 
 
 def can_stack(trace: Trace) -> bool:
-    """Whether this model's attention takes a batch: soft-capping and attention sinks go one by one."""
-    return all(g.softcap is None and g.sinks is None for g in trace.geometry)
+    """Whether this model's attention takes a batch: soft-capping, attention sinks and states go one by one."""
+    plain = all(type(layer) in (SelectiveLayer, DynamicSlidingWindowLayer) for layer in trace.cache.layers)
+    return plain and all(g.softcap is None and g.sinks is None for g in trace.geometry)
 
 
 def grouped(sizes: Sequence[int], limit: int = BATCH_BYTES) -> Iterator[list[int]]:

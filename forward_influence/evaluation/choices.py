@@ -1,16 +1,20 @@
-"""The choices of an evaluation, apart from `run.Plan`, so that a command's help need not load torch."""
+"""The choices of an evaluation: what the command line, `--config` files, Python and the manifest all read.
+
+Defined apart from `run.Plan`, which checks them, so that a command's help need not load torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forward_influence.data.tasks.base import Task
 from forward_influence.utils.configuration import BASICS, BUDGETS, MEASURED, Configuration, described, option
 
 
 @described
 @dataclass(frozen=True)
 class EvaluationChoices(Configuration):
-    """What is evaluated, as it is typed."""
+    """What is evaluated, as it is asked for."""
 
     compressors: tuple[str, ...] = option(
         ("attention", "infokv", "pyramid", "expected-attention", "h2o", "streaming", "random"),
@@ -18,7 +22,7 @@ class EvaluationChoices(Configuration):
         BASICS,
         typed="compressor",
     )
-    tasks: tuple[str, ...] = option(
+    tasks: tuple[str | Task, ...] = option(
         ("needle", "variables", "facts"),
         "needle, needle-multikey, needle-multivalue, variables, facts, reasoning, reasoning-cot; each with "
         "[:key=value,...]; repeatable.",
@@ -26,7 +30,7 @@ class EvaluationChoices(Configuration):
         typed="task",
     )
     lengths: tuple[int, ...] = option((1000,), "Tokens of context and question; repeatable.", BASICS, typed="length")
-    items: int = option(100, "Problems per task and length.", BASICS)
+    items: int = option(100, "Problems per task and length.", BASICS, least=1, most=1_000_000)
     protocol: str = option(
         "both",
         "seen: the question is compressed with the context; unseen: it comes after; or both.",
@@ -45,13 +49,18 @@ class EvaluationChoices(Configuration):
     match_held: tuple[int, ...] = option(
         (), "Instead of budgets: entries that every compressor holds; repeatable.", BUDGETS, shown="budgets decide"
     )
-    protect_first: int = option(4, "First tokens that are always kept (attention sinks).", BUDGETS)
-    protect_last: str | None = option(
+    protect_first: int = option(4, "First tokens that are always kept (attention sinks).", BUDGETS, least=0)
+    protect_last: int | float | str | None = option(
         None,
         "Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
         BUDGETS,
         shown="64",
     )
     every: int | None = option(
-        None, "Compress again after so many generated tokens.", BUDGETS, shown="after the prefill only"
+        None,
+        "Compress again after so many generated tokens.",
+        BUDGETS,
+        least=1,
+        most=1 << 30,
+        shown="after the prefill only",
     )

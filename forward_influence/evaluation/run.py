@@ -26,7 +26,7 @@ from forward_influence.compression.contenders import (
     needs_of,
 )
 from forward_influence.compression.outcome import Outcome
-from forward_influence.data.tasks.base import Item, Task
+from forward_influence.data.tasks import Item, Task, parse_task
 from forward_influence.errors import ForwardInfluenceError, StorageError, UsageError
 from forward_influence.evaluation.answering import (
     Answer,
@@ -36,71 +36,44 @@ from forward_influence.evaluation.answering import (
     end_tokens,
 )
 from forward_influence.evaluation.batched import can_stack
+from forward_influence.evaluation.choices import EvaluationChoices
 from forward_influence.evaluation.prompts import PROTOCOLS, Prompt, counter, make_prompt
 from forward_influence.execution.run import model_configuration
 from forward_influence.measurement.rows import outcome_columns
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import require_known
-from forward_influence.selectors.protection import PROTECT_FIRST, parse_protected
+from forward_influence.selectors.protection import parse_protected
 from forward_influence.storage.evaluation import FULL, Evaluation, create_or_continue, part_stem
 from forward_influence.storage.manifest import circumstances, configuration_hash
 from forward_influence.tracing.recorder import record
+from forward_influence.utils.configuration import described
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.tokenization import wants_chat
 
-MOST_ITEMS = 1_000_000
-MOST_TOKENS = 1 << 30
+#: Of compressors, where neither they nor what is held are given.
+_BUDGETS = ("0.4", "0.2")
 
 
+@described
 @dataclass(frozen=True)
-class Plan:
-    """What to evaluate.
+class Plan(EvaluationChoices):
+    """What to evaluate, checked.
 
-    Attributes:
-        tasks: from `forward_influence.data.tasks.parse_task`.
-        compressors: as typed; the full cache, with which everything is paired, and a random control are always among
-            them: `random`, or with `every` `random-protected`, which keeps the prompt whole.
-        budgets: fractions of the tokens seen (with a point) or counts of tokens.
-        lengths: tokens of context and question.
-        items: problems per task and length.
-        protocols: "seen": the question is in the context when it is compressed; "unseen": it comes after. Under both,
-            what leads from the question to the answer is read from the compressed cache.
-        every: compress again after so many generated tokens; None: after the prefill only.
-        match_held: instead of budgets: entries that every compressor holds per layer and head after each compression, a
-            prompt that it keeps whole included. Where that is no more than a length, the control is `random`.
-        protect_first: tokens that every compressor keeps at the start.
-        protect_last: the same at the end: a count, or a share of what is kept, at most half of it; None: 64, or the
-            widest window that a compressor observes from.
-        chat: use the chat template; None: where there is one.
-        seed: of the items and of random rules.
+    The full cache, with which everything is paired, and a random control are always among the compressors: `random`, or
+    with `every` `random-protected`, which keeps the prompt whole (where as many entries are held as a length has
+    tokens, or fewer, `random` again). A task may also be given as a `Task`.
     """
 
-    tasks: tuple[Task, ...]
-    compressors: tuple[str, ...]
-    budgets: tuple[str, ...]
-    lengths: tuple[int, ...] = (1000,)
-    items: int = 100
-    protocols: tuple[str, ...] = PROTOCOLS
-    every: int | None = None
-    match_held: tuple[int, ...] = ()
-    protect_first: int = PROTECT_FIRST
-    protect_last: int | float | str | None = None
-    chat: bool | None = None
-    seed: int = 0
-    contenders: tuple[Contender, ...] = field(init=False, repr=False)
+    contenders: tuple[Contender, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UsageError("no task; name one with `tasks`, needle or variables say")
-        if not 1 <= self.items <= MOST_ITEMS:
-            raise UsageError(f"`items` {self.items} cannot be; give 1 to {MOST_ITEMS}")
-        if self.every is not None and not 1 <= self.every <= MOST_TOKENS:
-            raise UsageError(f"`every` {self.every}: compress after 1 to {MOST_TOKENS} tokens, or leave it out")
-        for protocol in self.protocols:
-            if protocol not in PROTOCOLS:
-                raise UsageError(f"protocol {protocol} is unknown; it is seen, unseen or both")
-        specs = [task.spec for task in self.tasks]
+        super().__post_init__()
+        tasks = tuple(parse_task(task) if isinstance(task, str) else task for task in self.tasks)
+        object.__setattr__(self, "tasks", tasks)
+        specs = [task.spec for task in tasks]
         for spec in specs:
             if specs.count(spec) > 1:
                 raise UsageError(f"task {spec} is given twice; give it once")
@@ -110,7 +83,9 @@ class Plan:
             if self.budgets:
                 raise UsageError("`budgets` and `match_held` both say how much is held; give one of them")
             self._check_held()
-        whole = self.every is not None and min(self.match_held, default=MOST_TOKENS) > max(self.lengths)
+        elif not self.budgets:
+            object.__setattr__(self, "budgets", _BUDGETS)
+        whole = self.every is not None and all(count > max(self.lengths) for count in self.match_held)
         control = CONTROL_WHILE_DECODING if whole else CONTROL
         if any(name != FULL for name in self.compressors) and control not in self.compressors:
             object.__setattr__(self, "compressors", (*self.compressors, control))
@@ -127,13 +102,23 @@ class Plan:
 
     def _check_held(self) -> None:
         """Refuse to hold as much as is ever seen."""
-        seen = max(self.lengths) + (0 if self.every is None else max(task.answer_tokens for task in self.tasks))
+        seen = max(self.lengths) + (0 if self.every is None else max(task.answer_tokens for task in self.parsed_tasks))
         for count in self.match_held:
             if count >= seen:
                 raise UsageError(
                     f"`match_held` {count}: no more than {seen} tokens are seen when a cache is compressed, so that "
                     "nothing would be removed; hold fewer"
                 )
+
+    @property
+    def parsed_tasks(self) -> tuple[Task, ...]:
+        """The tasks."""
+        return tuple(task for task in self.tasks if not isinstance(task, str))
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols, each by itself."""
+        return PROTOCOLS if self.protocol == "both" else (self.protocol,)
 
     @property
     def remarks(self) -> list[str]:
@@ -143,7 +128,7 @@ class Plan:
     def configuration(self) -> dict[str, Any]:
         """What decides the results, in the manifest's names."""
         return {
-            "tasks": [task.spec for task in self.tasks],
+            "tasks": [task.spec for task in self.parsed_tasks],
             "compressors": list(dict.fromkeys(c.name for c in self.contenders)),
             "budgets": list(self.budgets),
             "match_held": list(self.match_held),
@@ -162,7 +147,7 @@ class Plan:
         return [
             Work(task, length, protocol, index)
             for index in range(self.items)  # items outermost: a stopped evaluation has some of everything
-            for task in self.tasks
+            for task in self.parsed_tasks
             for length in self.lengths
             for protocol in self.protocols
         ]
@@ -246,12 +231,22 @@ def _check(model: Model, plan: Plan, shard: tuple[int, int]) -> None:
         raise UsageError("an evaluation needs the model's tokenizer")
     if not 0 <= shard[0] < shard[1]:
         raise UsageError(f"shard {shard[0]}/{shard[1]} does not exist; shards of n are 0/n to {shard[1] - 1}/n")
-    positions = model.anatomy.positions
-    longest = max(plan.lengths) + max(task.answer_tokens for task in plan.tasks)
+    check_lengths(plan, model.anatomy.positions, model.spec)
+
+
+def check_lengths(plan: Plan, positions: int | None, spec: str) -> None:
+    """Refuse prompts and answers beyond the positions that a model was made for.
+
+    Args:
+        positions: of the model; None sets no limit.
+        spec: its name.
+
+    Raises:
+        UsageError: too long.
+    """
+    longest = max(plan.lengths) + max(task.answer_tokens for task in plan.parsed_tasks)
     if positions is not None and longest > positions:
-        raise UsageError(
-            f"`lengths` {max(plan.lengths)} and the answer exceed the {positions} positions of {model.spec}"
-        )
+        raise UsageError(f"`lengths` {max(plan.lengths)} and the answer exceed the {positions} positions of {spec}")
 
 
 def _check_prompts(model: Model, plan: Plan, work: Sequence[Work], chat: bool) -> None:

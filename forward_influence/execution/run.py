@@ -13,12 +13,15 @@ from typing import Any, Protocol
 import torch
 
 from forward_influence.data.cutting import Cut
+from forward_influence.data.spans import described_layout
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Executor, LocalExecutor, Task
+from forward_influence.influence.refusals import check_model
+from forward_influence.influence.state_ablation import require_states
 from forward_influence.measurement.planned import check_plan
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.slices import check_slices
-from forward_influence.measurement.token_counts import document_tokens
+from forward_influence.measurement.token_counts import run_tokens
 from forward_influence.models.info import Card
 from forward_influence.models.loading import Model
 from forward_influence.storage.manifest import MANIFEST, circumstances, configuration_hash, differing_fields
@@ -75,12 +78,13 @@ def build_manifest(
             "part": part_stem(d.document.name, d.document.fingerprint),
             "segments": len(d.segments),
             **{k: v for k, v in d.document.metadata.items() if k not in ("name", "part")},
+            **described_layout(d.layout),
         }
         for d in documents
     ]
     return {
         "configuration": build_configuration(card, documents, request, source),
-        "model": card.described(request.span),
+        "model": card.described(request.longest(documents).span),
         "documents": entries,
         "remarks": list(request.remarks),
         "skipped": [{"name": name, "reason": reason} for name, reason in source.skipped],
@@ -197,8 +201,12 @@ def measure(
             raise UsageError("nothing to measure with; give a model or an executor")
         executor = LocalExecutor(model)
     card = executor.card() if model is None else Card.of(model)
-    request.check_positions(card.positions, card.spec)
-    layers = card.full_layers(request.span)
+    longest = request.longest(documents)
+    longest.check_positions(card.positions, card.spec)
+    check_model(request.effects, request.needs, card.kinds, card.steps)
+    if request.states != "keep":
+        require_states(card.kinds)
+    layers = card.full_layers(longest.span)
     check_slices(request, layers, card.kv_heads)
     threads = threads or getattr(executor, "threads", None) or torch.get_num_threads()
     source = source or Source()
@@ -217,9 +225,8 @@ def measure(
         if ending.reached(done):
             return run
         pending = {stem: document for stem, document in by_stem.items() if stem not in done}
-        progress.begin(
-            len(pending) * document_tokens(request, layers, card.sizes.itemsize), f"measuring {len(pending)} documents"
-        )
+        tokens = run_tokens(request, pending.values(), layers, card.sizes.itemsize)
+        progress.begin(tokens, f"measuring {len(pending)} documents")
         for remark in request.remarks:
             progress.message(remark)
         task = Task(

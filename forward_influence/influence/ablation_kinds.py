@@ -45,9 +45,18 @@ class AblationKind:
         return self.fill is None
 
     def fills(self, trace: Trace) -> list[Tensor] | None:
-        """The values (kv_heads, d_v) that ablated entries get, per ablatable layer; None where they leave the cache."""
+        """The values (kv_heads, d_v) that ablated entries get, per ablatable layer; None where they leave the cache.
+
+        Raises:
+            UsageError: the layers hold latents, of which keys and values are made together.
+        """
         if self.fill is None:
             return None
+        if trace.latent:
+            raise UsageError(
+                f"ablation {self.name!r} replaces values and leaves keys, which this model makes of one latent; "
+                "measure ablation 'remove'"
+            )
         candidates = slice(trace.first, trace.last)
         return [self.fill(trace.values(index)[:, candidates]) for index in range(len(trace.layers))]
 

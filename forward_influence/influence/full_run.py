@@ -49,8 +49,9 @@ def run_in_full(model: Model, trace: Trace, continuation: Tensor, chunk: int, ke
     """Run a continuation (m,) under the whole cache.
 
     Args:
-        keeps: whether its keys and values will be replayed.
+        keeps: whether its keys and values will be replayed, as far as this model's can be.
     """
+    keeps = keeps and model.anatomy.replayable
     continuation = continuation.to(model.device)
     m = len(continuation)
     cache = trace.cache.branch(None, m)

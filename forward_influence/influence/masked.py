@@ -37,7 +37,7 @@ def masked_influence(
     hidden: list[Tensor] = []
     with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         for removed in (torch.zeros_like(selection.mask), ~selection.kept(mode)):
-            instrument.cache = _ablated(model, span, removed, fills, after=n)
+            instrument.cache = ablated(model, span, removed, fills, after=n)
             hidden.append(continuation_hidden(model.model, tokens, instrument, span)[n:])
     targets = torch.cat([tokens[n + 1 :], tokens.new_full((1,), -1)])
     return compare_hidden(model.anatomy.head, hidden[0], hidden[1:], targets)[1][0]
@@ -65,14 +65,14 @@ def masked_direct_influence(
     with torch.no_grad(), Instrument(model.model, span=trace.span) as instrument:
         for position in (trace.n + distances).tolist():
             for found, gone in zip(hidden, (torch.zeros_like(removed.mask), removed.mask), strict=True):
-                instrument.cache = _ablated(model, span, gone, fills, after=position)
+                instrument.cache = ablated(model, span, gone, fills, after=position)
                 found.append(continuation_hidden(model.model, tokens[: position + 1], instrument, span)[-1:])
     targets = tokens.new_full((len(distances),), -1)
     full, blind = (torch.cat(parts) for parts in hidden)
     return compare_hidden(model.anatomy.head, full, [blind], targets)[1][0].kl
 
 
-def _ablated(model: Model, span: int, gone: Tensor, fills: Sequence[Tensor] | None, after: int) -> SelectiveCache:
+def ablated(model: Model, span: int, gone: Tensor, fills: Sequence[Tensor] | None, after: int) -> SelectiveCache:
     """An empty cache that hides `gone` (layers, kv_heads, n), or only its values, from tokens at or after `after`."""
     if fills is None:
         return masked(model.model.config, span, list(gone), after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -11,11 +11,34 @@ from torch import Tensor
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence.ablation import Ablation, shuffled
 from forward_influence.influence.comparison import Influence
+from forward_influence.influence.effects import Effect
 from forward_influence.influence.full_run import Continuation
 from forward_influence.influence.nonfinite import first_bad_length
+from forward_influence.instrument.architecture import replayable
+from forward_influence.instrument.replay import require_replayable
 from forward_influence.instrument.rotary_span import changes_with_length
+from forward_influence.instrument.steps import Steps, require_alone
 from forward_influence.models.loading import Model
+from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.trace import Trace
+
+
+def check_model(effects: Sequence[Effect], needs: Needs, kinds: Collection[str], steps: Steps) -> None:
+    """Refuse effects and rules that a model's layers do not allow, before anything is read.
+
+    Args:
+        effects: that are to be measured.
+        needs: what the rules read.
+        kinds: what transformers calls the layers of the model's cache.
+        steps: how its tokens may follow it.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    if needs.looks_ahead:
+        require_replayable(kinds)
+    if any(effect.each_by_itself for effect in effects) and not replayable(kinds):
+        require_alone(steps)
 
 
 def check_span(model: Model, trace: Trace, m: int) -> None:

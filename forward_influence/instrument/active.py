@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from forward_influence.instrument.instrument import Instrument
+from typing import Any
 
 
 class _Active(threading.local):
-    instrument: Instrument | None = None
+    instrument: Any = None  # an `Instrument`, whose module imports this one
 
 
 active = _Active()

@@ -141,9 +141,11 @@ def attend(
             unless `causal`.
         bias: additive position bias, broadcastable to (1, query_heads, q, k).
         causal: with no mask and as many keys as queries, the ordinary causal pattern.
-        gate: (kv_heads, k) added to the logits of each key: the logarithm of a factor on its weight. Gradients reach it
-            without a (q, k) matrix being kept, where there is neither soft-capping nor a sink nor a position bias.
+        gate: (kv_heads | 1, k) added to the logits of each key: the logarithm of a factor on its weight. Gradients
+            reach it without a (q, k) matrix being kept, where there is neither soft-capping nor a sink nor a bias.
     """
+    if gate is not None and gate.shape[0] != key.shape[1]:  # one latent gives the keys of all heads
+        gate = gate.expand(key.shape[1], -1)
     if gate is not None and (geometry.softcap is not None or geometry.sinks is not None or bias is not None):
         spread = gate.repeat_interleave(query.shape[1] // key.shape[1], dim=0)[None, :, None]
         bias, gate = (spread if bias is None else bias + spread), None

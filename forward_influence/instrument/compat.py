@@ -79,6 +79,33 @@ def lacks_layers(config: object, layers: Sequence[object]) -> bool:
     return isinstance(count, int) and 0 < len(layers) < count
 
 
+def cache_layer_class(name: str) -> type:
+    """A kind of cache layer of transformers, by its name; one that nothing is an instance of where there is none.
+
+    Indexed layers came with 5.12, layers that carry states beside a sliding window with 5.20, and `DummyLayer` with
+    5.23. Can go with 5.23.
+    """
+    from transformers import cache_utils
+
+    found: type = getattr(cache_utils, name, None) or type(name, (), {})
+    return found
+
+
+#: From which version on that is so, for messages.
+STATES_FROM = "5.23"
+
+
+def carries_states() -> bool:
+    """Whether caches are known whose layers carry states, hold index keys, or read another layer's entries.
+
+    From 5.23 on a layer numbers its states, and a decoder's cache has a layer for each of its own; before, such models
+    are refused. Can go with 5.23.
+    """
+    from transformers import cache_utils
+
+    return hasattr(cache_utils, "DummyLayer")
+
+
 #: What a pass raises whose model has more attending layers than its cache has layers (Gemma 4 in 5.12).
 #: Can go with 5.23, whose caches have a layer for each.
 CACHE_TOO_SHORT = IndexError

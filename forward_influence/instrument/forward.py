@@ -15,11 +15,27 @@ from transformers.cache_utils import Cache
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.compat import named_cache
 from forward_influence.instrument.instrument import Instrument
+from forward_influence.instrument.steps import steps_of
 
 
 def run(module: nn.Module, tokens: Tensor, cache: Cache | None, **others: Any) -> Any:
-    """Run tokens (batch, q) through a model or its decoder over a cache, whatever it calls that argument."""
+    """Run tokens (batch, q) through a model or its decoder over a cache, whatever it calls that argument.
+
+    In one pass: who has more tokens than may come at once cuts them first (`parts`).
+    """
+    if cache is not None and "position_ids" not in others:
+        others |= steps_of(module).positions(tokens.shape[1], cache.get_seq_length(), tokens.device)
     return module(tokens, use_cache=True, **named_cache(module, cache), **others)
+
+
+def parts(module: nn.Module, tokens: Tensor, cache: Cache | None, chunk: int) -> tuple[Tensor, ...]:
+    """Tokens (..., q) that follow what a cache has seen, cut to what may go through a model or its decoder at once.
+
+    Args:
+        chunk: tokens per pass, about.
+    """
+    seen = 0 if cache is None else cache.get_seq_length()
+    return tokens.split(steps_of(module).lengths(tokens.shape[-1], seen, chunk), dim=-1)
 
 
 @lru_cache
@@ -33,7 +49,9 @@ def next_logits(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> Tensor:
     In the dtype in which the model makes them, so that the most likely token is the one that `generate` takes.
     """
     last = {"logits_to_keep": 1} if _keeps_logits(type(model).forward) else {}
-    logits: Tensor = run(model, tokens, cache, return_dict=True, **last).logits[:, -1]
+    logits = tokens.new_empty(0)
+    for part in parts(model, tokens, cache, tokens.shape[1]):
+        logits = run(model, part, cache, return_dict=True, **last).logits[:, -1]
     return logits
 
 
@@ -55,7 +73,7 @@ def continuation_hidden(
 ) -> Tensor:
     """Last hidden states (m, hidden) of a continuation (m,), in chunks; written into `out` where given."""
     done = 0
-    for part in tokens.split(chunk):
+    for part in parts(model, tokens, instrument.cache, chunk):
         hidden = forward_hidden(model, part, instrument)
         if out is None:
             out = torch.empty(len(tokens), hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)

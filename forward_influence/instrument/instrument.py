@@ -12,15 +12,16 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.attention import Geometry, attend, causal_tail
-from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import attention_implementations
 from forward_influence.instrument.given import uncompiled
+from forward_influence.instrument.held_elsewhere import attending_layer, has_indexer, holding_layer, with_picked
 from forward_influence.instrument.rotary_span import depends_on_length, pinned
 from forward_influence.instrument.selective_layer import SelectiveLayer
 
@@ -104,6 +105,10 @@ class Instrument:
         try:
             self._stack.enter_context(uncompiled())
             self.model.set_attn_implementation(NAME)
+            for module in self.model.modules():
+                if has_indexer(module):
+                    hook = module.register_forward_pre_hook(self._give_own_mask, with_kwargs=True)
+                    self._stack.callback(hook.remove)
             for index, module in self._decoder_layers.items():
                 self._stack.callback(module.register_forward_hook(self._hidden_hook(index)).remove)
             if self._span is not None:
@@ -137,18 +142,38 @@ class Instrument:
         """Be off in the running thread, where it was adopted."""
         active.instrument = None
 
+    def _give_own_mask(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
+        """Before a layer whose indexer picks among what is held: it must see the layer's own mask, where it has one."""
+        layer = None if self.cache is None else self.cache.layers[module.layer_idx]  # type: ignore[index]
+        if not isinstance(layer, SelectiveLayer):
+            return None
+        states = named["hidden_states"] if "hidden_states" in named else inputs[0]
+        mask = layer.mask_ahead(states.shape[1], states)
+        return None if mask is None else (inputs, {**named, "attention_mask": mask})
+
     def _hidden_hook(self, index: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if self.recorder is not None:
-                self.recorder.hidden(index, output[0] if isinstance(output, tuple) else output)
+                states = output[0] if isinstance(output, tuple) else output
+                if states.dim() > 3:
+                    states = _one_stream(states, text_config(self.model.config))
+                self.recorder.hidden(index, states)
 
         return hook
+
+
+def _one_stream(states: Tensor, config: PreTrainedConfig) -> Tensor:
+    """A layer's output (1, q, hidden) where several are kept side by side."""
+    active = getattr(config, "altup_active_idx", None)
+    if active is not None:  # Gemma 3n: (versions, 1, q, hidden), of which layers read one
+        return states[active]
+    return states.flatten(2)  # hyper-connections, (1, q, streams, hidden): layers read a mixture of all
 
 
 @contextmanager
 def set_aside() -> Iterator[None]:
     """For a pass beside the one that is watched: it is not recorded, and the cache's masks are not its own."""
-    instrument = active.instrument
+    instrument: Instrument | None = active.instrument
     if instrument is None:
         yield
         return
@@ -169,7 +194,7 @@ def beside(
     Args:
         span: as of `Instrument`, where none is on.
     """
-    instrument = active.instrument
+    instrument: Instrument | None = active.instrument
     if instrument is None:
         if span is None and depends_on_length(model):
             span = 1
@@ -196,10 +221,11 @@ def _attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    indices: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What a model's attention calls while an instrument is on; shapes as in transformers' interface."""
-    instrument = active.instrument
+    instrument: Instrument | None = active.instrument
     if instrument is None:
         raise ForwardInfluenceError("the attention function was called with no instrument on; use `with Instrument()`")
     strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS)
@@ -209,12 +235,13 @@ def _attention(
             "results would be wrong, so the model is refused"
         )
     geometry = Geometry(query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap, s_aux)
-    index = getattr(module, "layer_idx", None)
+    cache = instrument.cache
+    index = attending_layer(module, cache)
     if instrument.recorder is not None and index is not None:
         instrument.recorder.attention(index, query, key, geometry, position_bias is not None)
     mask, causal = attention_mask, False
     length, held = query.shape[2], key.shape[2]
-    layer = instrument.cache.layers[index] if instrument.cache is not None and index is not None else None
+    layer = None if cache is None or index is None else holding_layer(cache, index, key)
     own, gate = False, None
     if isinstance(layer, SelectiveLayer):
         own, own_mask = layer.own_mask(length)
@@ -229,5 +256,7 @@ def _attention(
         if mask is None and wants_causal and length > 1:
             causal = length == held
             mask = None if causal else causal_tail(length, held, query.device)[None, None]
+    if indices is not None:
+        mask, causal = with_picked(indices, mask, cache, layer, length, held), False
     output = attend(query, key, value, geometry, mask, position_bias, causal, gate)
     return output.transpose(1, 2).contiguous(), None

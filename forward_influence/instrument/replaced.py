@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from forward_influence.errors import UsageError
 from forward_influence.instrument.attention import causal_tail
 from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.layer_kinds import SharingLayer
 from forward_influence.instrument.selective_layer import SelectiveLayer
 
 
@@ -68,8 +70,18 @@ def replacing(
 
     Args:
         fills: per full layer the value of each head that they show instead, (kv_heads, d_v).
+
+    Raises:
+        UsageError: layers hold more than entries, or read another layer's.
     """
     cache = SelectiveCache(config, span=span, room=span or 0)
+    if any(type(cache.layers[i]) is not SelectiveLayer for i in cache.full_layers()) or any(
+        isinstance(layer, SharingLayer) for layer in cache.layers
+    ):
+        raise UsageError(
+            "replaced values cannot be checked a second way in this model, whose layers share entries or hold more "
+            "than these; leave out `verify`, or measure ablation 'remove'"
+        )
     for i, entries, fill in zip(cache.full_layers(), hidden, fills, strict=True):
         layer = ReplacingLayer(span or 0)
         layer.hidden, layer.fill, layer.after = entries, fill, after

@@ -7,18 +7,19 @@ effect), or a chunk of neighbours that see one another (gradients, chunk by chun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicSlidingWindowLayer
 
 from forward_influence.errors import UsageError
 from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import query_count
+from forward_influence.instrument.layer_kinds import REPLAYABLE_KINDS
 from forward_influence.instrument.selective_layer import SelectiveLayer
 
 #: Per model layer, keys and values (1, kv_heads, m, d) of a continuation.
@@ -154,12 +155,31 @@ class NotingLayer(DynamicSlidingWindowLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
 
+def require_replayable(kinds: Collection[str]) -> None:
+    """Refuse what runs tokens again over entries that were kept, where more than entries decides what they give.
+
+    Args:
+        kinds: what transformers calls the layers of the model's cache.
+
+    Raises:
+        UsageError: layers carry states, read another layer's entries, or attend to what an indexer picks.
+    """
+    others = sorted(set(kinds) - set(REPLAYABLE_KINDS))
+    if others:
+        raise UsageError(
+            f"this model's cache has layers of kind {', '.join(others)}, through which no gradients go: rules that "
+            "look ahead (oracle, gradients) and `screen` are not available for it"
+        )
+
+
 def noting(cache: SelectiveCache, config: PreTrainedConfig) -> SelectiveCache:
     """A cache from which `continuation_entries` can be had after a continuation went through.
 
     Raises:
-        UsageError: the model attends in chunks, where what a query sees is not a matter of distance.
+        UsageError: the model attends in chunks, where what a query sees is not a matter of distance, or its layers
+            hold more than keys and values.
     """
+    require_replayable({type(layer).__name__ for layer in DynamicCache(config=text_config(config)).layers})
     if "chunked_attention" in (getattr(text_config(config), "layer_types", None) or ()):
         raise UsageError("this model attends in chunks; direct effects and gradients are not available for it")
     layers = [layer if isinstance(layer, SelectiveLayer) else NotingLayer.of(layer) for layer in cache.layers]

@@ -108,7 +108,7 @@ class Rotation:
             token: (1,) any token id.
 
         Raises:
-            UsageError: a layer's queries and keys depend on their position in another way.
+            UsageError: a layer's queries and keys depend on their position in another way, or it cannot be told apart.
         """
         last = (getattr(text_config(model.config), "max_position_embeddings", None) or _POSITIONS[-1] + 1) - 1
         if self._depends:
@@ -122,6 +122,11 @@ class Rotation:
                 backbone(model)(token[None], position_ids=token.new_tensor([[position]]), use_cache=False)
             recorder.calls = dict(self._calls)
             seen.append(recorder)
+        if not all(set(layers) <= set(one.heads) for one in seen):
+            raise UsageError(
+                f"layers of {self._name} share their attention and cannot be told apart by a token alone, so that "
+                "expected-attention and `rerotate` are not available for this model"
+            )
         if any(one.biased for one in seen):
             raise UsageError(
                 f"{self._name} adds a bias for positions to its attention, which re-rotation and expected-attention do "

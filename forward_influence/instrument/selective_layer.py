@@ -109,6 +109,25 @@ class SelectiveLayer(Unbounded, CacheLayerMixin):
         visible[:, :, : self.holes.shape[1]] &= ~self.holes[:, None]
         return True, visible[None]
 
+    def mask_ahead(self, query_length: int, like: Tensor) -> Tensor | None:
+        """The layer's own mask before `update`, of the keys that will be there: (1, 1 | kv_heads, q, held + q) bool.
+
+        None where the layer leaves the mask to the model. What picks among the keys needs it before the layer attends.
+
+        Args:
+            like: a tensor on the device where the first keys will be.
+        """
+        keys = self.keys
+        self.keys = like if keys is None else keys
+        self.held, self.seen = self.held + query_length, self.seen + query_length
+        try:
+            own, mask = self.own_mask(query_length)
+            if own and mask is None:
+                mask = torch.ones(1, 1, query_length, self.held, dtype=torch.bool, device=self.keys.device)
+            return mask
+        finally:
+            self.keys, self.held, self.seen = keys, self.held - query_length, self.seen - query_length
+
     def gates(self) -> Tensor | None:
         """What is added to the attention logits of what is held, (kv_heads, held); None for nothing."""
         return None

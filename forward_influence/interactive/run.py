@@ -91,15 +91,16 @@ class Run(stored.Run):
 
         Args:
             kind: decay, ratio, nearfar, crossover, overlap, layers, positions, tokens.
-            options: fields of `forward_influence.analysis.plots.PlotData`: selectors, budgets, baseline, width ...
+            options: fields of `forward_influence.analysis.plots.data.PlotData`: selectors, budgets, baseline, width ...
 
         Raises:
             UsageError: an unknown kind, or the run does not hold what it needs.
         """
-        from forward_influence.analysis import plots
+        from forward_influence.analysis.plots.data import PlotData
+        from forward_influence.analysis.plots.registry import draw, kind_of
 
-        found = plots.kind(kind)
-        return Drawing(plots.draw(found.name, plots.PlotData([self], **options)), f"{self.name}: {found.summary}")
+        found = kind_of(kind)
+        return Drawing(draw(found.name, PlotData([self], **options)), f"{self.name}: {found.summary}")
 
     def show(self, selector: str | None = None, document: int = 0) -> Marked:
         """The text of a document's context with what a rule selected.

@@ -40,6 +40,30 @@ class Choices(Configuration):
         choices=("text", "generate"),
         alike=True,
     )
+    measure_on: str | None = option(
+        None,
+        "Measure on these spans of each document (answer), however long, instead of `continuation` tokens.",
+        MEASURED,
+        shown="by lengths",
+        metavar="SPANS",
+        alike=True,
+    )
+    context_of: str | None = option(
+        None,
+        "The context ends where these spans end (prompt+thought).",
+        MEASURED,
+        shown="before what is measured",
+        metavar="SPANS",
+        alike=True,
+    )
+    candidates_of: str | None = option(
+        None,
+        "Rules choose among these spans' tokens (thought); a fractional budget is of them.",
+        MEASURED,
+        shown="the whole context",
+        metavar="SPANS",
+        alike=True,
+    )
     mode: str = option("drop", "drop what is selected, or keep only that.", MEASURED, choices=("drop", "keep"))
     effect: str = option(
         "total",
@@ -84,6 +108,13 @@ class Choices(Configuration):
     )
     per_layer: bool = option(False, "Ablate layer by layer, each by itself.", MEASURED)
     rerotate: bool = option(False, "Move the kept keys up to the continuation, closing the gaps.", MEASURED, alike=True)
+    states: str = option(
+        "keep",
+        "Of hybrid models: keep what removed tokens wrote into states, or ablate that too (rules per token).",
+        MEASURED,
+        choices=("keep", "ablate"),
+        alike=True,
+    )
     compressors: tuple[str, ...] = option(
         (),
         "Instead of rules: how faithful the model stays under it; repeatable.",
@@ -105,3 +136,32 @@ class Choices(Configuration):
         BUDGETS,
         shown="budgets decide",
     )
+
+
+@described
+@dataclass(frozen=True)
+class MapChoices(Configuration):
+    """The choices of an influence map, as they are made; `leave_one_out.MapRequest` checks them."""
+
+    context: int = option(128, "Context tokens; every one costs a pass over the continuation.", BASICS, least=1)
+    continuation: int = option(256, "Continuation tokens.", BASICS, least=1)
+    block: int = option(1, "Neighbouring tokens removed together.", MEASURED, least=1)
+    stride: int | None = option(
+        None, "Tokens from one block to the next, for blocks that overlap.", MEASURED, least=1, shown="block"
+    )
+    sentences: bool = option(False, "Remove sentences instead of blocks.", MEASURED)
+    measure_on: str | None = option(
+        None,
+        "As of `measure`: spans of the document instead of lengths.",
+        MEASURED,
+        shown="by lengths",
+        metavar="SPANS",
+    )
+    context_of: str | None = option(
+        None, "As of `measure`.", MEASURED, shown="before what is measured", metavar="SPANS"
+    )
+    candidates_of: str | None = option(
+        None, "The spans whose tokens are removed.", MEASURED, shown="the whole context", metavar="SPANS"
+    )
+    effect: str = option("total", "total or direct.", MEASURED)
+    bin_width: int = option(32, "Positions whose mean makes one number.", MEASURED, least=1)

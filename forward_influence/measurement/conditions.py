@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 from forward_influence.compression.contenders import Contender
 from forward_influence.influence.effects import DEFAULT, Effect
@@ -25,13 +25,16 @@ class Condition(ABC):
         draw: number of the draw, None for what does not draw.
         effect: how the continuation feels what is gone.
         layers: model layers that are ablated; None for all full-attention ones.
-        reads_context: whether its run begins with the context instead of with what is recorded of it.
     """
 
     draw: int | None = None
     effect: Effect = TOTAL
     layers: tuple[int, ...] | None = None
-    reads_context: ClassVar[bool] = False
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether its run begins with the context instead of with what is recorded of it."""
+        return False
 
     @property
     @abstractmethod
@@ -59,10 +62,17 @@ class RuleCondition(Condition):
     Attributes:
         rule: the rule, with this draw's seed where it draws.
         budget: how much it selects.
+        from_states: whether what removed tokens wrote into states goes too.
     """
 
     rule: Selector
     budget: Budget
+    from_states: bool = False
+
+    @property
+    def reads_context(self) -> bool:
+        """Where states are made anew."""
+        return self.from_states
 
     @property
     def choice(self) -> tuple[Selector, Budget]:
@@ -91,7 +101,11 @@ class CompressorCondition(Condition):
 
     contender: Contender
     seed: int
-    reads_context = True
+
+    @property
+    def reads_context(self) -> bool:
+        """The cache is compressed while it is read."""
+        return True
 
     @property
     def name(self) -> str:
@@ -132,8 +146,9 @@ def expand_rules(
                 drawn = rule
                 if draw is not None:
                     drawn = rule.at(derived_seed(request.seed, fingerprint, segment, rule.spec, draw))
+                shared: dict[str, Any] = {"rule": drawn, "budget": budget, "draw": draw}
                 conditions += [
-                    RuleCondition(rule=drawn, budget=budget, draw=draw, effect=effect, layers=layers)
+                    RuleCondition(**shared, effect=effect, layers=layers, from_states=request.states == "ablate")
                     for effect in request.effects
                     for layers in slices
                 ]

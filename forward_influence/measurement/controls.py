@@ -56,6 +56,7 @@ def controls_of(
     segment: int = 0,
     itemsize: int = WIDE,
     positions: Tensor | None = None,
+    everywhere: bool = True,
 ) -> list[Control]:
     """The noise floor and the positive control, of each effect that is measured.
 
@@ -63,11 +64,19 @@ def controls_of(
         segment: its number; only the first has a positive control, and others a floor in 16 bits alone.
         itemsize: bytes of a number in the model's dtype.
         positions: distances at which conditions are measured; None for all m.
+        everywhere: whether `positions` stand for all m, so that controls may be measured at others; where spans are
+            measured, nothing is elsewhere.
     """
     wide = itemsize >= WIDE
     if wide and segment:
         return []
     length, where = (min(NOISE_POSITIONS, m), None) if wide else (m, positions)
+    most, near = min(POSITIVE_POSITIONS, m), None
+    if not everywhere:
+        assert positions is not None
+        where = positions[:NOISE_POSITIONS] if wide else positions
+        near = positions[:POSITIVE_POSITIONS]
+        length, most = int(where[-1]) + 1, int(near[-1]) + 1
     everything = torch.zeros(trace.shape, dtype=torch.bool, device=trace.tokens.device)
     nothing = Selection(everything.clone(), trace.layers)
     everything[..., candidates.first : candidates.last] = True
@@ -76,7 +85,7 @@ def controls_of(
     for effect in effects:
         controls.append(Control("noise_floor", shuffled(trace, length, effect=effect, positions=where), nothing))
         if not segment:
-            most = min(POSITIVE_POSITIONS, m)
-            positive = removal(trace, all_candidates, "drop", most, "dropping all candidates", effect=effect)
+            label = "dropping all candidates"
+            positive = removal(trace, all_candidates, "drop", most, label, near, effect=effect)
             controls.append(Control("positive_control", positive, all_candidates))
     return controls

@@ -14,7 +14,8 @@ from forward_influence.measurement.controls import POSITIVE_POSITIONS
 from forward_influence.measurement.memory import Peak, peak_of_request
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.token_counts import document_tokens, floor_runs, gradient_tokens, measured_count
-from forward_influence.models.sizes import Sizes
+from forward_influence.models.held_bytes import cache_bytes_of
+from forward_influence.models.sizes import Sizes, forward_operations, head_operations
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.quiet import quiet
 
@@ -53,15 +54,17 @@ class Plan:
 
 
 def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
-    """The sizes with the weights of the model that a configuration describes, made without memory for them.
+    """The sizes with the weights and the cache of the model that a configuration describes, made without memory.
 
-    Where transformers cannot make it, they are left to the formula. No code that comes with a model is run.
+    Where transformers cannot make it, or cannot run it without memory, they are left to the formula. No code that comes
+    with a model is run.
     """
     from transformers import AutoModelForCausalLM
 
+    kind = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[sizes.itemsize]
     try:
         with quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
         decoder, head = model.get_decoder(), model.get_output_embeddings()
     except Exception:  # whatever a model's code raises on a configuration
         return sizes
@@ -77,7 +80,14 @@ def counted(sizes: Sizes, config: PreTrainedConfig) -> Sizes:
     parameters = sum(weight.numel() for weight in model.parameters())
     if sizes.tied:
         parameters -= counted_twice(model)
-    return replace(sizes, parameters=parameters, active=round(active))
+    sizes = replace(sizes, parameters=parameters, active=round(active))
+    try:
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("batched_mm")  # the others look at numbers, of which there are none
+        with quiet():
+            return sizes.holding(cache_bytes_of(decoder.eval(), config), config)
+    except Exception:  # whatever a model's code raises without numbers
+        return sizes
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
@@ -121,6 +131,8 @@ def document_operations(sizes: Sizes, request: Request) -> float:
     measured = measured_count(request)
     context = forward_operations(sizes, 0, n) + (head_operations(sizes, n) if request.needs.head else 0.0)
     one = context + forward_operations(sizes, n, m) + compared_operations(sizes, m)
+    if request.needs.reads_again:
+        one += forward_operations(sizes, n, n)
     for condition in expand(request, "", 0, tuple(range(sizes.layers))):
         again = context if condition.reads_context else 0.0
         runs = condition.effect.runs(m, measured)
@@ -132,17 +144,6 @@ def document_operations(sizes: Sizes, request: Request) -> float:
     lengths = [*floor_runs(request, sizes.itemsize), *[(positive, positive)] * len(request.effects)]
     controls = sum(forward_operations(sizes, n, run) + compared_operations(sizes, seen) for run, seen in lengths)
     return request.segments * one + controls
-
-
-def forward_operations(sizes: Sizes, before: int, length: int) -> float:
-    """Operations of `length` tokens through the body after `before` others: two per weight, and attention."""
-    keys = length * before + length * (length + 1) / 2
-    return 2.0 * sizes.body_parameters * length + 4.0 * sizes.layers * sizes.query_heads * sizes.head_size * keys
-
-
-def head_operations(sizes: Sizes, length: int) -> float:
-    """Operations of the head on so many tokens."""
-    return 2.0 * sizes.head_parameters * length
 
 
 def compared_operations(sizes: Sizes, length: int) -> float:

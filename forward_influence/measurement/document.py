@@ -13,7 +13,7 @@ from torch import Tensor
 from forward_influence.attribution.lookahead import look_ahead
 from forward_influence.data.cutting import Cut
 from forward_influence.data.document import Document
-from forward_influence.errors import ForwardInfluenceError
+from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.influence.full_run import Baseline, run_in_full
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.influence.nonfinite import first_not_finite
@@ -26,6 +26,7 @@ from forward_influence.measurement.request import Request
 from forward_influence.measurement.rows import arrays, described, row_of
 from forward_influence.measurement.seeds import derived_seed
 from forward_influence.measurement.selection_step import choose_all
+from forward_influence.measurement.span_rows import renumbered
 from forward_influence.measurement.verification import verify
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_segments
@@ -82,17 +83,28 @@ def measure_document(
     Raises:
         ForwardInfluenceError: too few tokens, or ids that the model does not know; NaN logits, an ablation that changes
             nothing, a failed verification.
-        UsageError: a rule that returns the wrong thing.
+        UsageError: a rule that returns the wrong thing; a document without a layout where spans decide.
     """
     progress = Labelled(progress or Silent(), f"{document.document.name}: ")
     measured = Measured()
     started = time.perf_counter()
+    request = _placed(request, document)
     needed = (request.context, request.continuation if request.continuation_from == "text" else 0)
     for number, tokens in enumerate(checked_segments(model, document, *needed)):
         segment = _Segment(model, document.document, number, tokens, request, chunk, progress, store)
         segment.measure(measured, controls)
     measured.timings["seconds"] = time.perf_counter() - started
     return measured
+
+
+def _placed(request: Request, document: Cut) -> Request:
+    """The request with the document's lengths; what they rule out concerns this document alone."""
+    if not request.is_unplaced:
+        return request
+    try:
+        return request.at(document.layout)
+    except UsageError as error:
+        raise ForwardInfluenceError(f"{document.document.name}: {error}") from error
 
 
 class _Segment:
@@ -147,6 +159,7 @@ class _Segment:
         controls = []
         if with_controls:
             about: dict[str, Any] = {"segment": self.number, "itemsize": self.model.dtype.itemsize}
+            about["everywhere"] = request.layout is None
             controls = controls_of(trace, candidates, m, request.effects, positions=positions, **about)
         everything = [*(one.ablation for one in conditions), *(control.ablation for control in controls)]
         nll, influences = measure_ablations(
@@ -171,6 +184,8 @@ class _Segment:
             measured.rows.append(row_of(base, "condition", **row, **arrays(influence)))
         for control, influence in zip(controls, influences[len(conditions) :], strict=True):
             measured.rows.append(row_of(base, control.kind, **control.described(trace), **arrays(influence)))
+        if request.layout is not None and positions is not None:
+            measured.rows = [renumbered(row, positions) for row in measured.rows]
         if request.save_selections:
             self._save_tokens(trace, continuation, measured)
         if request.verify:
@@ -241,6 +256,7 @@ class _Segment:
         """The full cache's run from the store; without a store None, for it is run where it is needed."""
         if self.store is None:
             return None
+        keeps = keeps and self.model.anatomy.replayable
         key = baseline_key(self.key, continuation)
         entry = self.store.get(key, self.model.device)
         count = len(trace.cache.layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +20,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from forward_influence.data.spans import Layout, described_layout
 from forward_influence.errors import ForwardInfluenceError, UsageError, alternatives
 from forward_influence.influence.ablation import Ablation, removal, shuffled
-from forward_influence.influence.effects import DEFAULT, effect_of, names
+from forward_influence.influence.effects import effect_of, names
 from forward_influence.influence.measure import measure_ablations
 from forward_influence.influence.noise_floor import FLAG_FACTOR, taken_off
+from forward_influence.measurement.blocks import sentence_blocks, windows
+from forward_influence.measurement.choices import MapChoices
 from forward_influence.models.loading import Model
 from forward_influence.models.token_ids import checked_tokens, require_known
 from forward_influence.selectors.selection import Selection
@@ -32,6 +35,7 @@ from forward_influence.storage.manifest import differing_fields
 from forward_influence.storage.tables import encode_table, read_table, values_sha256
 from forward_influence.tracing.recorder import record
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.configuration import described
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.files import sha256, write_whole
 from forward_influence.utils.progress import Progress, Silent
@@ -46,34 +50,47 @@ _DIGESTS = ("model", "tokens")
 _AT_ONCE = 16
 
 
+@described
 @dataclass(frozen=True)
-class MapRequest:
-    """What to map.
-
-    Attributes:
-        context, continuation: tokens.
-        block: neighbouring tokens that are removed together.
-        effect: name of one.
-        bin_width: positions of the continuation whose mean KL makes one number.
+class MapRequest(MapChoices):
+    """What to map, checked; of a document that is measured by spans (`layout`), blocks lie in its candidates, and its
+    measured positions are the distances.
     """
 
-    context: int = 128
-    continuation: int = 256
-    block: int = 1
-    effect: str = DEFAULT
-    bin_width: int = 32
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
-        for name in ("context", "continuation", "block", "bin_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` {getattr(self, name)} is too small; give at least 1")
+        super().__post_init__()
         if self.effect not in names():
             raise UsageError(f"`effect` {self.effect} is unknown; it is {alternatives(names())}")
+        if self.sentences and (self.block != 1 or self.stride is not None):
+            raise UsageError("`sentences` are blocks by themselves; leave out `block` and `stride`")
+        if self.stride is not None and self.stride > self.block:
+            raise UsageError(f"`stride` {self.stride} leaves tokens out between blocks of {self.block}; lower it")
+
+    @property
+    def measured(self) -> int:
+        """How many positions are measured."""
+        return self.continuation if self.layout is None else self.layout.count
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Their distances; None for all."""
+        if self.layout is None:
+            return None
+        return torch.cat([torch.arange(start, end) for start, end in self.layout.positions])
+
+    def blocks(self, pieces: Sequence[str]) -> list[tuple[int, int]]:
+        """(first, behind the last) token of each block, of a context whose tokens have these texts."""
+        whole = (0, self.context) if self.layout is None or self.layout.candidates is None else self.layout.candidates
+        if self.sentences:
+            return sentence_blocks(pieces, *whole)
+        return windows(*whole, self.block, self.stride or self.block)
 
     @property
     def bins(self) -> list[tuple[int, int]]:
         """(first, behind the last) distance of each bin."""
-        return list(pairwise([*range(0, self.continuation, self.bin_width), self.continuation]))
+        return list(pairwise([*range(0, self.measured, self.bin_width), self.measured]))
 
 
 @dataclass(frozen=True)
@@ -128,12 +145,12 @@ def influence_map(
     path = Path(out)
     identity = _identity(model, tokens[: n + m], request)
     done = _read(path, identity)
-    blocks = [(first, min(first + request.block, n)) for first in range(0, n, request.block)]
+    pieces = text_pieces(model.tokenizer, tokens[:n].tolist())
+    blocks = request.blocks(pieces)
     missing = blocks[0 if done.empty else int(done["block"].max()) + 1 :]
     if not missing:
         return done
     trace = record(model, tokens[:n], span=n + m, chunk=chunk)
-    pieces = text_pieces(model.tokenizer, tokens[:n].tolist())
     progress.begin(len(missing) * m + m * (3 + -(-len(missing) // _AT_ONCE)), "leave-one-out")
     try:
         floors, controls = _controls(model, trace, tokens[n : n + m], request, chunk, progress)
@@ -145,14 +162,16 @@ def influence_map(
                 ablations.append(dataclasses.replace(one, empty=True))  # a token may well change nothing
             _, found = measure_ablations(model, trace, tokens[n : n + m], ablations, chunk=chunk, progress=progress)
             rows = []
+            number = len(blocks) - len(missing) + start - 1
             for (first, last), influence in zip(some, found, strict=True):
+                number += 1
                 text = "".join(pieces[first:last])
                 for (low, high), floor in zip(request.bins, floors, strict=True):
                     measured = influence.kl[low:high].double().numpy()
                     kl = float(taken_off(measured.mean(), np.asarray(floor), (measured != 0).mean()))
                     delta = float(influence.nll_delta[low:high].double().nanmean())
                     flagged = kl < FLAG_FACTOR * floor
-                    rows.append((first // request.block, first, last, text, low, high, kl, delta, floor, flagged))
+                    rows.append((number, first, last, text, low, high, kl, delta, floor, flagged))
             new = pd.DataFrame(rows, columns=_COLUMNS)
             done = new if done.empty else pd.concat([done, new], ignore_index=True)
             _write(path, done, identity, controls)
@@ -169,14 +188,16 @@ def _without(trace: Trace, first: int, last: int, label: str, request: MapReques
     mask = torch.zeros(trace.shape, dtype=torch.bool, device=trace.tokens.device)
     mask[..., first:last] = True
     selection = Selection(mask, trace.layers)
-    return removal(trace, selection, "drop", request.continuation, label, effect=effect_of(request.effect))
+    felt = effect_of(request.effect)
+    return removal(trace, selection, "drop", request.continuation, label, request.positions, effect=felt)
 
 
 def _controls(
     model: Model, trace: Trace, continuation: Tensor, request: MapRequest, chunk: int, progress: Progress
 ) -> tuple[list[float], MapControls]:
     """The noise floor of each bin, and what the whole map's controls are."""
-    ablations: list[Ablation] = [shuffled(trace, request.continuation, effect=effect_of(request.effect))]
+    felt = effect_of(request.effect)
+    ablations: list[Ablation] = [shuffled(trace, request.continuation, effect=felt, positions=request.positions)]
     if trace.n > 1:  # the first stays: with no context at all there is nothing to attend to
         ablations.append(_without(trace, 1, trace.n, "dropping all tokens but the first", request))
     _, (noise, *positive) = measure_ablations(model, trace, continuation, ablations, chunk=chunk, progress=progress)
@@ -189,7 +210,11 @@ def _identity(model: Model, tokens: Tensor, request: MapRequest) -> dict[str, An
     """What a map is a map of; another in the same file is refused."""
     digest = sha256(np.ascontiguousarray(tokens.cpu().numpy()).tobytes())
     shared = {"format": _FORMAT, "model": model.fingerprint, "configuration": model.configuration}
-    return {**shared, "versions": library_versions(), "tokens": digest, **vars(request)}
+    # what is not asked for is left out, so that maps of earlier versions go on
+    asked = {name: value for name, value in vars(request).items() if value is not None and value is not False}
+    if request.layout is not None:
+        asked["layout"] = described_layout(request.layout) | {"candidates": request.layout.candidates}
+    return {**shared, "versions": library_versions(), "tokens": digest, **json.loads(json.dumps(asked))}
 
 
 def _read(path: Path, identity: dict[str, Any]) -> pd.DataFrame:

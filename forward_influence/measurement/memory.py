@@ -17,7 +17,12 @@ and, one after the other, so that the peak adds the largest of them:
 
     verification         11 Hq (n + m)^2 bytes of masks + body of n + m at once    with `verify` only
 
-body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations. 25 kB a row of the
+L are the layers that hold entries. Where layers hold something else than keys and values of equal heads, each cache
+above is what three tokens were seen to put into the model's own: latents (rank + rope per token), index keys, states,
+which do not grow with n. Direct effects over states take one more cache, copied at each position.
+
+body(k) = chunk (2 f + 8 h) + chunk k (mask as booleans and as floats) is one layer's activations; where the cache holds
+latents, + k Hq (2 dk + 2 dv) or so for the keys and values that a pass makes of them. 25 kB a row of the
 largest product, 16 MB at most, come on top for what matrix libraries pack operands into and what the allocator cannot
 give back. Without `verify` there is no term with m V, n^2 or conditions x cache.
 """
@@ -105,6 +110,7 @@ def peak(
     compared, row = min(rows, continuation), sizes.vocabulary * sizes.wide
     own = sizes.cache_bytes(continuation)
     before, after = min(chunk, context), min(chunk, continuation)
+    copied = sizes.states and any(effect.each_by_itself for effect in effects)
     costs = [signal.cost(sizes, context, before, number) for signal, number in needs.asked]
     return Peak(
         context_cache=sizes.cache_bytes(context),
@@ -116,7 +122,7 @@ def peak(
         + (2 * rows * row if needs.head else 0)
         + (_gradients(sizes, context + continuation, own, needs) if needs.looks_ahead else 0),
         choosing=_CHOOSING * entries(sizes, context) + sum(cost.choosing for cost in costs),
-        continuation=sizes.cache_bytes(context + continuation)
+        continuation=sizes.cache_bytes(context + continuation) * (2 if copied else 1)
         + _body(sizes, after, context + continuation + max(effect.extra_keys(after) for effect in effects)),
         # on an accelerator the divergence works on whole blocks, on a processor on a few rows
         head=(5 if sizes.accelerated else 3) * compared * row,
@@ -133,8 +139,9 @@ _CHOOSING = 40
 
 
 def _body(sizes: Sizes, chunk: int, keys: int) -> int:
-    """One layer's activations, and the mask as booleans and as numbers."""
-    return chunk * (2 * sizes.intermediate + 8 * sizes.hidden) * sizes.itemsize + chunk * keys * (1 + sizes.itemsize)
+    """One layer's activations, the mask as booleans and as numbers, and what is made of latents."""
+    activations = chunk * (2 * sizes.intermediate + 8 * sizes.hidden) * sizes.itemsize
+    return activations + chunk * keys * (1 + sizes.itemsize) + keys * sizes.expanded * sizes.itemsize
 
 
 def _gradients(sizes: Sizes, span: int, own: int, needs: Needs) -> int:

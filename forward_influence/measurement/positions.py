@@ -15,6 +15,8 @@ from forward_influence.utils.distances import zones
 
 def measured_positions(request: Request, m: int, fingerprint: str, segment: int) -> Tensor | None:
     """Distances at which a segment's conditions are measured, the same for all of them; None for all m."""
+    if request.layout is not None:
+        return torch.cat([torch.arange(start, end) for start, end in request.layout.positions])
     if request.positions_per_bin is None:
         return None
     seed = derived_seed(request.seed, fingerprint, segment, "positions")

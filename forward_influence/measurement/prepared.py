@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forward_influence.compression.fidelity import CompressedRun, Compression
 from forward_influence.influence.ablation import Ablation, removal
+from forward_influence.influence.state_ablation import from_states_too
 from forward_influence.measurement.conditions import CompressorCondition, Condition, RuleCondition
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.rows import Found, of_choice, of_outcome
@@ -71,6 +72,8 @@ class Preparing:
             condition.effect,
             self._request.rerotate,
         )
+        if condition.from_states:
+            ablation = from_states_too(ablation, self._trace, choice.part.removed)
         return Prepared(condition, ablation, lambda: of_choice(condition, choice, self._request))
 
     def compressors(self, conditions: Sequence[CompressorCondition]) -> list[Prepared]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from forward_influence.data.spans import Layout, SpanChoice
 from forward_influence.errors import UsageError, alternatives, did_you_mean
 from forward_influence.influence.effects import DEFAULT, TOGETHER, Effect, effects_of, names
 from forward_influence.measurement.choices import Choices
@@ -20,6 +21,7 @@ from forward_influence.utils.display import Displayed
 
 if TYPE_CHECKING:
     from forward_influence.compression.contenders import Contender
+    from forward_influence.data.cutting import Cut
 
 MOST_DRAWS = 1000
 #: Other temperatures than 0: dividing logits by less overflows, by more leaves nothing of them.
@@ -31,11 +33,14 @@ TEMPERATURES = (0.01, 100.0)
 class Request(Choices, Displayed):
     """The choices of a run, checked against one another and against the rules and compressors that they name.
 
-    Everything that can be found without a model is refused here.
+    Everything that can be found without a model is refused here. Where spans decide what is measured (`measure_on`),
+    lengths and candidates are those of a document: `at` makes the request for one, by its `layout`.
     """
 
+    layout: Layout | None = None
     contenders: tuple[Contender, ...] = field(init=False, repr=False, compare=False)
     rules: tuple[Selector, ...] = field(init=False, repr=False, compare=False)
+    spans: SpanChoice | None = field(init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         given = ", ".join(
@@ -54,6 +59,7 @@ class Request(Choices, Displayed):
             read = spec_of if name == "selectors" else str
             object.__setattr__(self, name, tuple(read(v) for v in ((values,) if alone else values)))
         super().__post_init__()
+        object.__setattr__(self, "spans", self._spans())
         if self.effect not in (known := (*names(), *TOGETHER)):
             near = did_you_mean(self.effect, list(known))
             raise UsageError(f"`effect` {self.effect} is unknown{near}; it is {alternatives(known)}")
@@ -76,10 +82,63 @@ class Request(Choices, Displayed):
         _refuse_twice("rule", [rule.spec for rule in rules])
         _refuse_twice("budget", [budget.text for budget in self.parsed_budgets])
         object.__setattr__(self, "rules", rules)
+        self._check_states()
         object.__setattr__(self, "contenders", self._contenders())
+        if self.is_unplaced:
+            return
         for budget in self.parsed_budgets if rules else ():
             self.candidates.to_choose(budget, self.mode)
         self._check_held()
+
+    def _spans(self) -> SpanChoice | None:
+        """The spans that are asked for."""
+        if self.measure_on is None:
+            for name in ("context_of", "candidates_of"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"`{name}` goes with `measure_on`, the spans to measure on; give both")
+            return None
+        if self.segments != 1 or self.continuation_from != "text" or self.positions_per_bin is not None:
+            raise UsageError(
+                "`measure_on` measures every position of a document's own spans: leave out `segments`, "
+                "`continuation_from` and `positions_per_bin`"
+            )
+        if self.compressors and self.candidates_of is not None:
+            raise UsageError("compressors choose among all that they hold; leave out `candidates_of`")
+        return SpanChoice.parse(self.measure_on, self.context_of, self.candidates_of)
+
+    @property
+    def is_unplaced(self) -> bool:
+        """Whether lengths and candidates depend on the document, and none is given."""
+        return self.spans is not None and self.layout is None
+
+    def at(self, layout: Layout | None) -> Request:
+        """The request for a document: with its lengths, where spans decide; else itself.
+
+        Raises:
+            UsageError: spans decide and the document was cut by lengths, or it leaves too few candidates.
+        """
+        if self.spans is None:
+            return self
+        if layout is None:
+            raise UsageError("spans decide what is measured; give `prepare` the request's `spans`")
+        return replace(self, context=layout.context, continuation=layout.continuation, layout=layout)
+
+    def longest(self, documents: Iterable[Cut]) -> Request:
+        """The request for the longest of these documents that it can be made for, where spans decide; else itself.
+
+        Raises:
+            UsageError: it can be made for none.
+        """
+        if self.spans is None:
+            return self
+        layouts = [document.layout for document in documents if document.layout is not None]
+        refused = UsageError("no document has spans to measure")
+        for layout in sorted(layouts, key=lambda one: one.context + one.continuation, reverse=True):
+            try:
+                return self.at(layout)
+            except UsageError as error:
+                refused = error
+        raise refused
 
     def _match_held(self) -> None:
         """Where all that is measured holds a number of entries, there are no budgets."""
@@ -114,9 +173,11 @@ class Request(Choices, Displayed):
             return ()
         from forward_influence.compression.contenders import contenders
 
-        if self.effect != DEFAULT or self.layers or self.heads or self.per_layer or self.rerotate:
+        sliced = self.layers or self.heads or self.per_layer or self.rerotate
+        if self.effect != DEFAULT or sliced or self.states != "keep":
             raise UsageError(
-                "a compressor is measured as it is: leave out `effect`, `layers`, `heads`, `per_layer` and `rerotate`"
+                "a compressor is measured as it is: leave out `effect`, `layers`, `heads`, `per_layer`, `rerotate` and "
+                "`states`"
             )
         if self.verify and not self.selectors:
             raise UsageError("`verify` checks the removal of rules' tokens; leave it out, or name one with `selectors`")
@@ -151,6 +212,22 @@ class Request(Choices, Displayed):
             )
         if self.verify and self.rerotate:
             raise UsageError("`verify` checks by masking, which moves no positions; leave out `rerotate` or `verify`")
+
+    def _check_states(self) -> None:
+        """States lose whole tokens, everywhere, and there is no second way to measure that."""
+        if self.states == "keep":
+            return
+        if self.effect != DEFAULT or self.layers or self.heads or self.per_layer or self.rerotate or self.verify:
+            raise UsageError(
+                "`states` ablate is about tokens as a whole, and about the total effect: leave out `effect`, `layers`, "
+                "`heads`, `per_layer`, `rerotate` and `verify`"
+            )
+        finer = [rule for rule in self.rules if rule.per != "token"]
+        if finer:
+            raise UsageError(
+                f"`states` ablate removes whole tokens, and {finer[0].spec} chooses per {finer[0].per}; ask for it per "
+                "token (per=token)"
+            )
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:
@@ -191,6 +268,8 @@ class Request(Choices, Displayed):
     def candidates(self) -> Candidates:
         """The tokens that every rule of the run chooses among; without rules, those that its controls are about."""
         last = self.protected_last
+        if self.layout is not None and self.layout.candidates is not None:
+            return self._candidates_of_spans(*self.layout.candidates)
         if not self.rules:
             last = last_protected(last, self.context)
             return Candidates.of(self.context, min(self.protect_first, self.context - last - 1), last)
@@ -203,11 +282,23 @@ class Request(Choices, Displayed):
             widest = max(self.rules, key=lambda rule: rule.observation_window)
             raise UsageError(f"{widest.spec} observes from {widest.observation_window} tokens: {error}") from error
 
+    def _candidates_of_spans(self, first: int, last: int) -> Candidates:
+        """Those of the spans that are not protected."""
+        protected = int(self.protected_last)
+        low, high = max(first, self.protect_first), min(last, self.context - protected)
+        if low >= high:
+            raise UsageError(
+                f"the {last - first} tokens of `candidates_of` {self.candidates_of} are among the first "
+                f"{self.protect_first} or the last {protected} of the context, which are protected; lower "
+                "`protect_last`, and the window that rules observe from"
+            )
+        return Candidates(self.context, low, high, of_spans=True)
+
     @property
     def remarks(self) -> tuple[str, ...]:
         """What readers of the results must know about rules at these budgets, a fallback that holds say."""
         found: list[str] = []
-        if self.rules:
+        if self.rules and not self.is_unplaced:
             candidates = self.candidates
             numbers = [candidates.to_choose(budget, self.mode) for budget in self.parsed_budgets]
             found += [
@@ -249,6 +340,8 @@ class Request(Choices, Displayed):
             values["temperature"] = None
         if self.positions_per_bin is None:
             values["bin_width"] = None
+        if self.spans is not None:
+            values["context"] = values["continuation"] = None
         # what is not asked for is left out: an option that a later version adds leaves older runs what they are
         absent = (None, False)
         return {k: v for k, v in values.items() if not any(v is one for one in absent) and v not in ((), [], {})}

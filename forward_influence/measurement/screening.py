@@ -25,6 +25,7 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.influence.ablation import removal
 from forward_influence.influence.comparison import Influence
 from forward_influence.influence.measure import measure_ablations
+from forward_influence.instrument.replay import require_replayable
 from forward_influence.measurement.conditions import RuleCondition, expand_rules
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.seeds import derived_seed
@@ -151,7 +152,9 @@ def screen_document(
 
     Raises:
         ForwardInfluenceError: too few tokens, or ids that the model does not know.
+        UsageError: no gradients go through the layers of this model.
     """
+    require_replayable(model.anatomy.kinds)
     progress = progress or Silent()
     found: list[Screened] = []
     clock: dict[str, float] = {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
+from forward_influence.data.cutting import Cut
+from forward_influence.errors import UsageError
 from forward_influence.measurement.conditions import expand
 from forward_influence.measurement.controls import NOISE_POSITIONS, POSITIVE_POSITIONS, WIDE
 from forward_influence.measurement.positions import measured_positions
@@ -42,6 +45,19 @@ def document_tokens(request: Request, full_layers: Sequence[int] = (), itemsize:
         per_segment += (request.context if condition.reads_context else 0) + condition.effect.runs(m, measured)
     generated = m * request.segments if request.continuation_from == "generate" else 0
     return request.segments * (per_segment + gradient_tokens(request)) + controls + generated
+
+
+def run_tokens(
+    request: Request, documents: Iterable[Cut], full_layers: Sequence[int] = (), itemsize: int = WIDE
+) -> int:
+    """`document_tokens` of several documents, each as long as it is; one whose spans cannot be measured costs none."""
+    if not request.is_unplaced:
+        return len(list(documents)) * document_tokens(request, full_layers, itemsize)
+    total = 0
+    for document in documents:
+        with suppress(UsageError):
+            total += document_tokens(request.at(document.layout), full_layers, itemsize)
+    return total
 
 
 def gradient_tokens(request: Request) -> int:

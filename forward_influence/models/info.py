@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forward_influence.instrument.architecture import full_layers
+from forward_influence.instrument.backbone import backbone
+from forward_influence.instrument.steps import Steps
 from forward_influence.models import generation_settings
+from forward_influence.models.held_bytes import cache_bytes_of
+from forward_influence.models.holding import holding
 from forward_influence.models.loading import Model
 from forward_influence.models.sizes import Sizes
 from forward_influence.utils.memory import free_bytes
@@ -23,6 +27,8 @@ class Card:
         windows: per layer, in tokens; None for full attention.
         unlike: layers with other numbers of heads than the full ones.
         kv_heads: of the full layers.
+        kinds: per layer, what transformers' cache calls it.
+        steps: how its tokens may follow a cache.
         sizes: what memory depends on.
         free_bytes: memory that is free where it is loaded; None where that is not known.
         description: what the manifest says beside that.
@@ -38,6 +44,8 @@ class Card:
     windows: tuple[int | None, ...]
     unlike: tuple[int, ...]
     kv_heads: int
+    kinds: tuple[str, ...]
+    steps: Steps
     sizes: Sizes
     free_bytes: int | None
     description: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -65,7 +73,9 @@ class Card:
             windows=anatomy.windows,
             unlike=anatomy.unlike,
             kv_heads=anatomy.kv_heads,
-            sizes=Sizes.of(model.model.config, model.dtype.itemsize, accelerated=model.device.type != "cpu"),
+            kinds=anatomy.kinds,
+            steps=anatomy.steps,
+            sizes=_sizes(model),
             free_bytes=free_bytes(model.device),
             description={
                 "class": type(model.model).__name__,
@@ -97,5 +107,14 @@ class Card:
             "full_layers": list(self.full_layers(span)),
             "windows": list(self.windows),
             "kv_heads": self.kv_heads,
+            "cache_layers": list(self.kinds),
+            "run_in": self.steps.described(),
+            "holding": holding(self.kinds),
             **self.description,
         }
+
+
+def _sizes(model: Model) -> Sizes:
+    config = model.model.config
+    sizes = Sizes.of(config, model.dtype.itemsize, accelerated=model.device.type != "cpu")
+    return sizes.holding(cache_bytes_of(backbone(model.model), config), config)

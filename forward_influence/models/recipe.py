@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from forward_influence.utils.configuration import BASICS, HARDWARE, Configuration, described, option
+
+if TYPE_CHECKING:
+    from forward_influence.models.loading import Model
+    from forward_influence.models.resolving import Resolved
 
 
 @described
@@ -20,3 +25,27 @@ class Recipe(Configuration):
     device_map: str | None = option(
         None, "auto: spread a model that one device cannot hold (accelerate).", HARDWARE, shown="one device"
     )
+
+    def resolved(self) -> Resolved:
+        """What the model's name means; no weights are read.
+
+        Raises:
+            UsageError: there is no such model, or it is no causal one.
+        """
+        from forward_influence.models.resolving import resolve_spec
+
+        return resolve_spec(self.model, trust_remote_code=self.trust_remote_code, revision=self.revision)
+
+    def loaded(self, resolved: Resolved | None = None) -> Model:
+        """The model.
+
+        Args:
+            resolved: what its name means, where that is known already.
+
+        Raises:
+            UsageError, ForwardInfluenceError: as `load_model`.
+        """
+        from forward_influence.models.loading import load_model
+
+        where = self.resolved() if resolved is None else resolved
+        return load_model(where, device=self.device, dtype=self.dtype, device_map=self.device_map)

@@ -59,12 +59,15 @@ def _bounded(weights: list[float], total: int, lowest: int, highest: int) -> lis
     return shares
 
 
-def adaptive_head_counts(scores: Tensor, candidates: Candidates, counts: Tensor) -> Tensor:
+def adaptive_head_counts(
+    scores: Tensor, candidates: Candidates, counts: Tensor, safeguard: float = SAFEGUARD
+) -> Tensor:
     """Ada-KV's head budgets: a layer's heads compete for its entries, each is sure of a fifth of an even share.
 
     Args:
         scores: (layers, kv_heads, n), comparable between the heads of a layer.
         counts: (layers, kv_heads) the budgets before heads compete; each layer's sum is kept.
+        safeguard: share of its even budget that a head is sure of, one entry at least.
 
     Returns:
         (layers, kv_heads) int64. Where all heads score alike the budgets stay even.
@@ -74,7 +77,7 @@ def adaptive_head_counts(scores: Tensor, candidates: Candidates, counts: Tensor)
     result = torch.zeros_like(counts)
     for layer, layer_scores in enumerate(inside):
         total = int(counts[layer].sum())
-        safe = max(1, int(SAFEGUARD * total / heads))
+        safe = max(1, int(safeguard * total / heads))
         order = layer_scores.sort(dim=-1, descending=True, stable=True).indices
         ranks = torch.empty_like(order)
         ranks.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))

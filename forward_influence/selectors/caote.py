@@ -50,7 +50,8 @@ class OutputChange(Windowed):
         rows = []
         for layer in range(len(trace.layers)):
             weights = trace.attention(layer, window)  # (kv_heads, group, window, n)
-            values = at_least_float32(trace.values(layer)).to(weights.dtype)[:, None]
+            of_heads = at_least_float32(trace.attended(layer)[1]).to(weights.dtype)[:, None]
+            values = trace.by_entry(of_heads)  # (kv_heads, 1 | group, n, d)
             outputs = weights @ values
             factor = (weights / (1 - weights + _LEAST)).square()
             # |v - o|^2 = |v|^2 - 2 v.o + |o|^2, so that no (window, n, d) tensor is made

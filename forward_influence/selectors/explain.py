@@ -10,6 +10,7 @@ from typing import Any
 
 from forward_influence.errors import UsageError
 from forward_influence.selectors.base import Selector
+from forward_influence.tracing.needs import Needs
 
 _SECTION = re.compile(r"^(Attributes|Class attributes|Example|Raises|Args|Returns):$")
 
@@ -36,6 +37,7 @@ class Explained:
         parameters: its own first, then those that every rule has.
         needs: signals that it reads with its default parameters; None where it cannot be made without any.
         window: tokens at the end that it protects, with its defaults.
+        again: whether the context goes through the model once more for it, with its defaults.
         stochastic: whether it draws at random.
         example: a specification to try.
     """
@@ -47,6 +49,7 @@ class Explained:
     parameters: tuple[Parameter, ...]
     needs: tuple[str, ...] | None
     window: int
+    again: bool
     stochastic: bool
     example: str
 
@@ -68,9 +71,9 @@ def explained(cls: type[Selector]) -> Explained:
     try:
         rule = cls()
         needs: tuple[str, ...] | None = tuple(sorted(rule.needs))
-        window = rule.observation_window
+        window, again = rule.observation_window, Needs.merge(rule.needs).reads_again
     except (UsageError, TypeError):
-        needs, window = None, 0
+        needs, window, again = None, 0, False
     return Explained(
         cls.name,
         " ".join(summary.split()),
@@ -79,6 +82,7 @@ def explained(cls: type[Selector]) -> Explained:
         tuple(parameters),
         needs,
         window,
+        again,
         cls.stochastic,
         cls.example or _example(cls.name, parameters),
     )

@@ -86,7 +86,13 @@ class PressRule(Selector):
         return int(getattr(self, "window_size", 0))
 
     def scores(self, trace: Trace) -> Tensor:
-        """(layers, kv_heads, tokens), from a pass of its own over the whole context."""
+        """(layers, kv_heads, tokens), from a pass of its own over the whole context.
+
+        Raises:
+            UsageError: the layers hold latents, which presses do not know.
+        """
+        if trace.latent:
+            raise UsageError(f"{self.name}: kvpress knows keys and values, and this model's cache holds latents")
         found = press_scores(self.made(), trace.model, trace.tokens, eager=self.eager)
         missing = [layer for layer in trace.layers if layer not in found]
         if missing:

@@ -20,14 +20,14 @@ def output_norms(trace: Trace, layer: int, order: int) -> Tensor:
     """
 
     def compute() -> Tensor:
-        values = at_least_float32(trace.values(layer))
+        values = at_least_float32(trace.attended(layer)[1])
         matrices = trace.signal("output_projection").matrix(trace.layers[layer])
         group = len(matrices) // len(values)
         rows = [
             torch.linalg.vector_norm(values[head // group] @ matrix.to(values), ord=order, dim=-1)
             for head, matrix in enumerate(matrices)
         ]
-        return torch.stack(rows).unflatten(0, (len(values), group))
+        return torch.stack(rows).unflatten(0, (1, -1) if trace.latent else (len(values), group))
 
     norms: Tensor = trace.memo(("output norms", layer, order), compute)
     return norms

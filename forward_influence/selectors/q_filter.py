@@ -32,6 +32,9 @@ class QFilter(Selector):
             direction = torch.linalg.eigh(second).eigenvectors[..., -1]  # of the largest eigenvalue
             along = (direction * moments.mean).sum(-1, keepdim=True)
             direction = torch.where(along < 0, -direction, direction)
+            if trace.latent:  # every head's keys have a direction of their own, and lie side by side
+                rows.append((keys @ direction.flatten().to(keys)) / len(direction))
+                continue
             of_group = direction.unflatten(0, (keys.shape[0], -1)).mean(1).to(keys)
             rows.append((keys @ of_group[..., None])[..., 0])
         return torch.stack(rows)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +24,7 @@ from forward_influence.selectors.base import FunctionSelector, Selector, check_d
 from forward_influence.selectors.places import home
 from forward_influence.selectors.rule_files import load_file, source_of
 from forward_influence.tracing.trace import Trace
+from forward_influence.utils.discovery import load_modules
 from forward_influence.utils.files import sha256
 
 ENTRY_POINTS = "forward_influence.selectors"
@@ -99,9 +99,7 @@ def discover() -> dict[str, type[Selector]]:
     """Every rule of this package, imported once; adding a rule touches no list."""
     global _discovered
     if not _discovered:
-        package = importlib.import_module("forward_influence.selectors")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"forward_influence.selectors.{module.name}")
+        load_modules(importlib.import_module("forward_influence.selectors"))
         _discovered = True
     return dict(sorted(_rules.items()))
 

@@ -83,11 +83,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens that rules choose among: first <= i < last of n. The others are protected."""
+    """The tokens that rules choose among: first <= i < last of n. The others are protected.
+
+    Attributes:
+        of_spans: whether they are a part of the context that was asked for: budgets are of them then, not of all n.
+    """
 
     n: int
     first: int
     last: int
+    of_spans: bool = False
 
     @staticmethod
     def of(n: int, protect_first: int, protect_last: int) -> Candidates:
@@ -118,12 +123,20 @@ class Candidates:
     def to_choose(self, budget: Budget, mode: str) -> int:
         """How many candidates a budget selects per layer and head.
 
-        In drop mode that many are removed. In keep mode that many tokens stay, protected ones included.
+        In drop mode that many are removed. In keep mode that many tokens stay, protected ones included; of candidates
+        of spans that many stay, and all else.
 
         Raises:
             UsageError: more than there are, or (keep) so few that nothing is left to choose.
         """
-        wanted = budget.count(self.n)
+        wanted = budget.count(self.count if self.of_spans else self.n)
+        if self.of_spans:
+            if wanted > self.count or (mode == "keep" and wanted == self.count):
+                most = self.count if mode == "drop" else self.count - 1
+                raise UsageError(
+                    f"budget {budget.text} asks for {wanted} of {self.count} candidates; give {most} at most"
+                )
+            return wanted
         if mode == "drop":
             if wanted > self.count:
                 raise UsageError(

@@ -64,9 +64,8 @@ def check_window(rule: Selector, window: int, kernel: int, pooling: str, group: 
 
 def logits_before_window(trace: Trace, layer: int, window: int) -> Tensor:
     """Logits of the last `window` queries to the tokens before them, (kv_heads, group, window, n - window)."""
-    return attention_logits(
-        trace.queries(layer, window), trace.keys(layer)[:, : -window or None], trace.geometry[layer]
-    )
+    keys = trace.attended(layer)[0][:, : -window or None]
+    return trace.by_entry(attention_logits(trace.queries(layer, window), keys, trace.geometry[layer]))
 
 
 def padded(scores: list[Tensor], n: int) -> Tensor:

@@ -48,24 +48,18 @@ class HeldTrace(Trace):
         """(layers, kv_heads, n) int64."""
         return self.part.positions
 
-    def keys(self, index: int) -> Tensor:
-        """Keys of the index-th layer and the group's heads, (kv_heads, n, d)."""
-        keys = self._layer(index).keys
-        assert keys is not None
-        return self._of_heads(keys[0])
-
-    def values(self, index: int) -> Tensor:
-        """Values, (kv_heads, n, d_v)."""
-        values = self._layer(index).values
-        assert values is not None
-        return self._of_heads(values[0])
+    def attended(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values with which the index-th layer attends, of the group's heads; see `Trace.attended`."""
+        keys, values = super().attended(index)
+        return self._of_heads(keys), self._of_heads(values)
 
     def _of_heads(self, stored: Tensor) -> Tensor:
         """The last n entries of the group's heads: what only pads stands in front."""
         group = self.part.group
         if group.n < self.n:
             raise ForwardInfluenceError("this trace is for counting; keys and values come from one group at a time")
-        mine = stored if len(group.heads) == stored.shape[0] else stored[list(group.heads)]
+        whole = self.latent or len(group.heads) == stored.shape[0]  # a latent's heads are all of one entry
+        mine = stored if whole else stored[list(group.heads)]
         return mine[:, stored.shape[1] - self.n :]
 
     def attention(self, index: int, window: int = DEFAULT_WINDOW) -> Tensor:
@@ -76,7 +70,8 @@ class HeldTrace(Trace):
         queries = self.queries(index, window)
         standing = torch.arange(self.seen - queries.shape[1], self.seen, device=queries.device)
         visible = self.positions[index][:, None, None, :] <= standing[None, None, :, None]
-        return probabilities(queries, self.keys(index), self.geometry[index], visible)
+        keys = self.attended(index)[0]
+        return self.by_entry(probabilities(queries, keys, self.geometry[index], visible))
 
     def _recorded(self, key: str) -> Any:
         if key not in self.recordings:

@@ -56,6 +56,16 @@ class Needs:
         return all(signal.live for signal, _ in self.asked)
 
     @property
+    def whole(self) -> bool:
+        """Whether some of it is about a sequence of which every token is still held."""
+        return any(signal.whole for signal, _ in self.asked)
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether the context goes through the model once more."""
+        return any(signal.reads_again for signal, _ in self.asked)
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether the continuation is looked at, which only a measurement knows."""
         return any(signal.looks_ahead for signal, _ in self.asked)

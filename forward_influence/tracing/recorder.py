@@ -17,7 +17,7 @@ from forward_influence.errors import UsageError
 from forward_influence.instrument.architecture import Anatomy
 from forward_influence.instrument.attention import Geometry, causal_tail
 from forward_influence.instrument.cache import SelectiveCache
-from forward_influence.instrument.forward import forward_hidden
+from forward_influence.instrument.forward import forward_hidden, parts
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary import Rotation
 from forward_influence.instrument.selective_layer import SelectiveLayer
@@ -186,6 +186,7 @@ class Recorder:
             geometry=[part.geometry(self.geometry[i]) for i in layers if i in self.geometry],
             position_biased=self.biased,
             rotation=self._rotation,
+            latent=anatomy.latent,
             needs=self._needs,
             part=part,
             recordings=self.recordings,
@@ -249,7 +250,7 @@ def record(
     n = int(tokens.shape[0])
     layers = anatomy.full_layers(span or n)
     if not layers:
-        shortest = min(w for w in anatomy.windows if w is not None)
+        shortest = min(w for w in anatomy.windows if w)
         raise UsageError(f"every layer has a sliding window of {shortest} or so; nothing can be ablated at this length")
     cache = SelectiveCache(model.model.config, span=span or n, room=n)
     rotary = ready_rotation(model.model, tokens[:1], layers, span or n) if needs.rotation or rotation else None
@@ -262,7 +263,7 @@ def record(
             rotary.attach()
             stack.callback(rotary.detach)
         instrument = stack.enter_context(Instrument(model.model, recorder, watched, cache, span=span or n))
-        for part in tokens.split(chunk):
+        for part in parts(model.model, tokens, cache, chunk):
             hidden = forward_hidden(model.model, part, instrument)
             recorder.after_pass(part, hidden)
             progress.advance(len(part), "context")
@@ -280,6 +281,7 @@ def record(
             geometry=[recorder.geometry[i] for i in layers],
             position_biased=recorder.biased,
             rotation=rotary,
+            latent=anatomy.latent,
             span=span or n,
             needs=needs,
             recorded={key: recording.value(whole) for key, recording in recorder.recordings.items()}

@@ -26,7 +26,9 @@ from transformers.cache_utils import DynamicCache
 
 from forward_influence.instrument.attention import Geometry
 from forward_influence.instrument.cache import SelectiveCache, text_config
+from forward_influence.instrument.layer_kinds import selective
 from forward_influence.instrument.selective_layer import SelectiveLayer
+from forward_influence.instrument.states import give_states, states
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import ready_rotation, ready_signals
 from forward_influence.tracing.signals import known
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from forward_influence.models.loading import Model
 
 DEFAULT_LIMIT = 4 * 10**9
+#: What layers of a cache hold beside states.
+_HELD = ("keys", "values", "indexer_keys")
 _FORMAT = 3  # 2: entropy is of its own token; 3: signals by their keys
 
 
@@ -150,8 +154,9 @@ def packed(trace: Trace) -> Tensors:
     tensors: dict[str, Tensor] = {"tokens": trace.tokens}
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(trace.cache.layers):
-        assert layer.keys is not None and layer.values is not None
-        tensors |= {f"keys/{i}": layer.keys, f"values/{i}": layer.values}
+        tensors |= {f"states/{i}/{name}": state for name, state in states(layer).items()}
+        held = {what: getattr(layer, what, None) for what in _HELD}
+        tensors |= {f"{what}/{i}": tensor for what, tensor in held.items() if tensor is not None}
         layers.append({k: v for k, v in vars(layer).items() if isinstance(v, bool | int) and not k.startswith("_")})
     tensors |= {f"sinks/{i}": g.sinks for i, g in enumerate(trace.geometry) if g.sinks is not None}
     if trace.last_hidden is not None:
@@ -208,9 +213,11 @@ def unpacked(entry: Tensors, model: Model, needs: Needs, first: int, last: int, 
         position_biased=values["biased"],
         rotation=rotary,
         span=values["span"],
+        latent=model.anatomy.latent,
         needs=Needs.merge(kept.texts | needs.texts),
         recorded={
-            signal.key(number): signal.unpacked(_under(tensors, signal.key(number))) for signal, number in kept.asked
+            (key := signal.key(number)): signal.unpacked(_under(tensors, f"signals/{key}/"))
+            for signal, number in kept.asked
         }
         | ready_signals(needs, model.model),
     )
@@ -222,24 +229,26 @@ def _is_current(need: str, origin: str) -> bool:
     return signal is not None and signal.origin == origin
 
 
-def _under(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
-    """The tensors of one signal."""
-    prefix = f"signals/{key}/"
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, of one signal or one layer's states, without the prefix."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _cache(entry: Tensors, model: Model) -> SelectiveCache:
-    """The cache as it was: our layers, and transformers' own sliding ones."""
+    """The cache as it was: our layers, and transformers' own, which hold a window, states or nothing."""
     fresh = DynamicCache(config=text_config(model.model.config)).layers
     layers: list[Any] = []
     for i, scalars in enumerate(entry.values["layers"]):
-        keys, values = entry.tensors[f"keys/{i}"], entry.tensors[f"values/{i}"]
-        layer = SelectiveLayer() if i in entry.values["ablatable"] else fresh[i]
+        layer: Any = selective(fresh[i]) if i in entry.values["ablatable"] else fresh[i]
+        give_states(layer, _under(entry.tensors, f"states/{i}/"))
+        held = {what: entry.tensors[f"{what}/{i}"] for what in _HELD if f"{what}/{i}" in entry.tensors}
         if isinstance(layer, SelectiveLayer):
-            layer.update(keys, values)
-        else:
-            layer.lazy_initialization(keys, values)
+            layer.update(held["keys"], held["values"])
+            if "indexer_keys" in held:
+                layer.indexer_keys = held["indexer_keys"]
+        elif "keys" in held:
+            layer.lazy_initialization(held["keys"], held["values"])
             vars(layer).update(scalars)
-            layer.keys, layer.values = keys, values
+            layer.keys, layer.values = held["keys"], held["values"]
         layers.append(layer)
     return SelectiveCache.of_layers(layers)

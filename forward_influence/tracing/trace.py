@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -43,6 +43,7 @@ class Trace(Displayed):
         limits: the needs of who reads it, where that is not everything recorded.
         span: context + continuation tokens that it was recorded for: a window at least that long counted as none.
         future: zone of the continuation -> gradients (samples, L, H, n), where a rule that looks ahead is measured.
+        latent: layer -> the module that makes keys and values of the one latent that it holds per token; else empty.
     """
 
     tokens: Tensor
@@ -62,6 +63,7 @@ class Trace(Displayed):
     future: dict[str, Tensor] = field(default_factory=dict, repr=False)
     most_observed: int | None = None
     span: int | None = None
+    latent: Mapping[int, Any] = field(default_factory=dict, repr=False)
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
@@ -106,16 +108,39 @@ class Trace(Displayed):
         return layer
 
     def keys(self, index: int) -> Tensor:
-        """Keys of the index-th ablatable layer after the rotary embedding, (kv_heads, n, d)."""
-        keys = self._layer(index).keys
-        assert keys is not None
-        return keys[0].to(self.tokens.device)
+        """Keys of the index-th ablatable layer after the rotary embedding, (kv_heads, n, d).
+
+        Where a layer holds one latent per token, the keys made of it side by side: (1, n, query_heads x d).
+        """
+        return self._joined(self.attended(index)[0])
 
     def values(self, index: int) -> Tensor:
-        """Values of the index-th ablatable layer, (kv_heads, n, d_v)."""
-        values = self._layer(index).values
-        assert values is not None
-        return values[0].to(self.tokens.device)
+        """Values of the index-th ablatable layer, (kv_heads, n, d_v); side by side like keys."""
+        return self._joined(self.attended(index)[1])
+
+    def attended(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values with which the index-th ablatable layer attends, (kv_heads, n, d) and (kv_heads, n, d_v).
+
+        Where it holds one latent per token they are made of it for all query heads: (query_heads, n, d).
+        """
+        layer = self._layer(index)
+        assert layer.keys is not None and layer.values is not None
+        keys, values = layer.keys, layer.values
+        if self.latent:
+            with torch.no_grad():
+                keys, values = self.latent[self.layers[index]].expand_kv(keys, values)
+        return keys[0].to(self.tokens.device), values[0].to(self.tokens.device)
+
+    def _joined(self, heads: Tensor) -> Tensor:
+        """One vector per entry: of a latent, the (query_heads, n, d) made of it as (1, n, query_heads x d)."""
+        return heads.transpose(0, 1).flatten(1)[None] if self.latent else heads
+
+    def by_entry(self, attention: Tensor) -> Tensor:
+        """Attention, or its logits, (heads attended with, group, q, k), as (kv_heads, group, q, k).
+
+        The heads whose keys are made of one latent are the group of its entry.
+        """
+        return attention.transpose(0, 1) if self.latent else attention
 
     def signal(self, need: str) -> Any:
         """A signal's value, by the need that declares it: "surprisal", "entropy:256".
@@ -194,8 +219,8 @@ class Trace(Displayed):
 
     def versions(self) -> tuple[int, ...]:
         """How often each recorded tensor was changed in place: a rule must leave the trace as it is."""
-        layers = range(len(self.layers))
-        tensors = [t for i in layers for t in (self.keys(i), self.values(i))]
+        held = [self._layer(i) for i in range(len(self.layers))]
+        tensors = [t for layer in held for t in (layer.keys, layer.values) if t is not None]
         tensors += [self.tokens, *self.future.values()]
         for signal, number in self.needs.asked:
             value = self._recorded(signal.key(number))
@@ -211,7 +236,8 @@ class Trace(Displayed):
 
     def attention(self, index: int, window: int = DEFAULT_WINDOW) -> Tensor:
         """Causal attention of the last `window` queries over all n keys, (kv_heads, group, window, n)."""
-        return probabilities(self.queries(index, window), self.keys(index), self.geometry[index])
+        keys = self.attended(index)[0]
+        return self.by_entry(probabilities(self.queries(index, window), keys, self.geometry[index]))
 
     def memo(self, key: Any, compute: Callable[[], Any]) -> Any:
         """`compute()`, once per key: what several rules share (the window's attention, say) is computed once."""

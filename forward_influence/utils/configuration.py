@@ -38,7 +38,7 @@ class Option:
         off: what is typed for a flag that is not to be; the name after `no_` otherwise.
         shown: what its default comes to, where the value does not tell.
         least, most: limits of a number.
-        choices: the texts that it can be.
+        choices: the texts that it, or each of several, can be.
         metavar: what stands for its value in help.
         read: makes the value of a text that is typed; its errors name the field.
         decides: whether results depend on it, so that it is part of what identifies a run.
@@ -87,9 +87,10 @@ class Configuration:
     def __post_init__(self) -> None:
         for name, said in options_of(type(self)).items():
             value = getattr(self, name)
-            if said.choices and value not in said.choices:
-                known = f"{', '.join(said.choices[:-1])} or {said.choices[-1]}"
-                raise UsageError(f"`{name}` {value} is unknown{did_you_mean(str(value), said.choices)}; it is {known}")
+            for one in value if isinstance(value, tuple) else (value,):
+                if said.choices and one not in said.choices:
+                    known = f"{', '.join(said.choices[:-1])} or {said.choices[-1]}"
+                    raise UsageError(f"`{name}` {one} is unknown{did_you_mean(str(one), said.choices)}; it is {known}")
             if value is None or isinstance(value, str | tuple):
                 continue
             if said.least is not None and not value >= said.least:

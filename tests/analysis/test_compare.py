@@ -9,18 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from invoking import COMPARE, invoke
+from invoking import invoke
 from scipy import stats
 from simulated import DEFAULT_RULES, Decay, simulate
 from typer.testing import CliRunner
 
-from forward_influence.analysis.measures.compare import Comparison, _table, compare
+from forward_influence.analysis.measures.compare import Comparison, compare, table_of
 from forward_influence.analysis.measures.controls import controls, effects
 from forward_influence.analysis.measures.summary import notes, summarise
 from forward_influence.analysis.reading import comparable
 from forward_influence.analysis.reading.curves import load, load_zones, read_curves
 from forward_influence.analysis.reading.pairing import grain_remark, position_control_for
 from forward_influence.analysis.statistics.inference import STUDENT, estimate, paired
+from forward_influence.cli.app import build
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.selectors.selection import Selection
 from forward_influence.storage.run import Run
@@ -89,7 +90,7 @@ def test_random_of_the_same_grain_is_preferred_and_other_grains_are_named(tmp_pa
     named = compare(simulate(tmp_path / "run", rules, documents=3), "random:per=token").table
     flags = named.groupby("selector").first()["flags"]
     assert "entries against random:per=token's whole tokens, so that the multiple is too low" in flags["attention"]
-    assert "(add --selector random)" in flags["attention"]
+    assert "(add `selectors` random)" in flags["attention"]
     assert "multiple" not in flags["entropy"]
 
 
@@ -97,9 +98,9 @@ def test_random_of_the_same_grain_is_preferred_and_other_grains_are_named(tmp_pa
     ("mine", "its", "control", "expected"),
     [
         ("token", "entry", "random", "whole tokens against random's entries, so that the multiple is too high "
-         "(add --selector random:per=token)"),
+         "(add `selectors` random:per=token)"),
         ("layer", "entry", "attention:window=8,kernel=3", "tokens of a layer against attention:window=8,kernel=3's "
-         "entries, so that the multiple is too high (add --selector attention:window=8,kernel=3,per=layer)"),
+         "entries, so that the multiple is too high (add `selectors` attention:window=8,kernel=3,per=layer)"),
         ("entry", "token", "entropy", "entries against entropy's whole tokens, so that the multiple is too low"),
     ],
 )  # fmt: skip
@@ -123,7 +124,7 @@ def test_no_effect_raises_about_5_percent_false_alarms(tmp_path: Path) -> None:
 
 
 def _compare_frame(zones: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    return _table(zones, baseline, clustered=False, method=STUDENT).query("baseline != ''")
+    return table_of(zones, baseline, clustered=False, method=STUDENT).query("baseline != ''")
 
 
 def test_two_runs_are_read_as_one(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_curves_read_before_are_not_read_again(run: Run, found: Comparison, monk
 def test_bad_requests_get_one_line(tmp_path: Path, run: Run) -> None:
     with pytest.raises(
         UsageError,
-        match=r"baseline 'randm' was not measured \(did you mean 'random'\?\); measured: att.*; choose one with --base",
+        match=r"baseline 'randm' was not measured \(did you mean 'random'\?\); measured: att.*; choose one with `base",
     ):
         compare(run, "randm")
     with pytest.raises(UsageError, match=r"budget 0\.3 was not measured; measured: 0\.2"):
@@ -207,7 +208,7 @@ def test_bad_requests_get_one_line(tmp_path: Path, run: Run) -> None:
     empty = simulate(tmp_path / "empty", documents=3, measured=0)
     with pytest.raises(ForwardInfluenceError, match=r"0 of 3 documents\); continue it with: forward-influence measure"):
         compare(empty)
-    assert CliRunner().invoke(COMPARE, [str(run.folder), "--format", "xml"]).exit_code == 2
+    assert CliRunner().invoke(build(), ["compare", str(run.folder), "--format", "xml"]).exit_code == 2
 
 
 def test_rules_are_found_as_they_were_typed(tmp_path: Path) -> None:

@@ -11,15 +11,14 @@ import pytest
 from simulated import Decay, simulate
 
 from forward_influence.analysis.measures.layer_profile import layer_influence
+from forward_influence.analysis.reading.binning import bins, zone_edges
 from forward_influence.analysis.reading.curves import (
     ZONES,
     bin_means,
-    bins,
     labels,
     load,
     load_zones,
     named,
-    zone_edges,
 )
 from forward_influence.errors import ForwardInfluenceError, UsageError
 

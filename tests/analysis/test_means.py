@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from invoking import COMPARE
 from scipy import stats
 from simulated import Decay, effects_of_documents, simulate
 from typer.testing import CliRunner
@@ -19,6 +18,7 @@ from forward_influence.analysis.report.page import report
 from forward_influence.analysis.statistics import means
 from forward_influence.analysis.statistics.inference import bootstrap_quantiles
 from forward_influence.analysis.statistics.means import arithmetic, disagreement, ratio_of_means
+from forward_influence.cli.app import build
 from forward_influence.storage.run import Run
 
 RNG = np.random.default_rng
@@ -138,7 +138,7 @@ def test_disagreement_in_words() -> None:
 
 def test_both_stand_in_the_tables_in_json_and_in_the_report(disagreeing: Run) -> None:
     def typed(*arguments: str) -> str:
-        done = CliRunner().invoke(COMPARE, [str(disagreeing.folder), *arguments], env={"COLUMNS": "160"})
+        done = CliRunner().invoke(build(), ["compare", str(disagreeing.folder), *arguments], env={"COLUMNS": "160"})
         assert done.exit_code == 0, done.output
         return done.output
 

@@ -209,7 +209,7 @@ def test_both_effects_of_one_selection_count_once(tmp_path: Path) -> None:
 def test_a_run_without_selections_says_how_to_get_them(tmp_path: Path) -> None:
     run = simulate(tmp_path / "run", RULES, documents=1)
     assert not has_selections(run)
-    with pytest.raises(UsageError, match="--save-selections"):
+    with pytest.raises(UsageError, match="`save_selections`"):
         overlap.overlap(run)
 
 

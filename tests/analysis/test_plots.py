@@ -14,12 +14,14 @@ from matplotlib.text import Text
 from scipy import stats
 from simulated import Decay, simulate
 
-from forward_influence.analysis import plots
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures import overlap
 from forward_influence.analysis.measures.crossover import crossovers
 from forward_influence.analysis.measures.layer_profile import layer_positions, position_lift
-from forward_influence.analysis.plots import PlotData, common, crossover
+from forward_influence.analysis.plots import common
+from forward_influence.analysis.plots import registry as plots
+from forward_influence.analysis.plots.data import PlotData
+from forward_influence.analysis.plots.kinds import crossover
 from forward_influence.analysis.reading.selections import read_selections
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run, read_part
@@ -94,7 +96,7 @@ def _drawn_labels(figure: Figure) -> None:
                     tick.label1.set_visible(False)
 
 
-@pytest.mark.parametrize("name", [k.name for k in plots.KINDS.values() if k.reads == "run"])
+@pytest.mark.parametrize("name", [k.name for k in plots.kinds().values() if k.reads == "run" and not k.needs_spans])
 @pytest.mark.parametrize("which", ["many", "few", "many other"])
 def test_no_text_overlaps_or_leaves_the_picture(name: str, which: str, runs: Runs) -> None:
     before = dict(mpl.rcParams)
@@ -221,7 +223,7 @@ def test_layers_ablated_one_by_one(tmp_path: Path) -> None:
     image = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, -1)
     assert np.allclose(image[1] / image[0], 2, rtol=1e-3)  # what rounding adds is not multiplied
     assert np.allclose(image[2] / image[0], 3, rtol=1e-3)
-    with pytest.raises(UsageError, match="--kind layers"):
+    with pytest.raises(UsageError, match="`kind` layers"):
         plots.draw("decay", PlotData((run,)))
 
 
@@ -332,15 +334,15 @@ def test_intervals_follow_the_clusters_asked_for(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("decai", {}, "did you mean 'decay'"),
-        ("overlap", {}, "--save-selections"),
-        ("tokens", {}, "--save-selections"),
-        ("positions", {}, "--save-selections"),
-        ("layers", {}, "--save-selections or --per-layer"),
+        ("overlap", {}, "`save_selections`"),
+        ("tokens", {}, "`save_selections`"),
+        ("positions", {}, "`save_selections`"),
+        ("layers", {}, "`save_selections` or `per_layer`"),
         ("decay", {"selectors": ("entropi",)}, "did you mean 'entropy'"),
         ("decay", {"budgets": ("0.3",)}, "measured: 0.2"),
         ("ratio", {"baseline": "recent"}, "'recent' was not measured"),
         ("ratio", {"selectors": ("random",)}, "no rule beside the control"),
-        ("crossover", {"selectors": ("random",)}, "needs two rules, one was chosen; leave --selector out"),
+        ("crossover", {"selectors": ("random",)}, "needs two rules, one was chosen; leave `selectors` out"),
         ("overlap", {"selectors": ("random",)}, "needs two rules with saved selections, one was chosen"),
     ],
 )

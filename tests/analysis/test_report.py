@@ -207,7 +207,7 @@ def test_a_report_without_selections_says_what_is_missing(tmp_path: Path) -> Non
     run = simulate(tmp_path / "run", RULES, documents=2)
     page = Page(report([run]).html)
     assert "tokens" not in page.ids
-    assert "Not drawn: overlap (no selections were saved; measure with --save-selections)" in page.text
+    assert "Not drawn: overlap (no selections were saved; measure with `save_selections`)" in page.text
 
 
 def test_counts_are_whole_and_lists_are_words(tmp_path: Path) -> None:

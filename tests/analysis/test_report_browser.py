@@ -215,25 +215,25 @@ def _column(view: View, table: str, column: int) -> list[str]:
 
 
 def test_tables_sort_by_click_and_by_key(view: View) -> None:
-    heading = view.page.locator("#comparison th").nth(2)
-    before = _column(view, "comparison", 2)
+    heading = view.page.locator("#table-comparison th").nth(2)
+    before = _column(view, "table-comparison", 2)
     heading.locator("button").click()
-    assert _column(view, "comparison", 2) == sorted(before, key=float)
+    assert _column(view, "table-comparison", 2) == sorted(before, key=float)
     assert heading.get_attribute("aria-sort") == "ascending"
     heading.locator("button").press("Enter")
-    assert _column(view, "comparison", 2) == sorted(before, key=float, reverse=True)
+    assert _column(view, "table-comparison", 2) == sorted(before, key=float, reverse=True)
     assert heading.get_attribute("aria-sort") == "descending"
-    rules = view.page.locator("#comparison th").nth(0)
+    rules = view.page.locator("#table-comparison th").nth(0)
     rules.locator("button").click()
-    assert _column(view, "comparison", 0) == sorted(_column(view, "comparison", 0))
+    assert _column(view, "table-comparison", 0) == sorted(_column(view, "table-comparison", 0))
     assert heading.get_attribute("aria-sort") is None
 
 
 def test_cells_without_a_value_stay_last(view: View) -> None:
-    button = view.page.locator("#comparison th").nth(3).locator("button")
+    button = view.page.locator("#table-comparison th").nth(3).locator("button")
     for _ in range(2):
         button.click()
-        column = _column(view, "comparison", 3)
+        column = _column(view, "table-comparison", 3)
         assert column[-3:] == ["", "", ""]
         assert "" not in column[:-3]
 

@@ -27,7 +27,7 @@ def test_two_runs_of_one_kind_are_compared(tmp_path: Path) -> None:
     ]
     made = report(runs)
     page = Page(made.html)
-    assert {"overlap", "overlap-layers", "profile", "comparison"} <= set(page.ids)
+    assert {f"table-{name}" for name in ("overlap", "overlap-layers", "tokens", "comparison")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert all(run.manifest["command"] in page.text for run in runs)
     assert [g.heading for g in made.findings][-1] == "All conditions"
@@ -40,7 +40,7 @@ def test_two_models_stand_side_by_side(tmp_path: Path) -> None:
     made = report([one, two])
     page = Page(made.html)
     assert len(page.ids) == len(set(page.ids))
-    assert {"comparison-0", "comparison-1", "decay-0", "decay-1"} <= set(page.ids)
+    assert {f"table-{name}-{place}" for name in ("comparison", "decay") for place in (0, 1)} <= set(page.ids)
     side = "two and one stand side by side and are not set against one another: they differ in model (simulated against"
     assert any(note.startswith(side) for note in made.notes)
     assert side in page.text

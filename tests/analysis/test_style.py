@@ -9,9 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 from simulated import Decay, simulate
 
-from forward_influence.analysis import plots
 from forward_influence.analysis.formatting import style
-from forward_influence.analysis.plots import PlotData, common
+from forward_influence.analysis.plots import common
+from forward_influence.analysis.plots import registry as plots
+from forward_influence.analysis.plots.data import PlotData
 from forward_influence.compression.compressor import NAMED
 from forward_influence.selectors import discover
 

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from simulated import Decay, simulate
 
-from forward_influence.analysis import plots
 from forward_influence.analysis.formatting import style
 from forward_influence.analysis.measures.crossover import crossovers
-from forward_influence.analysis.plots import PlotData
+from forward_influence.analysis.plots import registry as plots
+from forward_influence.analysis.plots.data import PlotData
 from forward_influence.storage.run import Run, read_part
 
 #: Positions from the context on in which the protected rule has no influence; a bin drawn has 128.

@@ -14,7 +14,7 @@ from float64 import Float64
 from test_influence import M, N, setup_case
 from tiny import FAMILIES
 
-from forward_influence.analysis.reading.curves import zone_edges
+from forward_influence.analysis.reading.binning import zone_edges
 from forward_influence.attribution.gate_gradients import continuation_gradients, head_gradients, sampled_labels
 from forward_influence.errors import UsageError
 from forward_influence.measurement.document import measure_document

@@ -20,9 +20,10 @@ from forward_influence.analysis.measures.compare import Comparison, compare
 from forward_influence.analysis.measures.overlap import overlap, overlap_summary
 from forward_influence.analysis.measures.summary import summarise
 from forward_influence.analysis.measures.tokens import token_profile, token_shares
+from forward_influence.analysis.tables.measure import readable
+from forward_influence.analysis.tables.registry import measure_of
 from forward_influence.cli import summary, tables
 from forward_influence.cli.compare import _pair
-from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run
 
@@ -97,7 +98,7 @@ def test_overlap_and_tokens_in_every_format(run: Run, tmp_path: Path) -> None:
     assert made["shared"].tolist() == pytest.approx(pairs["shared"].tolist())
     assert made["shared_low"].tolist() == pytest.approx(pairs["shared_low"].tolist())
     bare = simulate(tmp_path / "bare", RULES, documents=2)
-    with pytest.raises(UsageError, match="measure with --save-selections"):
+    with pytest.raises(UsageError, match="measure with `save_selections`"):
         invoke(bare.folder, "--show", "overlap")
     one = simulate(tmp_path / "one", {"attention": Decay()}, documents=2, save_selections=True)
     out = invoke(one.folder, "--baseline", "attention", "--show", "overlap", "--show", "controls", "--show", "effects")
@@ -110,29 +111,29 @@ def test_flagged_values_bear_a_star_in_every_table(tmp_path: Path) -> None:
     rules = {"attention": Decay("exponential", 0.1, 100), "random": Decay("flat", 0.01)}
     run = simulate(tmp_path / "run", rules, documents=6, floor=1e-3, effects=("total", "direct"))
     found = compare(run)
-    table = readable(found.table, Part.comparison, 3)
+    table = readable(found.table, measure_of("comparison"), 3)
     far = table[(table["rule"] == "attention") & (table["zone"] == "far")]
     assert far["mean KL [95%]"].str.contains(r"^[\d.e-]+\* \[").all()
     near = table[(table["rule"] == "attention") & (table["zone"] == "near")]
     assert not near["mean KL [95%]"].str.contains("*", regex=False).any()
-    for part, column in ((Part.controls, "ratio [95%]"), (Part.effects, "direct share [95%]")):
-        frame = getattr(found, part.value)
-        starred = readable(frame, part, 3)[column].str.contains("*", regex=False)
+    for name, column in (("controls", "ratio [95%]"), ("effects", "direct share [95%]")):
+        frame = measure_of(name).frame(found)
+        starred = readable(frame, measure_of(name), 3)[column].str.contains("*", regex=False)
         assert starred.tolist() == frame["flagged"].tolist()
         assert starred.any() and not starred.all()
     assert "(*)" in invoke(run.folder)
 
 
-@pytest.mark.parametrize("part", [Part.comparison, Part.decay, Part.controls, Part.effects, Part.crossovers])
+@pytest.mark.parametrize("part", ["comparison", "decay", "controls", "effects", "crossovers"])
 @pytest.mark.parametrize("varying", [1, 2])
-def test_eighty_columns_break_no_number(part: Part, varying: int, tmp_path: Path) -> None:
+def test_eighty_columns_break_no_number(part: str, varying: int, tmp_path: Path) -> None:
     budgets = ("0.1", "0.2")[:varying]
     run = simulate(tmp_path / "run", RULES, documents=7, budgets=budgets, effects=("total", "direct")[:varying])
     found = compare(run)
-    frame = found.table if part is Part.comparison else getattr(found, part.value)
+    frame = measure_of(part).frame(found)
     if frame.empty:  # effects need two
         return
-    table = readable(frame, part, 2)
+    table = readable(frame, measure_of(part), 2)
     lines = on_terminal(table, 80)
     assert max(map(len, lines)) <= 80
     words = set(re.split(r"\s+", "\n".join(lines)))
@@ -142,7 +143,7 @@ def test_eighty_columns_break_no_number(part: Part, varying: int, tmp_path: Path
 
 
 def test_wide_terminals_keep_a_row_on_a_line_and_three_digits(found: Comparison) -> None:
-    lines = on_terminal(readable(found.table, Part.comparison, 3), 200)
+    lines = on_terminal(readable(found.table, measure_of("comparison"), 3), 200)
     row = found.table.iloc[0]
     wanted = interval(row["kl"], row["kl_low"], row["kl_high"])
     assert any(wanted in line for line in lines)

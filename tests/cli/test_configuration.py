@@ -15,14 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import forward_influence as fi
+from forward_influence.analysis.tables.registry import measures
 from forward_influence.cli import app, wording
-from forward_influence.cli.executing import Cluster, Effort
+from forward_influence.cli.compare import Wanted
+from forward_influence.cli.executing import Effort
 from forward_influence.cli.experiment import read_experiment, written
 from forward_influence.cli.measure import Result
-from forward_influence.cli.options import Part
+from forward_influence.cli.options import Taken
 from forward_influence.cli.screen import Estimates
 from forward_influence.data.asked import Asked
+from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
+from forward_influence.execution.cluster import Cluster
 from forward_influence.measurement.choices import Choices
 from forward_influence.measurement.screening import WAYS
 from forward_influence.models.recipe import Recipe
@@ -33,8 +37,9 @@ from forward_influence.utils.configuration import GROUPS, options_of
 ROOT = Path(__file__).parents[2]
 MEASURE = typer.main.get_command(app.build()).commands["measure"]  # type: ignore[attr-defined]
 PARTS = (Recipe, Asked, Choices, Result, Effort, Cluster)
+COMMANDS = {name: typer.main.get_command(app.build()).commands[name] for name in app.COMMANDS}  # type: ignore[attr-defined]
 #: Files with options of other programs: pip, Docker, Ray, llama.cpp, and lm-eval's harness.
-OTHERS = ("download.py", "threads.py", "ray_executor.py", "gguf/config.py", "lm_eval/")
+OTHERS = ("download.py", "threads.py", "places/ray.py", "gguf/config.py", "lm_eval/")
 
 
 def call(capsys, *arguments):
@@ -73,9 +78,26 @@ def test_every_field_is_an_option_with_the_fields_words(part):
         assert said.help in part.__doc__
 
 
+def _options(command):
+    """All options of a command and of those within it, --help apart."""
+    own = [p for p in command.params if p.param_type_name == "option" and p.name not in ("help", "dry_run", "config")]
+    return own + [p for one in getattr(command, "commands", {}).values() for p in _options(one)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_every_command_comes_from_a_field(name):
+    """What stands in a signature of typer's has no group, and its default may not be shown."""
+    for parameter in _options(COMMANDS[name]):
+        if not parameter.hidden:
+            assert parameter.rich_help_panel in GROUPS and parameter.help.endswith("."), parameter.name
+            assert parameter.show_default, f"{parameter.name} shows no default"
+
+
 def test_choices_that_stand_elsewhere_too_are_the_same():
     assert options_of(Choices)["mode"].choices == MODES
     assert options_of(Estimates)["by"].choices == WAYS
+    shown = [one.name for one in measures().values() if one.by_default]
+    assert options_of(Wanted)["show"].shown == ", ".join(shown)
 
 
 def test_help_comes_in_groups_and_loads_no_torch():
@@ -133,6 +155,38 @@ def test_the_command_that_a_manifest_keeps_needs_no_file(capsys, place, tmp_path
     command = open_run(tmp_path / "run").manifest["command"]
     assert "--context 60 --verify --selector recent" in command and "--config" not in command
     assert call(capsys, *command.split()[1:])[0] == 0  # the same run: it would be refused otherwise
+
+
+def _lines(text: str) -> dict[str, str]:
+    """What a plan says, by the word that a line begins with."""
+    return {line[:16].strip(): line[17:] for line in (one.removeprefix("#   ") for one in text.splitlines())}
+
+
+def test_plan_takes_the_file_of_a_dry_run(capsys, place, tmp_path):
+    given = ["--executor", "ray", "--workers", 2, "--until", 0.1, "--trace-cache", 0, "--out", tmp_path / "run"]
+    code, dry, err = call(capsys, *asked(place), *given, "--max-documents", 1, "--dry-run")
+    assert code == 0, err
+    (tmp_path / "e.yaml").write_text(dry)
+    code, out, err = call(capsys, "plan", "--config", tmp_path / "e.yaml", "--tflops", 1)
+    assert code == 0, err
+    said = _lines(dry)
+    assert {word: _lines(out)[word] for word in ("documents", "tokens", "operations", "model", "memory above it")} == {
+        word: said[word] for word in ("documents", "tokens", "operations", "model", "memory above it")
+    }
+    assert said["documents"] == "1, 3 conditions each" and "on 2 workers" in out
+    code, out, _ = call(capsys, "plan", "--config", tmp_path / "e.yaml", "--tflops", 1, "--count", 7)
+    assert _lines(out)["documents"] == "7, 3 conditions each"
+
+
+def test_plan_counts_documents_that_are_named_and_refuses_numbers(capsys, place):
+    start = ["plan", *asked(place)[1:], "--tflops", 1]
+    assert _lines(call(capsys, *start)[1])["documents"] == "2, 3 conditions each"
+    without = [word for word in start if word not in ("--documents", str(place / "texts"))]
+    assert _lines(call(capsys, *without)[1])["documents"] == "24, 3 conditions each"
+    code, _, err = call(capsys, *without, "--documents", 24)
+    assert code == 2 and err == ("error: --documents 24 is a number; to plan for so many documents give --count 24\n")
+    code, _, err = call(capsys, "plan", "--model", "llama-3.1-8b", "--documents", "sotu", "--tflops", 1)
+    assert code == 2 and "without a tokenizer" in err and "give their --count instead" in err
 
 
 def test_a_dry_run_says_what_and_how_much_and_measures_nothing(capsys, place, tmp_path, monkeypatch):
@@ -235,7 +289,7 @@ CHOICES = st.builds(
 def test_what_is_written_is_read_again(tmp_path_factory, choices):
     file = tmp_path_factory.getbasetemp() / "choices.yaml"
     file.write_text(written(choices), encoding="utf-8")
-    part = Part.of(Choices)
+    part = Taken.of(Choices)
     assert part is not None
     read = read_experiment(file, part.settings)
     known = {setting.name: setting for setting in part.settings}
@@ -243,7 +297,7 @@ def test_what_is_written_is_read_again(tmp_path_factory, choices):
 
 
 def test_fields_in_messages_are_options_on_the_terminal():
-    wording.learn(typer.main.get_command(app.build()), ["measure"])
+    wording.learn(typer.main.get_command(app.build()), MEASURE)
     said = "`protect_last` 3 of `selectors` with `chat=False`; `measure` and `no_such_field` stay"
     assert wording.in_options(said) == (
         "--protect-last 3 of --selector with --no-chat; `measure` and `no_such_field` stay"
@@ -267,9 +321,9 @@ def _spelled(path: Path) -> list[str]:
 
 
 def test_no_message_of_the_library_spells_an_option():
-    files = [*(ROOT / "forward_influence").rglob("*.py"), *(ROOT / "data").rglob("*.py")]
+    files = [path for room in ("forward_influence", "data", "analysis") for path in (ROOT / room).rglob("*.py")]
     files = [path for path in files if not any(other in path.as_posix() for other in OTHERS)]
-    assert len(files) > 80
+    assert len(files) > 150
     assert {path.name: found for path in files if (found := _spelled(path))} == {}
 
 
@@ -288,3 +342,51 @@ def test_an_evaluation_from_a_file_is_the_one_that_is_typed(capsys, place, tmp_p
     code, _, err = call(capsys, "evaluate", "--config", tmp_path / "e.yaml", "--out", tmp_path / "out")
     assert code == 0, err  # another configuration would be refused
     assert (tmp_path / "out" / "manifest.json").read_text() == before
+
+
+def test_a_dry_run_of_an_evaluation(capsys, place, tmp_path, monkeypatch):
+    typed = ["--compressor", "recent", "--compressor", "infokv", "--budget", "0.5", "--task", "facts:people=1"]
+    typed += ["--length", 300, "--length", 400, "--items", 3, "--no-chat", "--model", place / "model"]
+    with monkeypatch.context() as patched:
+        patched.setattr("forward_influence.models.loading._load_weights", lambda *given: pytest.fail("weights read"))
+        code, out, err = call(capsys, "evaluate", *typed, "--out", tmp_path / "e", "--dry-run")
+        assert code == 0, err
+        said = _lines(out)
+        assert said["compressors"] == "full, recent, infokv, random" and said["budgets"] == "0.5"
+        longest = parse_task("facts:people=1").answer_tokens
+        assert said["answers"] == f"{2 * 2 * 3 * 4}"  # lengths, protocols, items, compressors
+        assert said["tokens"] == f"{2 * 3 * (300 + 400 + 2 * 4 * longest):,} at most"
+        assert "measured here" in said["time"] and not (tmp_path / "e").exists()
+        (tmp_path / "e.yaml").write_text(out)
+        code, again, err = call(capsys, "evaluate", "--config", tmp_path / "e.yaml", "--dry-run")
+        assert code == 0 and _settings(again) == _settings(out), err
+        for wrong, words in ((["--length", 9000], "positions of"), (["--results", tmp_path], "beside --results")):
+            code, _, err = call(capsys, "evaluate", *typed, *wrong, "--dry-run")
+            assert code == 2 and words in err
+    code, _, err = call(capsys, "evaluate", "--config", tmp_path / "e.yaml", "--items", 1, "--length", 300)
+    assert code == 0, err
+    assert (tmp_path / "e" / "manifest.json").exists()
+
+
+def test_a_dry_run_of_a_text_says_what_it_came_to(capsys, place, tmp_path, monkeypatch):
+    given = ["--model", place / "model", "--compressor", "infokv", "--budget", 20, "--every", 8]
+    given += ["--max-new-tokens", 30, "--no-chat"]
+    prompt = "the tide turns twice a day, and ships wait for the tide"
+    with monkeypatch.context() as patched:
+        patched.setattr("forward_influence.models.loading._load_weights", lambda *given: pytest.fail("weights read"))
+        code, out, err = call(capsys, "generate", *given, "--dry-run", prompt)
+    assert code == 0, err
+    (tmp_path / "e.yaml").write_text(out)
+    code, _, err = call(capsys, "generate", "--config", tmp_path / "e.yaml", prompt)
+    assert code == 0, err
+    said, came_to = _lines(out), dict(line.split(": ", 1) for line in err.splitlines())
+    length = int(said["prompt"].split()[0])
+    assert came_to["tokens"].startswith(f"{length} of the prompt, 30 generated")
+    assert said["held"].split(" per layer")[0] == came_to["held"].split(" in each")[0]
+    assert said["cache"] == came_to["cache"].rpartition(" (")[0]
+    assert said["compressor"].split(", ")[1] in came_to["scoring"]
+
+
+def test_a_default_that_a_command_changes_is_shown():
+    shown = {name: {p.name: p.show_default for p in COMMANDS[name].params} for name in ("measure", "screen")}
+    assert shown["measure"]["max_documents"] == "all" and shown["screen"]["max_documents"] is True

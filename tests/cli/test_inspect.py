@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import tiny_data
 import torch
+from typer.testing import CliRunner
 
 from forward_influence.cli import inspect as command
+from forward_influence.cli.app import build
 from forward_influence.errors import UsageError
 from forward_influence.measurement.inspection import html_page, inspect_document, scores_table
 from forward_influence.measurement.request import Request
@@ -93,11 +94,17 @@ def test_captions_say_what_the_budget_means(found):
     assert "budget 44 selects 32 of 48 candidates" in page and "The stronger the shade, the higher the rank" in page
 
 
-def test_refusals():
-    with pytest.raises(UsageError, match="one or two"):
-        command.inspect_command(selector=["a", "b", "c"])
-    with pytest.raises(UsageError, match=r"\.html or \.parquet"):
-        command.inspect_command(selector=["recent"], out=Path("x.txt"))
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--selector", "a", "--selector", "b", "--selector", "c"], "one or two"),
+        (["--budget", "0.1", "--budget", "0.2"], "give `budgets` once"),
+        (["--out", "x.txt"], "must end in .html or .parquet"),
+    ],
+)
+def test_refusals(given, words):
+    result = CliRunner().invoke(build(), ["inspect", *given])
+    assert isinstance(result.exception, UsageError) and words in str(result.exception)
 
 
 @pytest.mark.parametrize("width", [30, 60, 100, 200])

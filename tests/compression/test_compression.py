@@ -133,8 +133,8 @@ def held_at(stats: Stats) -> list[tuple[int, list[list[int]]]]:
     return [(event.seen, event.held.tolist()) for event in stats.events]
 
 
-#: These have budgets of another kind, or look ahead.
-OTHERS = ("full", "rpc", "random-protected", "prompt-recent", "oracle")
+#: These have budgets of another kind, look ahead, or compress a prompt only.
+OTHERS = ("full", "rpc", "random-protected", "prompt-recent", "oracle", "kvzip", "kvzip-plus")
 
 
 @pytest.mark.parametrize("name", [n for n in compressor_names() if n not in OTHERS])

@@ -108,7 +108,7 @@ def test_every_compressor_pins_what_was_asked_and_the_table_prints_what_was(caps
 
 def test_plan_knows_it(capsys, place):  # noqa: F811
     code, out, err = call(
-        capsys, "plan", "--model", str(place / "model"), "--documents", "1", "--context", "60", "--continuation", "40",
+        capsys, "plan", "--model", str(place / "model"), "--count", "1", "--context", "60", "--continuation", "40",
         *compressors("infokv"), "--match-held", "20", "--tflops", "1",
     )  # fmt: skip
     assert code == 0, err

@@ -14,19 +14,21 @@ from simulated import simulate
 from test_evaluation import loaded, plan
 from typer.testing import CliRunner
 
-from forward_influence.analysis import plots
 from forward_influence.analysis.formatting.held_words import entries, held_cell, is_equal
 from forward_influence.analysis.formatting.summary_words import readable as means_of
 from forward_influence.analysis.measures.accuracy import accuracy_notes, accuracy_table, paper_layout
 from forward_influence.analysis.measures.compare import compare
 from forward_influence.analysis.measures.summary import notes, summarise
+from forward_influence.analysis.plots import registry as plots
+from forward_influence.analysis.plots.data import PlotData
 from forward_influence.analysis.reading.curves import load_zones
 from forward_influence.analysis.reading.held import against, held_by, held_notes, held_sentences, held_table
 from forward_influence.analysis.reading.pairing import grains
 from forward_influence.analysis.report.findings import Evidence, findings
 from forward_influence.analysis.report.page import report
+from forward_influence.analysis.tables.measure import readable
+from forward_influence.analysis.tables.registry import measure_of
 from forward_influence.cli.app import build
-from forward_influence.cli.compare_tables import Part, readable
 from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request
@@ -82,7 +84,7 @@ def test_unequal_sizes_are_said_and_equal_ones_are_not(run):
     lines = "\n".join(notes(run))
     assert "held: entries per layer and head right after the last compression" in lines
     assert "not at equal size: at budget 0.4 rpc:window=4 82, random-protected 78, infokv, " in lines
-    assert "--match-held compares at equal numbers" in lines
+    assert "`match_held` compares at equal numbers" in lines
     assert "the first 64 and the last 4 (rpc:window=4)" in lines
     assert (
         "at budget 0.2 the first 64 and the last 4 (rpc:window=4), the first 64 and the last 3 (random-protected)"
@@ -108,7 +110,7 @@ def test_grains_of_compressors_came_out_and_are_flagged_as_those_of_rules(run):
     some = frame[frame["selector"].isin(alone) & (frame["budget"] == "0.4")]
     [remark] = pair_remarks(some, "streamingllm", "random")
     assert remark == (
-        "whole tokens against random's entries, so that the multiple is too high (add --compressor random:per=token)"
+        "whole tokens against random's entries, so that the multiple is too high (add `compressors` random:per=token)"
     )
     assert pair_remarks(some, "infokv", "random") == []
     table = compare(run, "random").table.set_index(["budget", "selector"])
@@ -161,18 +163,18 @@ def test_terminal_tables_reports_and_pictures_show_it(run, tmp_path):
     assert shown.set_index(["rule", "budget"]).loc[("rpc:window=4", "0.4"), "held = pinned + chosen"] == "82 = 68 + 14"
     found = compare(run, "random")
     for part, column in (
-        (Part.comparison, "held = pinned + chosen"), (Part.decay, "held = pinned + chosen"),
-        (Part.crossovers, "held"), (Part.controls, "held"),
+        (measure_of("comparison"), "held = pinned + chosen"), (measure_of("decay"), "held = pinned + chosen"),
+        (measure_of("crossovers"), "held"), (measure_of("controls"), "held"),
     ):  # fmt: skip
-        assert column in readable(getattr(found, part.attribute), part, 3), part
-    assert "82 against 40" in set(readable(found.crossovers, Part.crossovers, 3)["held"])
-    assert "82 against 40" in set(readable(found.controls, Part.controls, 3)["held"])
+        assert column in readable(part.frame(found), part, 3), part.name
+    assert "82 against 40" in set(readable(found.crossovers, measure_of("crossovers"), 3)["held"])
+    assert "82 against 40" in set(readable(found.controls, measure_of("controls"), 3)["held"])
     html = report([run]).html
     assert "82 = 68 + 14" in html
     assert "do not hold equally much" in html
     assert "Compressors pin" in html
     assert "all but the first" not in html, "candidates are of rules, and none was measured"
-    data = plots.PlotData([run])
+    data = PlotData([run])
     assert data.labels["rpc:window=4"] == "rpc:window=4 (holds 82, 75)"
     for kind in ("decay", "ratio", "nearfar", "crossover"):
         legend = [t.get_text() for t in plots.draw(kind, data).legends[0].get_texts()]
@@ -198,10 +200,8 @@ def test_rules_that_remove_say_what_a_budget_comes_to_and_hold_nothing(tmp_path)
     assert frame["held"].isna().all()
     assert held_notes(held_table(frame)) == []
     assert "held = pinned + chosen" not in means_of(summarise(found))
-    assert "held" not in " ".join(readable(compare(found).table, Part.comparison, 3).columns)
-    assert all(
-        "holds" not in text.get_text() for text in plots.draw("decay", plots.PlotData([found])).legends[0].get_texts()
-    )
+    assert "held" not in " ".join(readable(compare(found).table, measure_of("comparison"), 3).columns)
+    assert all("holds" not in text.get_text() for text in plots.draw("decay", PlotData([found])).legends[0].get_texts())
 
 
 def test_kept_tokens_of_rules_are_shown_too(tmp_path):

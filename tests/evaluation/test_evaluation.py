@@ -435,7 +435,7 @@ def test_the_papers_layout() -> None:
 
 
 def test_retention_curves_show_what_was_found(tmp_path: Path) -> None:
-    from forward_influence.analysis import plots
+    from forward_influence.analysis.plots import registry as plots
 
     made = plan(tasks=(parse_task("facts:people=1"),), budgets=("0.6", "0.3"))
     evaluation = evaluate(loaded(dtype=torch.float32), made, tmp_path / "e")
@@ -466,10 +466,10 @@ def test_retention_curves_show_what_was_found(tmp_path: Path) -> None:
         ({"compressors": ("random", "random")}, "given twice"),
         ({"budgets": ("0",)}, "selects nothing"),
         ({"budgets": ("1.5",)}, "not below 1"),
-        ({"budgets": ()}, "no budget"),
-        ({"items": 0}, "give 1 to"),
-        ({"protocols": ("blind",)}, "seen, unseen"),
-        ({"every": 0}, "after 1 to"),
+        ({"items": 0}, "`items` 0 is too small"),
+        ({"items": 10**7}, "`items` 1e\\+07 is too large"),
+        ({"protocol": "blind"}, "seen, unseen or both"),
+        ({"every": 0}, "`every` 0 is too small"),
     ],
 )
 def test_wrong_plans_say_why_in_one_line(changes: dict, message: str) -> None:

@@ -207,7 +207,7 @@ def test_evaluate_and_the_harness_compress_the_same(tmp_path: Path, spec: str, p
         budgets=("0.3",),
         items=2,
         lengths=(900,),
-        protocols=(protocol,),
+        protocol=protocol,
         every=every,
     )
     frame = evaluate(model, plan, tmp_path / "e").frame().query("compressor == 'attention'")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_files import VOCABULARY, save_tiny
 
+from forward_influence.data.spans import Span, lay_out
 from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.run import measure
 from forward_influence.measurement.request import Request
@@ -25,7 +27,7 @@ from forward_influence.models.loading import load_model
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-from forward_influence.execution.ray_executor import RayExecutor  # noqa: E402
+from forward_influence.execution.places.ray import RayExecutor  # noqa: E402
 from forward_influence.models.recipe import Recipe  # noqa: E402
 
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8, "budgets": ("0.2",)}
@@ -128,6 +130,19 @@ def test_two_nodes_give_the_local_runs_columns_bit_for_bit(cluster, model, folde
     assert heard.total > 0 and not heard.messages
 
 
+def test_documents_of_different_lengths_give_the_local_runs_columns(cluster, model, folder, tmp_path):
+    request = Request(selectors=("entropy", "random"), measure_on="answer", candidates_of="thought", protect_last=4)
+    documents = []
+    for i, plain in enumerate(tiny_data.documents(4, 100)):
+        spans = [Span("thought", 3, 40 + 5 * i), Span("answer", 43 + 5 * i, 50 + 7 * i)]
+        documents.append(replace(plain, layout=lay_out(spans, request.spans)))
+    local = measure(model, documents, request, tmp_path / "local", chunk=32)
+    executor = RayExecutor(Recipe(str(folder), device="cpu"), workers=2)
+    spread = measure(model, documents, request, tmp_path / "ray", executor=executor, chunk=32)
+    assert contents(spread) == contents(local)
+    assert len({row["continuation"] for row in spread.rows()}) == 4
+
+
 def test_a_killed_worker_costs_its_document_which_is_done_again(cluster, model, folder, tmp_path):
     rule, seen = slow_rule(tmp_path, 1.0)
     request = Request(selectors=(rule,), **SMALL)
@@ -211,7 +226,7 @@ def test_what_no_cluster_can_give_is_one_line_at_once(folder, tmp_path, options,
         "import sys, tiny_data\n"
         "from forward_influence.errors import UsageError\n"
         "from forward_influence.execution.run import measure\n"
-        "from forward_influence.execution.ray_executor import RayExecutor\n"
+        "from forward_influence.execution.places.ray import RayExecutor\n"
         "from forward_influence.models.recipe import Recipe\n"
         "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=('recent',), **{SMALL!r})\n"
@@ -239,7 +254,7 @@ def test_a_killed_driver_is_resumed(cluster, folder, model, tmp_path):
         "import ray, sys, tiny_data, torch\n"
         "torch.set_num_threads(1)\n"
         "from forward_influence.execution.run import measure\n"
-        "from forward_influence.execution.ray_executor import RayExecutor\n"
+        "from forward_influence.execution.places.ray import RayExecutor\n"
         "from forward_influence.models.recipe import Recipe\n"
         "from forward_influence.measurement.request import Request\n"
         f"request = Request(selectors=({rule!r},), **{SMALL!r})\n"
@@ -325,7 +340,7 @@ def test_threads_of_workers_sleep_unless_the_user_has_decided(given, cluster, fo
 
 
 def test_workers_get_no_more_threads_than_processors_may_be_used(monkeypatch):
-    from forward_influence.execution import ray_executor
+    from forward_influence.execution.places import ray as ray_executor
 
     monkeypatch.setattr(ray_executor, "processors", lambda: 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)

@@ -12,7 +12,8 @@ from torch import nn
 import forward_influence as fi
 from forward_influence.errors import UsageError
 from forward_influence.influence.measure import forward_influence
-from forward_influence.models.loading import resolve_spec, wrap_model
+from forward_influence.models.loading import wrap_model
+from forward_influence.models.resolving import resolve_spec
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.needs import Needs
 from forward_influence.tracing.recorder import record

@@ -12,8 +12,8 @@ from tiny import FAMILIES, tiny_model
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.instrument import architecture as anatomy_module
 from forward_influence.instrument import instrument as instrument_module
+from forward_influence.instrument import probes
 from forward_influence.instrument.architecture import examine
 from forward_influence.instrument.attention import Geometry, attend, probabilities
 from forward_influence.instrument.cache import SelectiveCache
@@ -55,8 +55,8 @@ def test_two_instrumented_chunks_equal_one_naive_pass(family):
 
 def test_a_model_whose_instrumented_logits_differ_is_refused(monkeypatch):
     model = tiny_model("llama")
-    honest = anatomy_module._native_logits
-    monkeypatch.setattr(anatomy_module, "_native_logits", lambda m, t, lengths: honest(m, t, lengths) + 0.5)
+    honest = probes._native_logits
+    monkeypatch.setattr(probes, "_native_logits", lambda *given: honest(*given) + 0.5)
     with pytest.raises(UsageError, match=r"differ from the model's own by 0\.5"):
         examine(model)
 
@@ -115,7 +115,7 @@ def test_attention_without_an_instrument_is_refused():
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("mamba", {}, "state-space|linear-attention|attention interface|cut into chunks"),
+        ("mamba", {}, "0 of 2 layers hold entries|attention interface|cut into chunks"),
         ("t5", {}, "encoder-decoder"),
     ],
 )

@@ -64,7 +64,10 @@ def test_equal_to_passes_at_other_positions_or_refused(name):
         if trace is None:
             assert name not in WORKING
             assert "\n" not in reason
-            assert name in REFUSED or "shows no rotary embedding" in reason
+            latent = bool(model.anatomy.latent)  # it is rotated behind what is not, in a part that all heads share
+            assert (
+                name in REFUSED or latent or "share their attention" in reason or "shows no rotary embedding" in reason
+            )
             return
         assert name not in REFUSED
         reference = Moved(model.model, tokens[:N])
@@ -102,8 +105,15 @@ def check_influence(model, trace, reference, continuation):
     torch.testing.assert_close(found.kl, wanted, atol=1e-8, rtol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [name for name in WORKING if name != "llama4_text"])  # refused: routers flip
+#: Refused: routers flip; its own eager and fused attention differ by 0.9 logits in this tiny model.
+NOT_NARROW = {("llama4_text", torch.bfloat16), ("llama4_text", torch.float16), ("gemma4_text", torch.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, d) for name in WORKING for d in (torch.bfloat16, torch.float16) if (name, d) not in NOT_NARROW],
+    ids=str,
+)
 def test_sixteen_bits_find_the_way_that_float64_finds(name, dtype):
     found = []
     for kind in (torch.float64, dtype):

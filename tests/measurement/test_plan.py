@@ -13,13 +13,11 @@ from forward_influence.measurement.costs import (
     compared_operations,
     counted,
     document_operations,
-    forward_operations,
-    head_operations,
     plan,
 )
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.token_counts import document_tokens
-from forward_influence.models.sizes import Sizes
+from forward_influence.models.sizes import Sizes, forward_operations, head_operations
 
 SIZES = Sizes(layers=2, query_heads=4, kv_heads=2, head_size=8, hidden=32, intermediate=48, vocabulary=97)
 SMALL = {"context": 60, "continuation": 40, "protect_last": 8}
@@ -125,7 +123,7 @@ def test_the_command_needs_no_weights(tmp_path):
     from forward_influence.cli.app import build
 
     tiny_model("llama").config.save_pretrained(tmp_path)
-    arguments = ["plan", "--model", str(tmp_path / "config.json"), "--tflops", "1", "--documents", "3"]
+    arguments = ["plan", "--model", str(tmp_path / "config.json"), "--tflops", "1", "--count", "3"]
     arguments += ["--context", "128", "--continuation", "128"]
     result = CliRunner().invoke(build(), arguments)
     assert result.exit_code == 0

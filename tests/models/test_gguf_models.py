@@ -26,7 +26,8 @@ from forward_influence.models.gguf import files as gguf_models
 from forward_influence.models.gguf.architectures import ARCHITECTURES
 from forward_influence.models.gguf.config import configuration
 from forward_influence.models.gguf.header import Header, read_header
-from forward_influence.models.loading import load_model, resolve_spec
+from forward_influence.models.loading import load_model
+from forward_influence.models.resolving import resolve_spec
 
 COMMON = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

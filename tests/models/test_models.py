@@ -16,10 +16,11 @@ from tiny_files import save_tiny, tiny_llama
 from transformers import AutoConfig
 
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.models import hub
-from forward_influence.models import loading as models
+from forward_influence.models import devices, hub
+from forward_influence.models.at_hand import describe_models
 from forward_influence.models.fingerprint import fingerprint
-from forward_influence.models.loading import describe_models, load_model, resolve_spec
+from forward_influence.models.loading import load_model
+from forward_influence.models.resolving import resolve_spec
 from forward_influence.utils.paths import CACHE_VARIABLE
 
 
@@ -221,8 +222,8 @@ def test_devices_that_are_not_there(folder: Path, device: str, words: str) -> No
 
 
 def test_dtypes(folder: Path) -> None:
-    assert models.choose_dtype("auto") is torch.float32
-    assert models.choose_dtype(torch.float64) is torch.float64
+    assert devices.choose_dtype("auto") is torch.float32
+    assert devices.choose_dtype(torch.float64) is torch.float64
     assert load_model(str(folder), device="cpu", dtype="float64").model.lm_head.weight.dtype is torch.float64
     with pytest.raises(UsageError, match="did you mean 'float16'"):
         load_model(str(folder), dtype="flaot16")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from test_cli import call
 from test_faults import arguments, place  # noqa: F401
 
-from forward_influence.models.loading import load_model, resolve_spec
+from forward_influence.models.loading import load_model
+from forward_influence.models.resolving import resolve_spec
 
 ROOT = Path(__file__).parents[2]
 

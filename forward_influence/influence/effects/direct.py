@@ -16,9 +16,12 @@ from forward_influence.influence.effects.base import Branch, Effect
 from forward_influence.influence.effects.registry import register
 from forward_influence.influence.full_run import Continuation
 from forward_influence.influence.masked import masked_direct_influence
-from forward_influence.instrument.forward import forward_hidden
+from forward_influence.instrument.beside import joined_caches
+from forward_influence.instrument.cache import SelectiveCache
+from forward_influence.instrument.forward import continuation_hidden, forward_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.replay import Queries, replay_cache
+from forward_influence.instrument.steps import require_alone
 from forward_influence.models.loading import Model
 from forward_influence.selectors.selection import Selection
 from forward_influence.tracing.trace import Trace
@@ -35,10 +38,17 @@ class Direct(Effect):
     each_by_itself = True
 
     def hidden(self, continuation: Continuation, branch: Branch, length: int, positions: Tensor | None) -> Tensor:
-        """The wanted positions alone, a chunk of them per pass."""
+        """The wanted positions alone, a chunk of them per pass; one by one where layers carry states.
+
+        Raises:
+            UsageError: a token of this model that comes alone gives something else than among others.
+        """
         model, trace, tokens = continuation.model, continuation.trace, continuation.tokens
         held = branch(0)
         distances = (torch.arange(length) if positions is None else positions).to(tokens.device)
+        if not model.anatomy.replayable:
+            require_alone(model.anatomy.steps)
+            return _one_by_one(continuation, held, distances)
         parts = []
         with Instrument(model.model, span=trace.span) as instrument:
             for some in distances.split(continuation.chunk):
@@ -63,6 +73,22 @@ class Direct(Effect):
     ) -> Tensor:
         """A full pass per distance."""
         return masked_direct_influence(model, tokens, trace, removed, distances, fills)
+
+
+def _one_by_one(continuation: Continuation, held: SelectiveCache, distances: Tensor) -> Tensor:
+    """The full run goes as far as each position; there one token runs over copies of its states."""
+    model, trace, tokens = continuation.model, continuation.trace, continuation.tokens
+    full, done, parts = trace.cache.branch(None, len(tokens)), 0, []
+    with Instrument(model.model, span=trace.span) as instrument:
+        for distance in distances.tolist():
+            if distance > done:
+                instrument.cache = full
+                continuation_hidden(model.model, tokens[done:distance], instrument, continuation.chunk)
+                done = distance
+            instrument.cache = joined_caches(full, held, trace.n)
+            parts.append(forward_hidden(model.model, tokens[distance : distance + 1], instrument))
+        instrument.cache = None
+    return torch.cat(parts)
 
 
 DIRECT = register(Direct())

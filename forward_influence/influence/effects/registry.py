@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 
 from forward_influence.errors import UsageError, alternatives
 from forward_influence.influence.effects.base import Effect
+from forward_influence.utils.discovery import load_modules
 
 #: What is measured where nothing else is asked for.
 DEFAULT = "total"
@@ -50,6 +50,4 @@ def effects_of(name: str) -> tuple[Effect, ...]:
 
 @cache
 def _discover() -> None:
-    package = importlib.import_module("forward_influence.influence.effects")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    load_modules(importlib.import_module("forward_influence.influence.effects"))

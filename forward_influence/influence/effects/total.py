@@ -26,8 +26,12 @@ class Total(Effect):
         """As far as the last position that is wanted."""
         model, trace = continuation.model, continuation.trace
         length = length if positions is None else int(positions[-1]) + 1
-        with Instrument(model.model, cache=branch(length), span=trace.span) as instrument:
-            hidden = continuation_hidden(model.model, continuation.tokens[:length], instrument, continuation.chunk)
+        read = length
+        if length == 1 and model.anatomy.steps.joined:  # a token that comes alone may not be what it is among others
+            read = min(2, len(continuation.tokens))
+        with Instrument(model.model, cache=branch(read), span=trace.span) as instrument:
+            hidden = continuation_hidden(model.model, continuation.tokens[:read], instrument, continuation.chunk)
+        hidden = hidden[:length]
         return hidden if positions is None else hidden[positions.to(hidden.device)]
 
     def masked_kl(

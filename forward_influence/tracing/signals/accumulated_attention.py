@@ -12,7 +12,6 @@ from forward_influence.instrument.attention import SCORE_ELEMENTS, ReceivedAtten
 from forward_influence.tracing.part import Part
 from forward_influence.tracing.signals.base import Attended, Cost, Recording, Setting, Signal, entries
 from forward_influence.tracing.signals.registry import register
-from forward_influence.utils.numerics import at_least_float32
 
 if TYPE_CHECKING:
     from forward_influence.models.sizes import Sizes
@@ -37,17 +36,18 @@ class AccumulatedAttention(Signal):
 class _Recording(Recording):
     def __init__(self, setting: Setting) -> None:
         self._layers, self._device = setting.layers, setting.device
-        self._received = ReceivedAttention()
+        self._received, self._latent = ReceivedAttention(), bool(setting.anatomy.latent)
         self.totals: dict[int, Tensor] = {}
 
     def attention(self, attended: Attended) -> None:
         key = attended.key
+        received = self._received.of(attended.query, key, attended.geometry, attended.visible)
+        if self._latent:  # the keys of all heads are made of one entry
+            received = received.mean(0, keepdim=True)
         before = self.totals.get(attended.layer)
         if before is None:
-            before = at_least_float32(key.new_empty(0)).new_zeros(key.shape[0], 0)
-        total = F.pad(before, (0, key.shape[1] - before.shape[1]))
-        received = self._received.of(attended.query, key, attended.geometry, attended.visible)
-        self.totals[attended.layer] = total + received
+            before = received.new_zeros(received.shape[0], 0)
+        self.totals[attended.layer] = F.pad(before, (0, key.shape[1] - before.shape[1])) + received
 
     def evict(self, layer: int, index: Tensor, holes: Tensor | None) -> None:
         kept = self.totals[layer].gather(1, index)

@@ -148,6 +148,8 @@ class Signal:
         live: whether it can be recorded while a sequence grows.
         looks_ahead: whether it is about the continuation, which only a measurement knows; `trace.future` holds it.
         kept: whether traces on disk keep it.
+        whole: whether it is about a sequence of which every token is still held.
+        reads_again: whether the context goes through the model once more for it.
     """
 
     name: str = ""
@@ -161,6 +163,8 @@ class Signal:
     live: bool = True
     looks_ahead: bool = False
     kept: bool = True
+    whole: bool = False
+    reads_again: bool = False
 
     @property
     def label(self) -> str:
@@ -236,4 +240,4 @@ class Ready(Recording):
 
 def entries(sizes: Sizes, context: int) -> int:
     """Entries of a context's cache that can be removed: full layers x kv heads x tokens."""
-    return (sizes.layers - len(sizes.windows)) * sizes.kv_heads * context
+    return sizes.full * sizes.kv_heads * context

@@ -55,7 +55,7 @@ class QueryMoments(Signal):
     def cost(self, sizes: Sizes, context: int, chunk: int, number: int) -> Cost:
         """A covariance of each query head; meanwhile a chunk's queries turned back, and the same in float64."""
         return Cost(
-            kept=sizes.layers * sizes.query_heads * sizes.head_size**2 * 8,
+            kept=sizes.attending * sizes.query_heads * sizes.head_size**2 * 8,
             recording=2 * sizes.query_heads * chunk * sizes.head_size * 8,
         )
 

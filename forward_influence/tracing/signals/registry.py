@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.tracing.signals.base import Signal
+from forward_influence.utils.discovery import load_modules
 
 _signals: dict[str, Signal] = {}
 _discovered = False
@@ -37,9 +37,7 @@ def known() -> dict[str, Signal]:
     global _discovered
     if not _discovered:
         _discovered = True  # the modules look up nothing while they are imported
-        package = importlib.import_module("forward_influence.tracing.signals")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+        load_modules(importlib.import_module("forward_influence.tracing.signals"))
     return dict(sorted(_signals.items()))
 
 

@@ -42,7 +42,7 @@ class Window(Signal):
         """The queries; while choosing, a layer's attention of the window: logits, weights and what they become."""
         window = min(number, context)
         return Cost(
-            kept=sizes.layers * sizes.query_heads * sizes.head_size * window * sizes.itemsize,
+            kept=sizes.attending * sizes.query_heads * sizes.head_size * window * sizes.itemsize,
             choosing=3 * sizes.query_heads * window * context * sizes.wide,
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 from forward_influence.data.tasks.base import Item
 from forward_influence.data.tasks.registry import parse_task
 from forward_influence.evaluation.prompts import counter
-from forward_influence.models.loading import load_tokenizer, resolve_spec
+from forward_influence.models.resolving import load_tokenizer, resolve_spec
 
 #: Tokens per word, where there is no tokenizer to count with.
 _TOKENS_PER_WORD = 4 / 3
