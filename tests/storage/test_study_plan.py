@@ -117,7 +117,7 @@ def test_a_run_keeps_its_plan_and_goes_on_under_no_other(tmp_path):
         UsageError, match=r"was changed after the run began \(question 1.expect: \"more\" there, \"less\""
     ):
         run(plan(6, {**QUESTION, "expect": "less"}))
-    with pytest.raises(UsageError, match="was changed after the run began .margin: 1.1 there, 1.2 now"):
+    with pytest.raises(UsageError, match=r"was changed after the run began .margin: 1.1 there, 1.2 now"):
         run(plan(6, margin=1.2))
     with pytest.raises(UsageError, match="was begun under a plan"):
         run(None)

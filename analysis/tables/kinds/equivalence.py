@@ -48,8 +48,8 @@ class Equivalence(Measure):
         return [
             *super().notes(found, only=only),
             *(
-                f"equal within {percent(margin)}: the {100 * (2 * level - 1):g}% interval lies between {1 / margin:.3g} "
-                f"and {margin:.3g} (two one-sided t-tests at {100 * (1 - level):.2g}% each)"
+                f"equal within {percent(margin)}: the {100 * (2 * level - 1):g}% interval lies between "
+                f"{1 / margin:.3g} and {margin:.3g} (two one-sided t-tests at {100 * (1 - level):.2g}% each)"
                 for margin in margins
             ),
         ]
