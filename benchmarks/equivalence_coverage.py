@@ -20,7 +20,7 @@ from forward_influence.analysis.measures.across_models import over_models
 from forward_influence.analysis.measures.mixed import COMPONENTS, NEEDED
 from forward_influence.analysis.statistics.equivalence import equivalence
 from forward_influence.analysis.statistics.inference import t_interval
-from forward_influence.analysis.statistics.mixed import Singular, fit
+from forward_influence.analysis.statistics.mixed import Singular, fit_mixed
 from forward_influence.analysis.statistics.power import (
     documents_for,
     power_of_difference,
@@ -139,14 +139,14 @@ def _covered(frame: pd.DataFrame, rule: str, ratio: float, doubling: float, n: i
     """Whether a rule's ratio to r0, and its change with each doubling, lie in their intervals."""
     wide = frame.pivot(index=["document", "x"], columns="rule", values="y").reset_index()
     wide["y"] = wide[rule] - wide["r0"]
-    fitted = fit(wide, "y ~ x", wide["document"], COMPONENTS, df=n - 1, needed=NEEDED)
+    fitted = fit_mixed(wide, "y ~ x", wide["document"], COMPONENTS, df=n - 1, needed=NEEDED)
     found = [fitted.contrast({"Intercept": 1.0}), fitted.contrast({"x": math.log(2)})]
     return [one.low <= math.log(truth) <= one.high for one, truth in zip(found, (ratio, doubling), strict=True)]
 
 
 def _plain(frame: pd.DataFrame, n: int) -> list[bool]:
     """The same of r1 in log FI ~ rule * x + (1 | document)."""
-    fitted = fit(frame, "y ~ 0 + rule + rule:x", frame["document"], {}, df=n - 1)
+    fitted = fit_mixed(frame, "y ~ 0 + rule + rule:x", frame["document"], {}, df=n - 1)
     weights = ({"rule[r1]": 1.0, "rule[r0]": -1.0}, {"rule[r1]:x": math.log(2), "rule[r0]:x": -math.log(2)})
     found = [fitted.contrast(one) for one in weights]
     return [one.low <= math.log(truth) <= one.high for one, truth in zip(found, (1.5, 1.1), strict=True)]

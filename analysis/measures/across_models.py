@@ -24,7 +24,7 @@ from forward_influence.analysis.reading.matrix import Matrix
 from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
 from forward_influence.analysis.statistics.equivalence import equivalence
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, STUDENT, Method
-from forward_influence.analysis.statistics.mixed import Singular, fit
+from forward_influence.analysis.statistics.mixed import Singular, fit_mixed
 from forward_influence.errors import UsageError
 from forward_influence.storage.run import Run
 from forward_influence.utils.distances import ZONES
@@ -223,7 +223,7 @@ def over_models(frame: pd.DataFrame, method: Method = STUDENT) -> dict[str, Any]
     models = frame["model"].nunique()
     components = {"models": "0 + C(model)", "documents": "0 + C(document)"}
     try:
-        fitted = fit(
+        fitted = fit_mixed(
             frame, "y ~ 1", np.ones(len(frame)), components, df=models - 1, needed=("models",), intercept=False
         )
     except Singular as error:

@@ -9,14 +9,14 @@ difference beyond it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from forward_influence.analysis.formatting.wording import interval, p_value
-from forward_influence.analysis.reading.curves import load_zones, named
+from forward_influence.analysis.reading.curves import load_zones
 from forward_influence.analysis.reading.matrix import UNDER_FLOOR
 from forward_influence.analysis.reading.pairing import align, measured_rule
 from forward_influence.analysis.statistics.equivalence import Equivalence, equivalence, percent
@@ -30,7 +30,7 @@ _EXPECTED = {"more": "matter more than", "less": "matter less than", "different"
 
 
 @dataclass(frozen=True)
-class Answer:
+class PlannedAnswer:
     """One question in one zone, and what the run says.
 
     Attributes:
@@ -57,7 +57,7 @@ class Answer:
     because: str
 
 
-def answers(run: Run, *, zones: pd.DataFrame | None = None, cluster: str | None = None) -> list[Answer]:
+def answers(run: Run, *, zones: pd.DataFrame | None = None, cluster: str | None = None) -> list[PlannedAnswer]:
     """What a run says to the questions of its plan, in the plan's order; none where it had no plan.
 
     Args:
@@ -152,7 +152,7 @@ def _answer(
     because: str,
     found: Equivalence | None = None,
     p: float = math.nan,
-) -> Answer:
+) -> PlannedAnswer:
     number, zone = at
     question = plan.questions[number - 1]
     margin = plan.margin_of(question)
@@ -161,7 +161,7 @@ def _answer(
         if question.expect == "equal"
         else f"Does {question.rule} {_EXPECTED[question.expect]} {question.over}"
     )
-    return Answer(
+    return PlannedAnswer(
         number,
         question.ask or f"{asked}, {zone}?",
         *(question.rule, question.over, zone, plan.budget_of(question, budgets), question.expect, margin),
@@ -169,14 +169,22 @@ def _answer(
     )
 
 
-def plan_answers(runs: Sequence[Run], *, cluster: str | None = None) -> pd.DataFrame:
-    """The answers to the plans of runs, with the run's name in the column `run`; empty where none had a plan."""
-    tables = [answers_table(answers(run, cluster=cluster)).assign(run=name) for name, run in named(runs).items()]
+def plan_answers(runs: Mapping[str, Run], zones: pd.DataFrame, *, cluster: str | None = None) -> pd.DataFrame:
+    """The answers to the plans of runs, with the run's name in the column `run`; empty where none had a plan.
+
+    Args:
+        runs: by name.
+        zones: their curves in near, middle and far, under these names.
+    """
+    tables = [
+        answers_table(answers(run, zones=zones[zones["run"] == name], cluster=cluster)).assign(run=name)
+        for name, run in runs.items()
+    ]
     kept = [table for table in tables if len(table)]
     return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
 
-def sentence(answer: Answer) -> str:
+def sentence(answer: PlannedAnswer) -> str:
     """ "Yes, more: far, attention has 3.5 [2.6, 4.8] times the influence of random (p = 0.001 after Holm)."."""
     if answer.found is None or answer.verdict == UNANSWERED:
         return f"Not answered: {answer.because}."
@@ -192,8 +200,8 @@ def _compared(p: float) -> str:
     return p_value(p) if p < 0.001 else f"= {p_value(p)}"
 
 
-def answers_table(found: Sequence[Answer]) -> pd.DataFrame:
-    """Answers as rows: the attributes of `Answer`, `found` as its numbers."""
+def answers_table(found: Sequence[PlannedAnswer]) -> pd.DataFrame:
+    """Answers as rows: the attributes of `PlannedAnswer`, `found` as its numbers."""
     rows: list[dict[str, Any]] = []
     for one in found:
         e = one.found

@@ -189,7 +189,7 @@ def compare(
         zones=zones,
         spans=_by_span(several, name, baseline, budgets, cluster, options),
         equivalence=equal,
-        answers=plan_answers(several, cluster=cluster),
+        answers=plan_answers(dict(zip(names, several, strict=True)), found.zones, cluster=cluster),
         baseline=baseline,
         **options,
     )

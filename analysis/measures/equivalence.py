@@ -9,7 +9,7 @@ import pandas as pd
 from forward_influence.analysis.formatting.wording import join
 from forward_influence.analysis.reading.curves import RULE
 from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
-from forward_influence.analysis.statistics.equivalence import EQUAL, NOT_TOLD_APART, equivalence, percent
+from forward_influence.analysis.statistics.equivalence import EQUAL_WITHIN, NOT_TOLD_APART, equivalence, percent
 from forward_influence.analysis.statistics.inference import STUDENT, Method
 from forward_influence.utils.distances import ZONES
 from forward_influence.utils.margins import MARGIN
@@ -74,13 +74,13 @@ def undecided(table: pd.DataFrame) -> list[str]:
         table: as `equivalences` makes it.
     """
     lines = []
-    for baseline, found in table[~table["flagged"]].groupby("baseline", sort=False):
+    for baseline, found in table[~table["flagged"].astype(bool)].groupby("baseline", sort=False):
         known = found[found["finding"] != ""]
         if known.empty:
             continue
         margin = percent(float(known["margin"].iloc[0]))
         open_ = _places(known[known["finding"] == NOT_TOLD_APART])
-        equal = _places(known[known["finding"].str.startswith(EQUAL)])
+        equal = _places(known[known["finding"].str.startswith(EQUAL_WITHIN)])
         close = _places(known[known["finding"].str.contains("but equal")])
         said = []
         if equal:

@@ -27,7 +27,7 @@ from forward_influence.analysis.reading.curves import RULE
 from forward_influence.analysis.reading.matrix import Matrix
 from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, STUDENT, Method, too_few, units
-from forward_influence.analysis.statistics.mixed import Contrast, Singular, fit
+from forward_influence.analysis.statistics.mixed import Contrast, Singular, fit_mixed
 
 #: The random effects of a document: its level ("group"), and its slope.
 SLOPE = "slope of documents"
@@ -80,7 +80,7 @@ def _fitted(a: Matrix, b: Matrix, clustered: bool, level: float) -> dict[str, An
     x = np.log1p((a.low + a.high - 1)[usable] / 2)
     frame = pd.DataFrame({"y": logs.ravel(), "x": np.tile(x - x.mean(), n), "document": np.repeat(np.arange(n), bins)})
     try:
-        found = fit(frame, "y ~ x", frame["document"], COMPONENTS, df=n - 1, needed=NEEDED)
+        found = fit_mixed(frame, "y ~ x", frame["document"], COMPONENTS, df=n - 1, needed=NEEDED)
     except Singular as error:
         reason = f"singular: {error}, so that no numbers are given"
         return {**row, "reason": "; ".join(filter(None, [reason, left_out]))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,13 +88,8 @@ def documents_needed(
                     )
                 sd = float(logs.std(ddof=1))
                 safe = upper_spread(sd, n)
-                found = [
-                    documents_for(lambda m, s=s: power_of_difference(math.log(ratio), s, m), power) for s in (sd, safe)
-                ]
-                same = [
-                    documents_for(lambda m, s=s: power_of_equivalence(math.log(margin), s, m), power)
-                    for s in (sd, safe)
-                ]
+                found = [documents_for(partial(power_of_difference, math.log(ratio), s), power) for s in (sd, safe)]
+                same = [documents_for(partial(power_of_equivalence, math.log(margin), s), power) for s in (sd, safe)]
                 rows.append(
                     {
                         **dict(zip(CONDITIONS, key, strict=True)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import pandas as pd
+
 from forward_influence.analysis.measures.answers import answers, sentence
 from forward_influence.analysis.report.findings import Findings
 from forward_influence.storage.run import Run
@@ -12,18 +14,19 @@ from forward_influence.storage.run import Run
 EXPLORATORY = "Exploratory: not asked before the run"
 
 
-def of_plans(runs: Mapping[str, Run], cluster: str | None = None) -> list[Findings]:
+def of_plans(runs: Mapping[str, Run], zones: pd.DataFrame, cluster: str | None = None) -> list[Findings]:
     """A group of findings for every run that was measured under a plan: each question with its answer.
 
     Args:
         runs: by the names that they have in the report.
+        zones: their curves in near, middle and far, under these names.
         cluster: field of the documents whose groups are the unit.
     """
     made = []
     for name, run in runs.items():
         if run.plan is None:
             continue
-        found = answers(run, cluster=cluster)
+        found = answers(run, zones=zones[zones["run"] == name], cluster=cluster)
         title = f": {run.plan.title}" if run.plan.title else ""
         heading = f"Asked before the run{title}"
         told = [f"{one.question} {sentence(one)}" for one in found]

@@ -18,7 +18,7 @@ from scipy import stats
 from forward_influence.analysis.statistics.inference import CONFIDENCE, MINIMUM_DOCUMENTS, t_interval, too_few, units
 
 #: What is found of a ratio. "more" and "less" can hold beside equality within a margin; `in_words` says both.
-MORE, LESS, NOT_TOLD_APART, EQUAL = "more", "less", "not told apart", "equal"
+MORE, LESS, NOT_TOLD_APART, EQUAL_WITHIN = "more", "less", "not told apart", "equal"
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Equivalence:
 
     @property
     def finding(self) -> str:
-        """`MORE`, `LESS`, `EQUAL` (within the margin, not told apart) or `NOT_TOLD_APART`; "" without an interval."""
+        """`MORE`, `LESS`, `EQUAL_WITHIN` (within the margin, not told apart) or `NOT_TOLD_APART`; "" without an interval."""
         if math.isnan(self.low):
             return ""
         if self.low > 1:
             return MORE
         if self.high < 1:
             return LESS
-        return EQUAL if self.equal else NOT_TOLD_APART
+        return EQUAL_WITHIN if self.equal else NOT_TOLD_APART
 
     @property
     def in_words(self) -> str:
         """The finding, with the margin: "more, but equal within 10%"."""
         within = f"equal within {percent(self.margin)}"
-        if self.finding == EQUAL:
+        if self.finding == EQUAL_WITHIN:
             return within
         return f"{self.finding}, but {within}" if self.equal and self.finding else self.finding
 

@@ -15,7 +15,7 @@ from scipy import stats
 from forward_influence.analysis.statistics.inference import CONFIDENCE
 
 #: A variance below this part of the residual one is estimated as none.
-NONE = 1e-4
+NO_VARIANCE = 1e-4
 
 
 class Singular(Exception):
@@ -57,7 +57,7 @@ class Fit:
         return Contrast(value, value - half, value + half, float(2 * stats.t.sf(abs(value) / error, self.df)))
 
 
-def fit(
+def fit_mixed(
     frame: pd.DataFrame,
     formula: str,
     groups: pd.Series | np.ndarray,
@@ -101,7 +101,7 @@ def fit(
     if intercept:
         variances["group"] = float(np.asarray(result.cov_re)[0, 0])
     for name in needed:
-        if variances[name] <= NONE * residual:
+        if variances[name] <= NO_VARIANCE * residual:
             raise Singular(f"the variance of {'documents' if name == 'group' else name} is estimated as none")
     if not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance).min() <= 0:
         raise Singular("the fit does not converge")

@@ -19,7 +19,7 @@ POWER = 0.8
 #: Confidence of the upper limit of the spread.
 SAFE = 0.8
 #: Beyond so many documents no number is given.
-MOST = 1_000_000
+MOST_DOCUMENTS = 1_000_000
 
 
 def power_of_difference(effect: float, sd: float, n: int, alpha: float = 1 - CONFIDENCE) -> float:
@@ -60,12 +60,12 @@ def power_of_equivalence(margin: float, sd: float, n: int, alpha: float = 1 - CO
 
 
 def documents_for(power: Callable[[int], float], wanted: float = POWER) -> int | None:
-    """The fewest documents (6 at least) at which a power that rises with them is what is wanted; None beyond `MOST`."""
+    """The fewest documents (6 at least) at which a power that rises with them is what is wanted; None beyond `MOST_DOCUMENTS`."""
     low, high = MINIMUM_DOCUMENTS, MINIMUM_DOCUMENTS
     while power(high) < wanted:
-        if high >= MOST:
+        if high >= MOST_DOCUMENTS:
             return None
-        low, high = high + 1, min(2 * high, MOST)
+        low, high = high + 1, min(2 * high, MOST_DOCUMENTS)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle) >= wanted else (middle + 1, high)

@@ -11,7 +11,7 @@ from simulated import Decay, simulate
 
 from forward_influence.analysis.measures.mixed import COMPONENTS, NEEDED, SLOPE, mixed_models
 from forward_influence.analysis.reading.curves import read_curves
-from forward_influence.analysis.statistics.mixed import Singular, fit
+from forward_influence.analysis.statistics.mixed import Singular, fit_mixed
 
 #: Yields of five samples of each of six batches (Davies & Goldsmith 1972; `Dyestuff` of lme4), g of standard colour.
 DYESTUFF = """1545 1440 1440 1520 1580 1540 1555 1490 1560 1495 1595 1550 1605 1510 1560
@@ -28,8 +28,8 @@ def batches(text: str) -> pd.DataFrame:
 def test_the_published_fit_of_dyestuff():
     """lmer(Yield ~ 1 + (1 | Batch), Dyestuff), REML: 1527.5 (se 19.383), sd 42.00 between batches, 49.51 within."""
     frame = batches(DYESTUFF)
-    crossed = fit(frame, "y ~ 1", np.ones(30), {"batch": "0 + batch"}, df=5, intercept=False)
-    nested = fit(frame, "y ~ 1", frame["batch"], {}, df=5)
+    crossed = fit_mixed(frame, "y ~ 1", np.ones(30), {"batch": "0 + batch"}, df=5, intercept=False)
+    nested = fit_mixed(frame, "y ~ 1", frame["batch"], {}, df=5)
     for found, name in ((crossed, "batch"), (nested, "group")):
         assert found.effects[0] == pytest.approx(1527.5, abs=1e-3)
         assert math.sqrt(found.covariance[0, 0]) == pytest.approx(19.383, abs=2e-3)
@@ -42,7 +42,9 @@ def test_the_published_fit_of_dyestuff():
 def test_batches_that_do_not_differ_are_singular():
     """lme4 reports a singular fit of Dyestuff2, with a variance of 0 between batches."""
     with pytest.raises(Singular, match=r"the variance of batch is estimated as none|does not converge"):
-        fit(batches(DYESTUFF2), "y ~ 1", np.ones(30), {"batch": "0 + batch"}, df=5, needed=("batch",), intercept=False)
+        fit_mixed(
+            batches(DYESTUFF2), "y ~ 1", np.ones(30), {"batch": "0 + batch"}, df=5, needed=("batch",), intercept=False
+        )
 
 
 def planted(documents: int = 14, seed: int = 0) -> pd.DataFrame:
@@ -56,7 +58,7 @@ def planted(documents: int = 14, seed: int = 0) -> pd.DataFrame:
 
 
 def fitted(frame: pd.DataFrame):
-    return fit(frame, "y ~ x", frame["document"], COMPONENTS, df=frame["document"].nunique() - 1, needed=NEEDED)
+    return fit_mixed(frame, "y ~ x", frame["document"], COMPONENTS, df=frame["document"].nunique() - 1, needed=NEEDED)
 
 
 def restricted(frame: pd.DataFrame, sds: dict[str, float]) -> tuple[float, np.ndarray, np.ndarray]:

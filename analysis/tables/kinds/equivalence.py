@@ -16,7 +16,7 @@ from forward_influence.analysis.tables.registry import tabled
 
 
 @tabled
-class Equivalence(Measure):
+class EquivalenceTable(Measure):
     """A row per rule and zone."""
 
     title = "More, less, equal, or not told apart"
