@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from forward_influence.compression.compressor import Compressor
     from forward_influence.data.asked import Asked
     from forward_influence.data.cutting import Prepared
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.execution.cluster import Cluster
     from forward_influence.measurement.request import Request
     from forward_influence.models.recipe import Recipe
@@ -63,7 +63,9 @@ def show_evaluation(plan: Plan, recipe: Recipe, *asked: Configuration) -> None:
     show_plan("evaluate", lines, recipe, *asked)
 
 
-def show_generation(prompt: str, compressor: Compressor, resolved: Resolved, recipe: Recipe, asked: Generation) -> None:
+def show_generation(
+    prompts: Sequence[str], compressor: Compressor, resolved: Resolved, recipe: Recipe, asked: Generation
+) -> None:
     """Print the plan of a generated text and the file that it follows from; no weights are loaded.
 
     Raises:
@@ -73,17 +75,29 @@ def show_generation(prompt: str, compressor: Compressor, resolved: Resolved, rec
     from forward_influence.compression.generation import check_generation, prompt_tokens
     from forward_influence.models.resolving import load_tokenizer
 
-    length = len(prompt_tokens(load_tokenizer(resolved), prompt, asked.chat, asked.system))
-    check_generation(length, asked.max_new_tokens, asked.seed, resolved.positions, resolved.spec)
+    tokenizer = load_tokenizer(resolved)
+    lengths = [len(prompt_tokens(tokenizer, prompt, asked.chat, asked.system)) for prompt in prompts]
+    for length in lengths:
+        check_generation(
+            length, asked.max_new_tokens, asked.seed + asked.answers - 1, resolved.positions, resolved.spec
+        )
     sizes = sizes_of(resolved, recipe)
-    cost = generation_cost(sizes, compressor, length, asked.max_new_tokens)
+    costs = [generation_cost(sizes, compressor, length, asked.max_new_tokens) for length in lengths]
+    cost = max(costs, key=lambda one: one.tokens)
+    several = f"{len(prompts)} prompts of at most " if len(prompts) > 1 else ""
+    answers = f", {asked.answers} answers to each" if asked.answers > 1 else ""
+    of_each = " each, at most" if len(prompts) * asked.answers > 1 else ""
     lines = [
-        f"{'prompt':<16} {length} tokens; what was typed of it is not in the file",
+        f"{'prompt':<16} {several}{max(lengths)} tokens{answers}; what was typed of it is not in the file",
         f"{'new tokens':<16} {asked.max_new_tokens} at most",
         f"{'compressor':<16} {compressor.name}, {cost.compressions} compressions",
         f"{'held':<16} {cost.held} of {cost.tokens} tokens per layer and head at the end",
-        f"{'cache':<16} {cost.bytes / 1e6:,.1f} MB; {cost.full_bytes / 1e6:,.1f} MB had it been full",
-        *_spent(cost.tokens, cost.operations, sizes),
+        f"{'cache':<16} {cost.bytes / 1e6:,.1f} MB{of_each}; {cost.full_bytes / 1e6:,.1f} MB had it been full",
+        *_spent(
+            asked.answers * sum(one.tokens for one in costs),
+            asked.answers * sum(one.operations for one in costs),
+            sizes,
+        ),
     ]
     show_plan("generate", lines, recipe, asked)
 

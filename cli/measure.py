@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Effort, Loading
 from forward_influence.cli.options import DryRun, Given, configured
+from forward_influence.cli.progress import waiting
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.execution.cluster import Cluster
@@ -59,7 +60,9 @@ def measure_command(
 ) -> None:
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
     from forward_influence.cli.measuring import add_rules, measure_documents, planned
-    from forward_influence.measurement.request import Request
+
+    with waiting("starting"):
+        from forward_influence.measurement.request import Request
 
     loading = Loading(recipe, None if dry_run else cluster.made(recipe), effort)
     if result.add is not None:
@@ -74,7 +77,7 @@ def measure_command(
 
         show_measurement(request, documents, loading, cluster, result, plan)
     else:
-        measure_documents(request, documents, result.out, result.until, loading, given.command, plan)
+        measure_documents(request, documents, result.out, result.until, loading, given, plan)
 
 
 #: What may stand beside --add; everything else is the run's own.

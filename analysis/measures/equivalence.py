@@ -12,7 +12,7 @@ from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align
 from forward_influence.analysis.statistics.equivalence import EQUAL_WITHIN, NOT_TOLD_APART, equivalence, percent
 from forward_influence.analysis.statistics.inference import STUDENT, Method
 from forward_influence.utils.distances import ZONES
-from forward_influence.utils.margins import MARGIN
+from forward_influence.utils.margins import MARGIN, check_margin
 
 _FOUND = ["ratio", "ratio_low", "ratio_high", "equal_low", "equal_high", "margin", "p_equal", "finding", "n", "flagged"]
 
@@ -38,7 +38,11 @@ def equivalences(
         `equal_low` and `equal_high` (the interval that must lie within the margin: of 90% beside one of 95%), `margin`,
         `p_equal` (two one-sided tests), `finding` (in words; "" where there is no interval), `n`, `flagged` (one of the
         means is under the noise-floor flag), `reason`.
+
+    Raises:
+        UsageError: the margin leaves nothing, or too much, to be equal in.
     """
+    check_margin(margin)
     rows: list[dict[str, Any]] = []
     for key, group in zones.groupby(CONDITIONS, sort=False):
         controls = variants(list(grains(group)), baseline)

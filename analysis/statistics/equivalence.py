@@ -59,7 +59,7 @@ class Equivalence:
 
     @property
     def finding(self) -> str:
-        """`MORE`, `LESS`, `EQUAL_WITHIN` (within the margin, not told apart) or `NOT_TOLD_APART`; "" without an interval."""
+        """`MORE`, `LESS`, `EQUAL_WITHIN` (not told apart) or `NOT_TOLD_APART`; "" without an interval."""
         if math.isnan(self.low):
             return ""
         if self.low > 1:

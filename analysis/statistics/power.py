@@ -60,7 +60,11 @@ def power_of_equivalence(margin: float, sd: float, n: int, alpha: float = 1 - CO
 
 
 def documents_for(power: Callable[[int], float], wanted: float = POWER) -> int | None:
-    """The fewest documents (6 at least) at which a power that rises with them is what is wanted; None beyond `MOST_DOCUMENTS`."""
+    """The fewest documents (6 at least) at which a power that rises with them is what is wanted.
+
+    Returns:
+        None beyond `MOST_DOCUMENTS`.
+    """
     low, high = MINIMUM_DOCUMENTS, MINIMUM_DOCUMENTS
     while power(high) < wanted:
         if high >= MOST_DOCUMENTS:

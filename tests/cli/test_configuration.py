@@ -379,7 +379,7 @@ def test_a_dry_run_of_a_text_says_what_it_came_to(capsys, place, tmp_path, monke
     (tmp_path / "e.yaml").write_text(out)
     code, _, err = call(capsys, "generate", "--config", tmp_path / "e.yaml", prompt)
     assert code == 0, err
-    said, came_to = _lines(out), dict(line.split(": ", 1) for line in err.splitlines())
+    said, came_to = _lines(out), dict(line.split(": ", 1) for line in err.splitlines()[1:])
     length = int(said["prompt"].split()[0])
     assert came_to["tokens"].startswith(f"{length} of the prompt, 30 generated")
     assert said["held"].split(" per layer")[0] == came_to["held"].split(" in each")[0]
