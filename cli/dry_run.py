@@ -64,9 +64,17 @@ def show_evaluation(plan: Plan, recipe: Recipe, *asked: Configuration) -> None:
 
 
 def show_generation(
-    prompts: Sequence[str], compressor: Compressor, resolved: Resolved, recipe: Recipe, asked: Generation
+    prompts: Sequence[str],
+    compressor: Compressor,
+    resolved: Resolved,
+    recipe: Recipe,
+    asked: Generation,
+    remark: str = "",
 ) -> None:
     """Print the plan of a generated text and the file that it follows from; no weights are loaded.
+
+    Args:
+        remark: what to know of the compressor and the prompts.
 
     Raises:
         UsageError: it would be refused.
@@ -98,6 +106,7 @@ def show_generation(
             asked.answers * sum(one.operations for one in costs),
             sizes,
         ),
+        *([f"{'remark':<16} {remark}"] if remark else []),
     ]
     show_plan("generate", lines, recipe, asked)
 

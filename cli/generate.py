@@ -11,6 +11,7 @@ import typer
 from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.output import standard_input
+from forward_influence.cli.wording import in_options
 from forward_influence.errors import UsageError
 from forward_influence.models.recipe import Recipe
 from forward_influence.utils.configuration import BASICS, BUDGETS, Configuration, described, option
@@ -36,9 +37,13 @@ class Generation(Configuration):
     seed: int = option(0, "Of sampling and of random compressors; one more for each further answer.", BASICS)
     chat: bool | None = option(None, "Use the chat template.", BASICS, shown="where there is one")
     system: str | None = option(None, "A system message.", BASICS, shown="none")
-    budget: str = option("0.25", "Fraction of the tokens seen (0.25) or count of tokens (200).", BUDGETS)
+    budget: str = option(
+        "0.25", "How much is kept per layer and head: a fraction of the tokens seen (0.25) or a count (200).", BUDGETS
+    )
     every: int | None = option(None, "Compress each time that so many tokens came.", BUDGETS, shown="after the prompt")
-    prefill: bool = option(True, "Compress after the prompt.", BUDGETS)
+    prefill: bool | None = option(
+        None, "Compress after the prompt.", BUDGETS, shown="yes; a prompt of which the budget leaves no choice is kept"
+    )
     scheme: str | None = option(
         None,
         "How the budget is divided: uniform, pyramid, layers, heads, recent, rule.",
@@ -46,7 +51,11 @@ class Generation(Configuration):
         shown="the compressor's own",
     )
     keep_prompt: bool | None = option(
-        None, "Keep the prompt whole.", BUDGETS, off="compress_prompt", shown="the compressor's own"
+        None,
+        "Keep the prompt whole.",
+        BUDGETS,
+        off="compress_prompt",
+        shown="the compressor's own; a short one is kept",
     )
     protect_last: str | None = option(
         None,
@@ -74,25 +83,30 @@ def generate_command(
     Several prompts, or answers to one, are generated side by side, each with a cache of its own.
     """
     from forward_influence.compression import make_compressor
-    from forward_influence.compression.generation import generate, generate_all
+    from forward_influence.compression.generation import generate, generate_all, prompt_tokens
+    from forward_influence.compression.short_prompts import sparing
     from forward_influence.measurement.request import check_temperature
+    from forward_influence.models.resolving import load_tokenizer
 
     texts = _texts(prompt, asked)
     made = make_compressor(
         asked.compressor,
         asked.budget,
         every=asked.every,
-        prefill=asked.prefill,
+        prefill=asked.prefill is not False,
         scheme=asked.scheme,
         keep_prompt=asked.keep_prompt,
         protect_last=asked.protect_last,
     )
     check_temperature(asked.temperature)
     resolved = recipe.resolved()
+    tokenizer = load_tokenizer(resolved)
+    lengths = [len(prompt_tokens(tokenizer, text, asked.chat, asked.system)) for text in texts]
+    made, remark = sparing(made, lengths, asked=asked.prefill is not None or asked.keep_prompt is not None)
     if dry_run:
         from forward_influence.cli.dry_run import show_generation
 
-        show_generation(texts, made, resolved, recipe, asked)
+        show_generation(texts, made, resolved, recipe, asked, remark)
         return
     loaded = load_shown(recipe, resolved)
     settings: dict[str, Any] = {
@@ -108,6 +122,7 @@ def generate_command(
         typer.echo("")
         for line in _report(found):
             typer.echo(line, err=True)
+        _note(remark)
         return
 
     def done(place: int, found: Generated) -> None:
@@ -121,6 +136,12 @@ def generate_command(
             typer.echo(line, err=True)
 
     generate_all(loaded, texts, made, answers=asked.answers, batch=asked.batch, done=done, **settings)
+    _note(remark)
+
+
+def _note(remark: str) -> None:
+    if remark:
+        typer.echo(in_options(f"note: {remark}"), err=True)
 
 
 def _texts(prompt: str | None, asked: Generation) -> list[str]:
@@ -153,7 +174,7 @@ def _report(found: Generated) -> list[str]:
     lines = [f"tokens: {found.prompt_tokens} of the prompt, {found.new_tokens} generated; {stats.seen} seen"]
     lines.append(f"held: {_held(found)}")
     lines += _chosen(found)
-    now, full = stats.bytes / 1e6, stats.full_bytes / 1e6
+    now, full = (stats.bytes - stats.spare_bytes) / 1e6, stats.full_bytes / 1e6
     lines.append(f"cache: {now:,.1f} MB; {full:,.1f} MB had it been full ({now / max(full, 1e-9):.0%})")
     beside = f" each, {found.together} side by side" if found.together > 1 else ""
     speed = f"{found.tokens_per_second:,.1f} tokens/s{beside}" if found.new_tokens > 1 else "no tokens after the first"

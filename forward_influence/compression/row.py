@@ -168,6 +168,7 @@ class Row:
             held=self._held(),
             positions=self._positions(),
             bytes=self.cache.bytes(),
+            spare_bytes=self.cache.spare_bytes(),
             full_bytes=sum(_full_bytes(layer) for layer in self.cache.layers),
             events=tuple(self._events),
             scoring_seconds=sum(event.seconds for event in self._events),

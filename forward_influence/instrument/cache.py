@@ -136,6 +136,10 @@ class SelectiveCache(Cache):
         """Bytes of all that is held: keys, values, states."""
         return sum(cache_bytes(layer) for layer in self.layers)
 
+    def spare_bytes(self) -> int:
+        """Bytes of room that no entry fills yet, which `bytes` counts."""
+        return sum(layer.spare_bytes() for layer in self.layers if isinstance(layer, SelectiveLayer))
+
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Refused: prompt lookup and assisted decoding take tokens back that selection may have counted."""
         raise UsageError("assisted decoding and prompt lookup are not supported with a selective cache")

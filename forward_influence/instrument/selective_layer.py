@@ -215,6 +215,11 @@ class SelectiveLayer(Unbounded, CacheLayerMixin):
         stores = (self._key_store, self._value_store)
         return sum(s.numel() * s.element_size() for s in stores if s is not None)
 
+    def spare_bytes(self) -> int:
+        """Bytes of room that no entry fills yet, which `bytes` counts."""
+        stores = [s for s in (self._key_store, self._value_store) if s is not None]
+        return sum((s.shape[-2] - self.held) * s.element_size() * (s.numel() // s.shape[-2]) for s in stores)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: beams would need one selection each."""
         raise UsageError("beam search is not supported with a selective cache; use greedy search or sampling")

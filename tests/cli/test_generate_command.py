@@ -48,6 +48,7 @@ def test_the_full_cache_writes_what_transformers_writes(capsys, folder):
 
 def test_the_report_says_what_is_held(capsys, folder):
     given = ["--model", folder, "--compressor", "infokv", "--budget", "20", "--every", "8", "--max-new-tokens", "30"]
+    given += ["--compress-prompt"]
     code, _, err = call(capsys, *given, PROMPT)
     assert code == 0, err
     first, *others = err.splitlines()
@@ -159,3 +160,22 @@ def test_mistakes_are_one_line(capsys, folder, arguments, words):
     assert out == ""
     assert words in err
     assert [line for line in err.splitlines() if not line.startswith("loading ")] == err.splitlines()[-1:]
+
+
+def test_a_short_prompt_stays_whole_unless_it_is_asked_for(capsys, folder):
+    given = ["--model", folder, "--compressor", "infokv", "--budget", "0.25", "--every", "8", "--max-new-tokens", "17"]
+    code, _, err = call(capsys, *given, PROMPT)
+    assert code == 0, err
+    length = int(err.split("tokens: ")[1].split()[0])
+    assert f"leaves {length // 4} of the prompt's {length} tokens" in err and "(--compress-prompt compresses it)" in err
+    assert f"held: {length + 4} of {length + 16} tokens" in err  # a quarter of 16 new ones
+    code, _, err = call(capsys, *given, "--compress-prompt", PROMPT)
+    assert code == 0 and "note: --budget 0.25 leaves" in err
+    assert f"held: {(length + 16) // 4} of" in err
+
+
+def test_bytes_are_those_of_what_is_held(capsys, folder):
+    given = ["--model", folder, "--compressor", "full", "--max-new-tokens", "9"]
+    code, _, err = call(capsys, *given, PROMPT)
+    assert code == 0
+    assert "(100%)" in err
