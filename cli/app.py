@@ -36,6 +36,7 @@ GROUPED = {
     "Read results": {
         "plot": ("plot", "plot_command"),
         "compare": ("compare", "compare_command"),
+        "across-models": ("across_models", "across_models_command"),
         "report": ("report", "report_command"),
     },
     "Compress": {

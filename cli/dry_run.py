@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from forward_influence.models.recipe import Recipe
     from forward_influence.models.resolving import Resolved
     from forward_influence.models.sizes import Sizes
+    from forward_influence.storage.study_plan import StudyPlan
 
 
 def show_evaluation(plan: Plan, recipe: Recipe, *asked: Configuration) -> None:
@@ -126,26 +127,32 @@ def _spent(tokens: int, operations: float, sizes: Sizes) -> list[str]:
 _NAMED = 5
 
 
-def show_measurement(request: Request, asked: Asked, loading: Loading, cluster: Cluster, result: Result) -> None:
+def show_measurement(
+    request: Request, asked: Asked, loading: Loading, cluster: Cluster, result: Result, plan: StudyPlan | None = None
+) -> None:
     """Print the plan of a measurement and the file that it follows from; no weights are loaded.
 
     Raises:
         UsageError: it would be refused, or --out holds another run.
     """
     from forward_influence.execution.run import Source, refuse_other_run, request_configuration
+    from forward_influence.measurement.planned import check_plan
 
     resolved = loading.resolved()
     if request.spans is None:
         request.check_positions(resolved.positions, resolved.spec)
     prepared = prepare_documents(asked, request.seed, resolved, request)
+    if plan is not None:
+        check_plan(plan, request, len(prepared.documents))
     if result.out is not None:
-        source = Source(asked.documents, asked.sample, asked.max_documents)
+        source = Source(asked.documents, asked.sample, asked.max_documents, plan=plan)
         refuse_other_run(result.out, request_configuration(resolved.spec, prepared.documents, request, source))
     load = Load(len(prepared.documents), loading.effort.chunk, None, cluster.workers)
     lines = [*_what(request, prepared), *costs(resolved, request.longest(prepared.documents), loading.recipe, load)]
     if request.spans is not None:
         lines.append(f"{'costs':<16} as if every document were as long as the longest")
     lines += [f"{'remark':<16} {remark}" for remark in request.remarks]
+    lines += [f"{'plan':<16} {len(plan.questions)} questions, sha256 {plan.sha256[:16]}"] if plan is not None else []
     lines += [f"{'until':<16} it ends sooner, if intervals are narrow enough"] if result.until is not None else []
     show_plan("measure", lines, loading.recipe, asked, request, result, loading.effort, cluster)
 

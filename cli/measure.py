@@ -38,6 +38,13 @@ class Result(Configuration):
         metavar="WIDTH",
         shown="all documents",
     )
+    plan: str | None = option(
+        None,
+        "A YAML file of the questions that the run is to answer, made before it.",
+        BASICS,
+        metavar="FILE",
+        shown="none, all is exploratory",
+    )
 
 
 @configured
@@ -52,7 +59,7 @@ def measure_command(
     dry_run: DryRun = False,
 ) -> None:
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
-    from forward_influence.cli.measuring import add_rules, measure_documents
+    from forward_influence.cli.measuring import add_rules, measure_documents, planned
 
     with waiting("starting"):
         from forward_influence.measurement.request import Request
@@ -64,12 +71,13 @@ def measure_command(
         add_rules(result.add, list(selectors), list(choices.compressors), loading)
         return
     request = Request(**vars(only_compressors(choices, given)))
+    plan, documents = planned(result.plan, documents, result.until)
     if dry_run:
         from forward_influence.cli.dry_run import show_measurement
 
-        show_measurement(request, documents, loading, cluster, result)
+        show_measurement(request, documents, loading, cluster, result, plan)
     else:
-        measure_documents(request, documents, result.out, result.until, loading, given)
+        measure_documents(request, documents, result.out, result.until, loading, given, plan)
 
 
 #: What may stand beside --add; everything else is the run's own.

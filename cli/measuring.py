@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from forward_influence.models.info import Card
     from forward_influence.models.resolving import Resolved
     from forward_influence.storage.run import Run
+    from forward_influence.storage.study_plan import StudyPlan
 
 
 def measure_documents(
@@ -32,9 +33,10 @@ def measure_documents(
     until: float | None,
     loading: Loading,
     given: Given,
+    plan: StudyPlan | None = None,
 ) -> None:
     """Measure a request on documents, and show the table; arguments as of `run_of`."""
-    run = run_of(request, asked, out, until, loading, given)
+    run = run_of(request, asked, out, until, loading, given, plan)
     _show(run)
     if request.verify:
         typer.echo(_verified(run))
@@ -51,6 +53,7 @@ def run_of(
     until: float | None,
     loading: Loading,
     given: Given | None = None,
+    plan: StudyPlan | None = None,
 ) -> Run:
     """The run of a request on documents; what it comes to is said before a model is loaded.
 
@@ -59,6 +62,7 @@ def run_of(
         out: the run folder or address; None for the default one.
         until: stop when every far interval is this narrow.
         given: the command's options, for the manifest, and for a better command where there are too few documents.
+        plan: the questions that the run is to answer.
     """
     from forward_influence.analysis.statistics.stopping import Until
     from forward_influence.execution.run import (
@@ -70,6 +74,7 @@ def run_of(
         request_configuration,
     )
     from forward_influence.measurement.memory import choose_chunk
+    from forward_influence.measurement.planned import check_plan
 
     stop = None if until is None else Until(until)
     with waiting("reading documents"):
@@ -81,7 +86,9 @@ def run_of(
     longest = request.longest(prepared.documents)
     skipped = tuple((s.name, s.reason) for s in prepared.skipped)
     command = "" if given is None else given.command
-    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command)
+    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command, plan)
+    if plan is not None:
+        check_plan(plan, request, len(prepared.documents))
     if out is not None:
         refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
     say_what_is_asked(request, prepared)
@@ -115,6 +122,26 @@ def run_of(
         compile=loading.effort.compile,
         trace_cache=loading.effort.cache_bytes(),
     )
+
+
+def planned(path: str | None, asked: Asked, until: float | None) -> tuple[StudyPlan | None, Asked]:
+    """The plan in a file, and the documents as many as it asks for.
+
+    Raises:
+        UsageError: it is no plan, or another number of documents is asked for.
+    """
+    if path is None:
+        return None, asked
+    from forward_influence.storage.study_plan import read_plan
+
+    plan = read_plan(path)
+    if until is not None:
+        raise UsageError(f"`until` and {path} both say on how many documents a run ends; leave out one of them")
+    if asked.max_documents is not None and asked.max_documents != plan.documents:
+        raise UsageError(
+            f"{path} asks for {plan.documents} documents, and `max_documents` is {asked.max_documents}; leave it out"
+        )
+    return plan, replace(asked, max_documents=plan.documents)
 
 
 def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:

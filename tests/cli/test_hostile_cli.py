@@ -99,6 +99,7 @@ def words(name: str, place: Path) -> list[str]:
         "inspect": ["inspect", *model, *texts, "--context", "60", "--protect-last", "8", "--selector", "recent"],
         "generate": ["generate", "hello there", *model, "--max-new-tokens", "3"],
         "plot": ["plot", none], "report": ["report", none], "compare": ["compare", none],
+        "across-models": ["across-models", none, none],
         "evaluate": ["evaluate", *model, "--items", "1", "--length", "256", "--task", "needle", "--compressor",
                      "recent", "--budget", "0.5", "--protocol", "seen", "--out", str(place / "evaluation")],
         "selectors": ["selectors"], "compressors": ["compressors"], "documents": ["documents", str(place / "texts")],
