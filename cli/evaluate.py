@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from forward_influence.analysis.formatting.held_words import HEADING, held_cell
+from forward_influence.analysis.formatting.held_words import HEADING, answer_cell, held_cell, protection
 from forward_influence.cli import tables
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import DryRun, Given, configured
 from forward_influence.cli.tables import Format, Shown, interval, p_value
 from forward_influence.cli.wording import in_options
@@ -29,7 +30,7 @@ from forward_influence.utils.configuration import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.storage.evaluation import Evaluation
 
 
@@ -49,6 +50,9 @@ class Table(Configuration):
     results: Path | None = option(None, "Show the table of this folder and evaluate nothing.", BASICS, shown="evaluate")
     shard: str = option("0/1", "i/n: do the i-th of n parts; run all n with one --out.", CLUSTER)
     baseline: str = option("full", "What differences are paired with, full or a compressor.", READING)
+    pass_at: int | None = option(
+        None, "Of several runs: the k of pass@k.", READING, least=1, shown="the number of runs"
+    )
     layout: Layout | None = option(
         None,
         "long: a row each, with intervals; paper: compressors by budgets.",
@@ -67,7 +71,7 @@ def evaluate_command(
     dry_run: DryRun = False,
 ) -> None:
     """Evaluate compressors on tasks that need no network; the same command again continues."""
-    from forward_influence.evaluation.run import Plan
+    from forward_influence.evaluation.plan import Plan
     from forward_influence.storage.evaluation import open_evaluation
 
     if table.results is not None:
@@ -82,7 +86,7 @@ def evaluate_command(
             show_evaluation(plan, recipe, choices, table, shown)
             return
         evaluation = _evaluated(recipe, plan, table.out, shard, given.command)
-    _show(evaluation, table.baseline, shown.form, table.layout)
+    _show(evaluation, table, shown.form)
     if shown.form is Format.table:
         typer.echo(f"results: {evaluation.folder}")
         typer.echo(f"picture: forward-influence plot {evaluation.folder} --kind retention")
@@ -99,15 +103,16 @@ def _evaluated(recipe: Recipe, plan: Plan, out: Path | None, shard: tuple[int, i
     from forward_influence.cli.progress import TerminalProgress
     from forward_influence.evaluation.run import default_folder, evaluate
 
-    loaded = recipe.loaded()
+    loaded = load_shown(recipe)
     where = out or default_folder(loaded, plan)
     return evaluate(loaded, plan, where, shard=shard, command=command, progress=TerminalProgress())
 
 
-def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | None) -> None:
+def _show(evaluation: Evaluation, asked: Table, form: Format) -> None:
     from forward_influence.analysis.measures.accuracy import accuracy_table
 
-    table = accuracy_table(evaluation.frame(), baseline)
+    baseline, layout = asked.baseline, asked.layout
+    table = accuracy_table(evaluation.frame(), baseline, asked.pass_at)
     if missing := evaluation.unfinished():
         typer.echo(f"{evaluation.folder}: {missing}", err=True)
     chosen = layout or (Layout.paper if form in (Format.markdown, Format.latex) else Layout.long)
@@ -115,7 +120,8 @@ def _show(evaluation: Evaluation, baseline: str, form: Format, layout: Layout | 
         typer.echo(tables.text(table, form), nl=False)
         return
     for title, part, notes in _parts(table, chosen, evaluation.configuration["model"], baseline):
-        lines = [*notes, *filter(None, [evaluation.manifest["model"].get("holding")])]
+        told = [protection(evaluation.configuration), evaluation.manifest["model"].get("holding")]
+        lines = [*notes, *filter(None, told)]
         if form is Format.table:
             tables.show(part, title)
             out = tables.console()
@@ -139,7 +145,9 @@ def _parts(table: pd.DataFrame, layout: Layout, model: str, baseline: str) -> li
             notes = [in_options(note) for note in accuracy_notes(part, baseline)]
             fewest, most = int(part["items"].min()), int(part["items"].max())
             items = str(most) if fewest == most else f"{fewest} to {most}"
-            title = f"{model}, question {protocol}, {length} tokens, {items} items"
+            runs = int(part["runs"].max())
+            sampled = f", {runs} runs each" if runs > 1 else ""
+            title = f"{model}, question {protocol}, {length} tokens, {items} items{sampled}"
             if layout is Layout.paper:
                 thought = "; chain of thought / direct" if part["reasons"].any() else ""
                 title = f"Accuracy (%): {title}{thought}; * differs from {baseline} (95%, paired)"
@@ -161,6 +169,8 @@ def _long(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
             f"minus {baseline} [95%]": interval(r["difference"], r["difference_low"], r["difference_high"], 2),
             "p": p_value(r["p"]),
             "better/worse": f"{r['better']}/{r['worse']}",
+            **_of_runs(r),
+            "answer": answer_cell(r),
             HEADING: held_cell(r),
             "cache": f"{r['cache_bytes'] / r['full_bytes']:.0%}",
             "compressing": f"{1000 * r['compress_seconds']:.0f} ms",
@@ -168,3 +178,10 @@ def _long(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
         for r in part.to_dict("records")
     ]
     return pd.DataFrame(rows)
+
+
+def _of_runs(row: dict[str, Any]) -> dict[str, str]:
+    """What is told of several runs only."""
+    if row["runs"] == 1:
+        return {}
+    return {f"pass@{row['k']} [95%]": interval(row["pass_at"], row["pass_low"], row["pass_high"], 2)}

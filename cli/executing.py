@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from forward_influence.cli.progress import waiting
 from forward_influence.errors import UsageError
 from forward_influence.utils.configuration import HARDWARE, Configuration, described, option
 from forward_influence.utils.defaults import CHUNK
@@ -82,5 +83,11 @@ class Loading:
             return None, self.executor.card()
         from forward_influence.models.info import Card
 
-        model = self.recipe.loaded(resolved)
+        model = load_shown(self.recipe, resolved)
         return model, Card.of(model)
+
+
+def load_shown(recipe: Recipe, resolved: Resolved | None = None) -> Model:
+    """The model, and a word that it is being loaded; arguments as of `Recipe.loaded`."""
+    with waiting(f"loading {recipe.model}", line=True):
+        return recipe.loaded(resolved)

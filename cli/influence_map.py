@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import Given, Only, configured
 from forward_influence.data.asked import Asked
 from forward_influence.errors import ForwardInfluenceError, UsageError
@@ -62,7 +63,7 @@ def influence_map_command(
     layout = document.layout
     if layout is not None:
         wanted = replace(wanted, context=layout.context, continuation=layout.continuation, layout=layout)
-    loaded = recipe.loaded(resolved)
+    loaded = load_shown(recipe, resolved)
     name = document.document.name
     frame = influence_map(loaded, document.segments[0], wanted, out, name=name, progress=TerminalProgress())
     from forward_influence.analysis.formatting import style

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import Given, Only, configured
 from forward_influence.data.asked import Asked
 from forward_influence.errors import ForwardInfluenceError, UsageError
@@ -73,7 +74,7 @@ def inspect_command(
     resolved = recipe.resolved()
     request.check_positions(resolved.positions, recipe.model)
     prepared = prepare_documents(replace(documents, max_documents=1), request.seed, resolved, request)
-    loaded = recipe.loaded(resolved)
+    loaded = load_shown(recipe, resolved)
     found = inspect_document(loaded, prepared.documents[0], request)
     if out is None:
         _show(found, layer, head)

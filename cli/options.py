@@ -15,7 +15,7 @@ import inspect
 import shlex
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union, get_args, get_origin, get_type_hints
 
@@ -35,10 +35,12 @@ class Given:
     Attributes:
         fields: that were typed or stand in the file.
         command: the command with what a file said typed out, which a manifest can repeat; "" where there was no file.
+        instead: the command, typed out, with other values of some fields; None leaves one out.
     """
 
     fields: frozenset[str] = frozenset()
     command: str = ""
+    instead: Callable[..., str] = field(default=lambda **values: "", repr=False, compare=False)
 
 
 class Only:
@@ -168,7 +170,7 @@ _FILE = Annotated[
         "--config",
         help="A YAML file of options by name; what is typed goes before it.",
         metavar="FILE",
-        show_default=False,
+        show_default="none",
     ),
 ]
 
@@ -176,7 +178,21 @@ _FILE = Annotated[
 #: For commands that can say what they would do, and what that costs.
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Run nothing: show what would be, what it costs, and the YAML that --config takes."),
+    typer.Option(
+        "--dry-run",
+        help="Run nothing: show what would be, what it costs, and the YAML that --config takes.",
+        show_default="off",
+    ),
+]
+
+#: For commands whose result a program may read.
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Write the result as JSON on standard output, and nothing else.",
+        show_default="off",
+    ),
 ]
 
 
@@ -219,9 +235,13 @@ def configured(command: Callable[..., None] | None = None, *, passes_over: Seque
         if own_context is not None:
             arguments[own_context] = context
         if given is not None:
-            words = [word for name, value in asked.items() for word in settings[name].words(value)]
-            typed_out = shlex.join(["forward-influence", context.info_name, *words])
-            arguments[given] = Given(frozenset(asked), "" if file is None else typed_out)
+
+            def typed_out(**values: Any) -> str:
+                all_values = {name: value for name, value in (asked | values).items() if value is not None}
+                words = [word for name, value in all_values.items() for word in settings[name].words(value)]
+                return shlex.join(["forward-influence", context.info_name, *words])
+
+            arguments[given] = Given(frozenset(asked), "" if file is None else typed_out(), typed_out)
         command(**arguments)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`plan`: what a measurement will cost, before any weights are loaded."""
+"""`plan`: what a measurement will cost, before any weights are loaded; and how many documents it needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.cli.costs import Load, costs
+from forward_influence.cli.costs import Load, costs, predicted
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Effort
 from forward_influence.cli.measure import Result
-from forward_influence.cli.options import Given, Only, configured
+from forward_influence.cli.options import AsJson, Given, Only, configured
+from forward_influence.cli.reading import Equal, Reading
+from forward_influence.cli.sizing import Sought, show_sizes
+from forward_influence.cli.tables import as_json
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.execution.cluster import Cluster
@@ -63,6 +66,11 @@ class Machine(Configuration):
 
 @configured(passes_over=(Recipe, Effort, Cluster, Result))
 def plan_command(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="With --detect: runs to learn from how much documents differ.", metavar="[RUN...]"),
+    ] = None,
+    *,
     recipe: Annotated[
         Recipe,
         Only(
@@ -77,15 +85,26 @@ def plan_command(
     machine: Machine,
     choices: Choices,
     effort: Annotated[Effort, Only("chunk")],
-    cluster: Annotated[
+    workers: Annotated[
         Cluster, Only("workers", workers=1, workers_help="Workers that share the documents; 0 is taken as 1.")
     ],
+    sought: Sought,
+    reading: Annotated[Reading, Only("baseline", "cluster")],
+    equal: Equal,
     given: Given,
+    json: AsJson = False,
 ) -> None:
-    """Predict tokens, operations, memory and hours of a measurement from the model's configuration alone.
+    """Predict what a measurement costs, from the model's configuration; or how many documents it needs, from a run.
 
     What `measure --dry-run` writes is planned with `--config FILE`.
     """
+    if runs or sought.detect is not None:
+        if json:
+            raise UsageError("--json is of what a measurement costs; leave it out beside a run")
+        show_sizes(*_sizing(runs, sought, given), reading, equal)
+        return
+    if misplaced := sorted(given.fields & _OF_RUNS):
+        raise UsageError(f"`{misplaced[0]}` is about a run that is there; give one: plan RUN --detect 1.2")
     from forward_influence.measurement.request import Request
 
     request = Request(**vars(only_compressors(choices, given)))
@@ -94,12 +113,36 @@ def plan_command(
     resolved = _resolved(recipe.model)
     request.check_positions(resolved.positions, recipe.model)
     count = _count(resolved, request, documents, machine, given)
-    for line in costs(resolved, request, recipe, Load(count, effort.chunk, machine.tflops, cluster.workers)):
+    load = Load(count, effort.chunk, machine.tflops, workers.workers)
+    if json:
+        typer.echo(as_json(predicted(resolved, request, recipe, load)), nl=False)
+        return
+    for line in costs(resolved, request, recipe, load):
         typer.echo(line)
+
+
+#: What is said of a run that is there; everything else, of a measurement to come.
+_OF_RUNS = frozenset(("baseline", "cluster", "margin", "detect"))
+
+
+def _sizing(runs: list[str] | None, sought: Sought, given: Given) -> tuple[list[str], float]:
+    """A run and the ratio to detect, which go together, and without what is said of a measurement to come.
+
+    Raises:
+        UsageError: naming what is missing, or too much.
+    """
+    if not runs:
+        raise UsageError("`detect` learns from a run how much documents differ; give its folder: plan RUN --detect 1.2")
+    if sought.detect is None:
+        raise UsageError(f"plan {runs[0]} says how many documents find a ratio; say which, --detect 1.2 for example")
+    if misplaced := sorted(given.fields - _OF_RUNS):
+        raise UsageError(f"`{misplaced[0]}` is about a measurement to come; leave it out beside a run")
+    return runs, sought.detect
 
 
 def _count(resolved: Resolved, request: Request, asked: Asked, machine: Machine, given: Given) -> int:
     """How many documents are planned for.
+
 
     Raises:
         UsageError: a number stands where documents are named, or the model has no tokenizer to cut them with.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from forward_influence.cli.reading import Reading
 from forward_influence.cli.wording import in_options
 from forward_influence.errors import ForwardInfluenceError, UsageError, did_you_mean
 from forward_influence.utils.configuration import BASICS, READING, Configuration, described, option
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @described
@@ -71,9 +74,20 @@ def plot_command(
         )
         figure = registry.draw(chosen.name, data)
         remarks = data.remarks(chosen.needs_selections)
+    save_picture(figure, path)
+    for line in [chosen.summary, *remarks, f"written to {path}"]:
+        typer.echo(in_options(line))
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure.
+
+    Raises:
+        ForwardInfluenceError: it cannot be written there.
+    """
+    from forward_influence.analysis.formatting import style
+
     try:
         style.save(figure, path)
     except OSError as error:
         raise ForwardInfluenceError(f"cannot write {path} ({error.strerror}); choose another `out`") from error
-    for line in [chosen.summary, *remarks, f"written to {path}"]:
-        typer.echo(in_options(line))

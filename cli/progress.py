@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
 from forward_influence.cli.wording import in_options
+
+
+@contextmanager
+def waiting(what: str, line: bool = False) -> Iterator[None]:
+    """Shows on standard error what takes a while, as long as it does, if that is a terminal.
+
+    Args:
+        line: elsewhere, say it in a line.
+    """
+    if not sys.stderr.isatty():
+        if line:
+            typer.echo(f"{what} ...", err=True)
+        yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    shown = Spinner("line", Text(f"{_printable(what)} ..."))  # of plain letters, which every terminal has
+    with Live(shown, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False):
+        yield
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class TerminalProgress:
@@ -44,12 +72,11 @@ class TerminalProgress:
             return
         self._done += tokens
         speed = self._done / max(time.monotonic() - self._started, 1e-9)
-        printable = "".join(c if c.isprintable() else "?" for c in what)[:60]
-        self._bar.update(self._task, advance=tokens, description=printable, speed=f"{speed:,.0f} tokens/s")
+        self._bar.update(self._task, advance=tokens, description=_printable(what)[:60], speed=f"{speed:,.0f} tokens/s")
 
     def message(self, text: str) -> None:
         """A line above the bar."""
-        line = "".join(c if c.isprintable() else "?" for c in in_options(text))
+        line = _printable(in_options(text))
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forward_influence.utils.configuration import READING, Configuration, described, option
+from forward_influence.utils.margins import MARGIN, check_margin
 
 
 @described
@@ -27,3 +28,20 @@ class Reading(Configuration):
     def inference(self) -> dict[str, Any]:
         """How intervals are made, in the words of `analysis`."""
         return {"cluster": self.cluster, "method": "bootstrap" if self.bootstrap else "t"}
+
+
+@described
+@dataclass(frozen=True)
+class Equal(Configuration):
+    """What is called equal."""
+
+    margin: float = option(
+        MARGIN,
+        "A ratio closer to 1 than by this factor is equal, 1.1 for +-10%: named before one looks.",
+        READING,
+        metavar="FACTOR",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_margin(self.margin)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forward_influence.cli import tables
+from forward_influence.cli.executing import load_shown
 from forward_influence.cli.options import Given, Only, configured
 from forward_influence.cli.tables import Format, Shown
 from forward_influence.data.asked import Asked
@@ -76,7 +77,7 @@ def screen_command(
     resolved = recipe.resolved()
     request.check_positions(resolved.positions, recipe.model)
     prepared = prepare_documents(documents, request.seed, resolved, request)
-    loaded = recipe.loaded(resolved)
+    loaded = load_shown(recipe, resolved)
     found: list[Screened] = []
     seconds = 0.0
     progress = TerminalProgress()

@@ -51,7 +51,7 @@ def selectors_command(
     if others := installed():
         typer.echo(f"From other packages: {', '.join(sorted(others))}")
     typer.echo("One of your own: path/to/rules.py:Rule or package.module:Rule. A press: kvpress:SnapKVPress.")
-    typer.echo("forward-influence selectors NAME explains one.")
+    typer.echo("To have one explained: forward-influence selectors NAME")
 
 
 def _needs(e: Explained) -> str:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-#: Field -> the option that fills it, of the command that runs; of the others where it has none of that name.
-_OPTIONS: dict[str, str] = {}
+#: Field -> the options that fill it and that switch it off, of the command that runs; of the others where it has none
+#: of that name.
+_OPTIONS: dict[str, tuple[str, str]] = {}
 _FIELD = re.compile(r"`([a-z][a-z_]*)(=False)?`")
 
 
@@ -22,7 +23,8 @@ def learn(group: Any, command: Any) -> None:
     for one in (*_commands(group), command):
         for parameter in one.params:
             if typed := [text for text in parameter.opts if text.startswith("--")]:
-                _OPTIONS[parameter.name] = typed[0]
+                off = [text for text in parameter.secondary_opts if text.startswith("--")]
+                _OPTIONS[parameter.name] = (typed[0], off[0] if off else f"--no-{typed[0][2:]}")
 
 
 def _commands(group: Any) -> Iterator[Any]:
@@ -33,12 +35,12 @@ def _commands(group: Any) -> Iterator[Any]:
 
 
 def in_options(text: str) -> str:
-    """A message with `field` as --option, and `field=False` as --no-option; what is no field stays as it is."""
+    """A message with `field` as --option and `field=False` as what switches it off; what is no field stays as it is."""
 
     def option(found: re.Match[str]) -> str:
         typed = _OPTIONS.get(found.group(1))
         if typed is None:
             return found.group()
-        return f"--no-{typed[2:]}" if found.group(2) else typed
+        return typed[1] if found.group(2) else typed[0]
 
     return _FIELD.sub(option, text)

@@ -46,10 +46,15 @@ class Cut(Displayed):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A document that is not measured, and why."""
+    """A document that is not measured, and why.
+
+    Attributes:
+        length: its tokens, where it is too short and could be measured with less context and continuation.
+    """
 
     name: str
     reason: str
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def cut(
     needed = segments * body
     if len(tokens) < needed:
         pieces = f" in {segments} segments" if segments > 1 else ""
-        return Skipped(document.name, f"{len(tokens)} tokens, {needed} needed{pieces}")
+        return Skipped(document.name, f"{len(tokens)} tokens, {needed} needed{pieces}", len(tokens))
     spare = len(tokens) - body
     starts = [0] if segments == 1 else [spare * i // (segments - 1) for i in range(segments)]
     pieces_ids = [leading + tokens[start : start + body] for start in starts]

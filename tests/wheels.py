@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from forward_influence.models.catalog import NamedModel, Wheel
+from forward_influence.utils.progress import Progress
 
 FILE = "tiny_model-1.0-py3-none-any.whl"
 MEMBER = "tiny_model/tiny.gguf"
@@ -51,7 +52,7 @@ class Converter:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, gguf: Path, folder: Path) -> None:
+    def __call__(self, gguf: Path, folder: Path, progress: Progress) -> None:
         self.calls += 1
         assert gguf.read_bytes() == CONTENT
         (folder / "config.json").write_text("{}")

@@ -40,3 +40,33 @@ def held_pair(one: float, other: float) -> str:
     if math.isnan(one) or math.isnan(other):
         return ""
     return entries(one) if is_equal(one, other) else f"{entries(one)} against {entries(other)}"
+
+
+def answer_cell(row: Mapping[str, Any]) -> str:
+    """ "212 tokens, 8% at limit": the mean length of answers, and how many ran into their limit; "212 tokens" where
+    that was not noted.
+
+    Args:
+        row: with `tokens` and `limited`.
+    """
+    length = f"{entries(row['tokens'])} tokens"
+    return length if math.isnan(row["limited"]) else f"{length}, {row['limited']:.0%} at limit"
+
+
+#: What an evaluation's `keep_prompt` says.
+_PROTECTION = {
+    "all": "every compressor keeps the prompt whole; budgets are of what is generated",
+    "none": "no compressor keeps the prompt whole",
+    "own": "each compressor keeps the prompt whole, or not, as its paper has it",
+}
+
+
+def protection(configuration: Mapping[str, Any]) -> str:
+    """Whether prompts stay whole while answers grow, in words; "" where caches are compressed before the answer only.
+
+    Args:
+        configuration: of an evaluation; folders made before this could be chosen have none of it.
+    """
+    if configuration.get("every") is None:
+        return ""
+    return f"prompt: {_PROTECTION[configuration.get('keep_prompt', 'own')]}"

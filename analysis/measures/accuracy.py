@@ -58,34 +58,55 @@ def paired_difference(
     return float(d.mean()), max(-1.0, up - down - half), min(1.0, up - down + half), p
 
 
-def accuracy_table(frame: pd.DataFrame, baseline: str = FULL) -> pd.DataFrame:
+def pass_at(correct: np.ndarray, runs: int, k: int) -> np.ndarray:
+    """The chance that at least one of k answers is right, estimated without bias from `runs` of them.
+
+    Args:
+        correct: (items,) how many of an item's answers are right.
+        k: 1 to `runs`.
+
+    Returns:
+        (items,) 1 - C(runs - correct, k) / C(runs, k) (Chen et al. 2021, arXiv:2107.03374, equation 1).
+    """
+    wrong = runs - np.asarray(correct)
+    return np.array([1 - math.comb(int(w), k) / math.comb(runs, k) for w in wrong], dtype=float)
+
+
+def accuracy_table(frame: pd.DataFrame, baseline: str = FULL, k: int | None = None) -> pd.DataFrame:
     """One row per task, length, protocol, compressor and budget, paired with `baseline` item by item.
+
+    Of several runs each item counts with its mean over them; intervals are bootstraps over items then.
 
     Args:
         frame: an evaluation's results (`Evaluation.frame()`).
         baseline: "full", or a compressor, which is then paired at the same budget.
+        k: of pass@k; None: as many as there are runs. An answer is right with a score of 1.
 
     Returns:
-        Columns `CELL`, items, accuracy, low, high, difference, difference_low, difference_high, p, better, worse,
-        same_response (share of items answered word for word as the baseline), `HELD` (means), pinned_first and
-        pinned_last (medians, NaN where nothing was removed), grain, baseline_held and baseline_grain (of what it is
-        paired with), cache_bytes, full_bytes, compress_seconds (medians). Differences are NaN for the baseline itself
-        and where no item has both.
+        Columns `CELL`, items, runs, accuracy, low, high, difference, difference_low, difference_high, p, better, worse,
+        same_response (share of answers that are word for word the baseline's), k, pass_at, pass_low, pass_high, tokens
+        (mean length of answers), limited (share that ran into the limit, NaN where it was not noted), `HELD` (means),
+        pinned_first and pinned_last (medians, NaN where nothing was removed), grain, baseline_held and baseline_grain
+        (of what it is paired with), cache_bytes, full_bytes, compress_seconds (medians). Differences are NaN for the
+        baseline itself and where no item has both.
 
     Raises:
-        UsageError: the baseline was not evaluated.
+        UsageError: the baseline was not evaluated, or k is larger than the number of runs.
     """
     known = frame["compressor"].unique().tolist()
     if baseline not in known:
         raise UsageError(f"{baseline!r} was not evaluated{did_you_mean(baseline, known)}; there are {', '.join(known)}")
+    runs = int(frame["run"].nunique())
+    if k is not None and not 1 <= k <= runs:
+        raise UsageError(f"`pass_at` {k}: there are {runs} runs of each item; give 1 to {runs}")
     where = ["task", "length", "protocol"]
-    references = {key: part.set_index("item") for key, part in _baselines(frame, baseline, where)}
+    references = {key: part.set_index(["item", "run"]) for key, part in _baselines(frame, baseline, where)}
     rows = []
     for key, part in frame.groupby(CELL, sort=False):
         cell = dict(zip(CELL, key, strict=True))
         reference_key = (*(cell[c] for c in where), *([] if baseline == FULL else [cell["budget"]]))
         reference = None if cell["compressor"] == baseline else references.get(reference_key)
-        rows.append({**cell, **_estimates(part, reference)})
+        rows.append({**cell, **_estimates(part, reference, k)})
     return pd.DataFrame(rows)
 
 
@@ -94,23 +115,31 @@ def _baselines(frame: pd.DataFrame, baseline: str, where: Sequence[str]) -> Any:
     return part.groupby([*where, *([] if baseline == FULL else ["budget"])], sort=False)
 
 
-def _estimates(part: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, Any]:
-    scores = part["score"].to_numpy(dtype=float)
-    accuracy, low, high = accuracy_interval(scores)
-    row: dict[str, Any] = {"items": len(part), "accuracy": accuracy, "low": low, "high": high}
+def _estimates(part: pd.DataFrame, reference: pd.DataFrame | None, k: int | None) -> dict[str, Any]:
+    by_item = part.groupby("item")["score"]
+    scores, runs = by_item.mean().to_numpy(dtype=float), int(by_item.size().min())
+    accuracy, low, high = _of_items(scores, runs)
+    row: dict[str, Any] = {"items": len(scores), "runs": runs, "accuracy": accuracy, "low": low, "high": high}
     nan = float("nan")
     row |= {"difference": nan, "difference_low": nan, "difference_high": nan, "p": nan}
     row |= {"better": 0, "worse": 0, "same_response": nan}
     if reference is not None:
-        columns = ["item", "score", "response"]
-        both = part[columns].merge(reference.reset_index()[columns], on="item", suffixes=("", "_reference"))
+        columns = ["item", "run", "score", "response"]
+        both = part[columns].merge(reference.reset_index()[columns], on=["item", "run"], suffixes=("", "_reference"))
         if len(both):
-            x, y = both["score"].to_numpy(float), both["score_reference"].to_numpy(float)
-            row |= dict(
-                zip(("difference", "difference_low", "difference_high", "p"), paired_difference(x, y), strict=True)
-            )
+            means = both.groupby("item")[["score", "score_reference"]].mean()
+            x, y = means["score"].to_numpy(float), means["score_reference"].to_numpy(float)
+            estimates = paired_difference(x, y) if runs == 1 else _paired_over_runs(x, y)
+            row |= dict(zip(("difference", "difference_low", "difference_high", "p"), estimates, strict=True))
             row |= {"better": int((x > y).sum()), "worse": int((x < y).sum())}
             row["same_response"] = float((both["response"] == both["response_reference"]).mean())
+    row["k"] = min(k or runs, runs)
+    right = part.assign(right=part["score"] == 1).groupby("item")["right"].sum().to_numpy()
+    counts = by_item.size().to_numpy()
+    chances = np.array([pass_at(right[i : i + 1], int(n), row["k"])[0] for i, n in enumerate(counts)])
+    row |= dict(zip(("pass_at", "pass_low", "pass_high"), _of_items(chances, runs), strict=True))
+    limited = part["limited"].dropna()
+    row |= {"tokens": float(part["new_tokens"].mean()), "limited": float(limited.mean()) if len(limited) else nan}
     row |= {name: float(part[name].mean()) for name in HELD}
     for name in ("pinned_first", "pinned_last", "cache_bytes", "full_bytes", "compress_seconds"):
         row[name] = float(part[name].median())
@@ -118,6 +147,19 @@ def _estimates(part: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, 
     if reference is not None:
         row |= {"baseline_held": float(reference["held"].mean()), "baseline_grain": _grain(reference)}
     return row
+
+
+def _of_items(values: np.ndarray, runs: int) -> tuple[float, float, float]:
+    """Mean over items (n,) and its interval; of several runs a bootstrap over items, whatever the values."""
+    if runs == 1:
+        return accuracy_interval(values)
+    return tuple(float(v) for v in bootstrap_interval(values))  # type: ignore[return-value]
+
+
+def _paired_over_runs(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean of x - y over items (n,), each a mean over runs; a bootstrap over items, and Wilcoxon's p-value."""
+    mean, low, high = bootstrap_interval(x - y)
+    return float(mean), float(low), float(high), wilcoxon(x - y)
 
 
 def _grain(part: pd.DataFrame) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forward_influence.analysis.measures.answers import plan_answers
 from forward_influence.analysis.measures.controls import controls, effects, spread
 from forward_influence.analysis.measures.crossover import crossovers
 from forward_influence.analysis.measures.decay import fit_decay, shares
+from forward_influence.analysis.measures.equivalence import equivalences, undecided
 from forward_influence.analysis.measures.identical import identical_rules, with_flags
 from forward_influence.analysis.measures.notes import Note, comparison_notes
 from forward_influence.analysis.measures.spans import has_spans, span_curves, span_names
@@ -37,6 +39,7 @@ from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.storage.run import Run
 from forward_influence.storage.shards import HELD
 from forward_influence.utils.distances import MIDDLE, NEAR, ZONES
+from forward_influence.utils.margins import MARGIN
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Comparison:
         fine: as `curves` in the narrow bins that crossovers were made from.
         zones: as `curves` in near, middle and far (column `zone`), which the table was made from.
         spans: as `table`, a row per rule and measured span (column `span`); empty where runs are measured by lengths.
+        equivalence: a row per rule and zone, `equivalence.equivalences`.
+        answers: a row per question of a run's plan and zone, `answers.plan_answers`; empty where no run had a plan.
+        baseline: as asked for.
         clustered, method: how intervals were made, as in `statistics.paired`.
     """
 
@@ -70,6 +76,9 @@ class Comparison:
     fine: pd.DataFrame
     zones: pd.DataFrame
     spans: pd.DataFrame = field(default_factory=pd.DataFrame)
+    equivalence: pd.DataFrame = field(default_factory=pd.DataFrame)
+    answers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    baseline: str = RANDOM
     clustered: bool = False
     method: Method = STUDENT
 
@@ -95,6 +104,7 @@ def compare(
     cluster: str | None = None,
     method: Kind = "t",
     pairs: Sequence[tuple[str, str]] | None = None,
+    margin: float = MARGIN,
     near: float = NEAR,
     middle: float = MIDDLE,
     read: Curves | None = None,
@@ -118,6 +128,7 @@ def compare(
         budgets: only these; all without any.
         cluster: field of the documents, such as "author": its groups are the unit.
         pairs: (A, B) for crossovers; by default every pair of rules that are no controls.
+        margin: ratios between 1 / margin and margin are equal; the questions of a plan have their own.
         read: curves of these runs where they were read before, with the same zones and cluster.
 
     Raises:
@@ -151,28 +162,35 @@ def compare(
     pairs_alike = identical_rules(fine)
     table = with_flags(table_of(zones, baseline, **options), pairs_alike)
     measured = list(zip(several, counts.tolist(), strict=True))
+    equal = equivalences(zones, baseline, margin, **options)
     return Comparison(
         table=table,
         decay=with_held(decay, zones),
         crossovers=with_held(crossed, zones, "rule", "over"),
         controls=with_held(controls(even, baseline, **options), zones, other="control_selector"),
         effects=with_held(effects(even, **options), zones),
-        remarks=comparison_notes(
-            measured,
-            table,
-            zones,
-            decay,
-            crossed,
-            finest=int((fine["high"] - fine["low"]).min()),
-            twice=twice,
-            cluster=cluster,
-            method=how,
-            alike=pairs_alike,
-        ),
+        remarks=[
+            *comparison_notes(
+                measured,
+                table,
+                zones,
+                decay,
+                crossed,
+                finest=int((fine["high"] - fine["low"]).min()),
+                twice=twice,
+                cluster=cluster,
+                method=how,
+                alike=pairs_alike,
+            ),
+            *(Note(line, ("table", "equivalence")) for line in undecided(equal)),
+        ],
         curves=log,
         fine=fine,
         zones=zones,
         spans=_by_span(several, name, baseline, budgets, cluster, options),
+        equivalence=equal,
+        answers=plan_answers(dict(zip(names, several, strict=True)), found.zones, cluster=cluster),
+        baseline=baseline,
         **options,
     )
 

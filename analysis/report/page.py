@@ -28,6 +28,7 @@ from forward_influence.analysis.reading.pairing import RANDOM, variants
 from forward_influence.analysis.report import about as report_about
 from forward_influence.analysis.report import tables as report_tables
 from forward_influence.analysis.report.findings import Evidence, Findings, findings
+from forward_influence.analysis.report.findings_planned import of_plans, planned_first
 from forward_influence.analysis.report.token_view import TokenView, token_view
 from forward_influence.analysis.statistics.inference import Kind
 from forward_influence.errors import UsageError
@@ -120,6 +121,7 @@ def report(
     tables = _Selected(data)
     pictures, not_drawn = _pictures(data)
     told = [part for group in groups for part in _findings(group, tables, len(groups) > 1)]
+    told = planned_first(of_plans(by_name, data.frames.zones, cluster), told)
     missing = [*unfinished(by_name, data.frames.zones), *_side_by_side(groups, by_name)]
     page: dict[str, Any] = {
         "title": title or f"Forward Influence: {', '.join(by_name)}",

@@ -68,7 +68,11 @@ def _held(row: Any) -> dict[str, Cell]:
 def comparison_tables(found: Comparison) -> list[Table]:
     """The tables of a comparison that have rows, each with what has to be said of it; the first with the rest too."""
     made = [(one, one.frame(found)) for one in measures().values() if not one.selections]
-    return [_made(one, frame, one.notes(found, only=True)) for one, frame in made if len(frame)]
+    return [
+        _made(one, frame, [*one.notes(found, only=True), *frame.attrs.get("notes", ())])
+        for one, frame in made
+        if len(frame)
+    ]
 
 
 def selection_tables(found: Comparison, selected: Selections, rules: int) -> list[Table]:

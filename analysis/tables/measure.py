@@ -28,6 +28,7 @@ class Measure:
         note: a line for under it, beside those that the comparison has about it; may be empty.
         place: where it stands in a report, smaller numbers first, those of one number by name.
         by_default: whether `compare` shows it unasked.
+        optional: whether it is left out of what is shown unasked where it has no rows.
         selections: whether it is made from saved selections; then `of_selections` is called, not `frame`.
         rules: how many rules it takes at least.
     """
@@ -39,6 +40,7 @@ class Measure:
     note: ClassVar[str] = ""
     place: ClassVar[int] = LAST
     by_default: ClassVar[bool] = False
+    optional: ClassVar[bool] = False
     selections: ClassVar[bool] = False
     rules: ClassVar[int] = 1
 

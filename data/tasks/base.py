@@ -57,6 +57,9 @@ class Task:
         reasons: whether the answer comes after a chain of thought.
         answer_tokens: the longest answer in tokens.
         until: a response ends where one of these begins.
+        fills: whether items are as long as they may be; otherwise `length` is a limit that they stay below.
+        paced: the answer's first words, `Item.answer_prefix`, are a thought: where the cache is compressed while the
+            answer grows, they are read as if they were generated.
         family: tasks of one family share their seeds: the same problem with and without a chain of thought has the
             same number; tables set the two side by side. Empty: the task's own name.
     """
@@ -66,6 +69,8 @@ class Task:
     reasons: ClassVar[bool] = False
     answer_tokens: ClassVar[int] = 16
     until: ClassVar[tuple[str, ...]] = ("\n",)
+    fills: ClassVar[bool] = True
+    paced: ClassVar[bool] = False
     family: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

@@ -7,14 +7,26 @@ from typing import Any, get_type_hints
 
 from forward_influence.data.tasks.base import Task
 from forward_influence.data.tasks.facts import Facts
+from forward_influence.data.tasks.passcode import Passcode
 from forward_influence.data.tasks.reasoning import Reasoning, ReasoningWithThought
 from forward_influence.data.tasks.retrieval import Needle, NeedleMultikey, NeedleMultivalue
+from forward_influence.data.tasks.thinking import Thinking
 from forward_influence.data.tasks.variables import Variables
 from forward_influence.errors import UsageError, did_you_mean
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Needle, NeedleMultikey, NeedleMultivalue, Variables, Facts, Reasoning, ReasoningWithThought)
+    for task in (
+        Needle,
+        NeedleMultikey,
+        NeedleMultivalue,
+        Variables,
+        Facts,
+        Reasoning,
+        ReasoningWithThought,
+        Thinking,
+        Passcode,
+    )
 }
 
 

@@ -241,6 +241,32 @@ def _refuse_unknown(name: str) -> None:
         )
 
 
+def explained_compressors() -> list[dict[str, str]]:
+    """What there is to say of every compressor, published ones first.
+
+    Rules of other packages, which are compressors too, are not loaded for it.
+
+    Returns:
+        `compressor`, `about`, `rule`, `scheme`, and `prompt`: whole or compressed.
+    """
+    from forward_influence.selectors import explained
+
+    found = []
+    for name in compressor_names():
+        named = NAMED.get(name)
+        if named is None:
+            rule = explained(discover()[name])
+            named = Named(name, rule.summary)
+            if not Needs.merge(rule.needs or ()).live:
+                continue
+        kept = "whole" if named.keeps_prompt or name == FULL else "compressed"
+        rule_of = "" if name == FULL else named.rule
+        found.append(
+            {"compressor": name, "about": named.about, "rule": rule_of, "scheme": named.scheme, "prompt": kept}
+        )
+    return found
+
+
 def compressor_names() -> Sequence[str]:
     """Names that `make_compressor` takes: published compressors, then rules."""
     return [*NAMED, *(rule for rule in discover() if rule not in NAMED)]

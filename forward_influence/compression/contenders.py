@@ -34,6 +34,7 @@ class Contender:
         protect_first: tokens pinned at the start.
         protect_last: tokens pinned at the end, a count or a share of what is kept; None: 64 or the rule's own window.
             Those of a window that comes on top of the budget (rpc) are that window.
+        keep_prompt: keep the prompt whole; None: as the compressor has it.
     """
 
     name: str
@@ -41,11 +42,18 @@ class Contender:
     every: int | None = None
     protect_first: int = PROTECT_FIRST
     protect_last: int | float | None = None
+    keep_prompt: bool | None = None
 
     @cached_property
     def compressor(self) -> Compressor:
         """What compresses."""
-        made = make_compressor(self.name, self.budget, every=self.every, protect_first=self.protect_first)
+        made = make_compressor(
+            self.name,
+            self.budget,
+            every=self.every,
+            protect_first=self.protect_first,
+            keep_prompt=None if self.name == FULL else self.keep_prompt,
+        )
         if self.protect_last is None or made.window_on_top:
             return made
         return dataclasses.replace(made, protect_last=self.protect_last)
@@ -92,6 +100,7 @@ def contenders(
     match_held: Sequence[int] = (),
     protect_first: int = PROTECT_FIRST,
     protect_last: int | float | None = None,
+    keep_prompt: bool | None = None,
     window: int = 0,
 ) -> list[Contender]:
     """The full cache first, then every compressor at every budget; all protect the same tokens.
@@ -99,6 +108,7 @@ def contenders(
     Args:
         match_held: instead of budgets: entries that every compressor holds per layer and head after each compression.
         protect_first, protect_last: as of `Contender`; None: 64, or the widest window that a rule observes from.
+        keep_prompt: as of `Contender`.
         window: the widest window of rules that are compared with them.
 
     Raises:
@@ -115,7 +125,9 @@ def contenders(
     if protect_last is None:
         protect_last = max([PROTECT_LAST, window, *(_window(make_compressor(name, every=every)) for name in names)])
     found = [Contender(FULL, "1.0", every, protect_first, protect_last)]
-    found += [Contender(name, budget, every, protect_first, protect_last) for name in names for budget in wanted]
+    found += [
+        Contender(name, budget, every, protect_first, protect_last, keep_prompt) for name in names for budget in wanted
+    ]
     for contender in found:
         _ = contender.compressor  # refused here rather than after a prefill
     return found

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from forward_influence.compression.compressor import Compressor
+from forward_influence.compression.drawing import FirstToken, Sampling
 from forward_influence.compression.session import compress
+from forward_influence.compression.side_by_side import BATCH, alike
 from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
 from forward_influence.instrument.compat import named_cache
@@ -32,6 +34,7 @@ class Generated:
         decode_seconds: of the tokens after the first, compressions included.
         stats: of the cache at the end.
         remarks: which of the checkpoint's generation settings do not hold, and why.
+        together: texts that were generated side by side; the seconds are of all of them.
     """
 
     text: str
@@ -41,6 +44,7 @@ class Generated:
     decode_seconds: float
     stats: Stats
     remarks: tuple[str, ...] = ()
+    together: int = 1
 
     @property
     def tokens_per_second(self) -> float:
@@ -49,20 +53,11 @@ class Generated:
 
 
 class _Streamer(TextStreamer):
-    """Hands finished words on, and notes when the first token came."""
+    """Hands finished words on."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._show = show
-        self.first_at: float | None = None
-        self._puts = 0
-
-    def put(self, value: Any) -> None:
-        """The prompt comes first, then each token."""
-        self._puts += 1
-        if self._puts == 2:
-            self.first_at = time.perf_counter()
-        super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Words that will not change any more."""
@@ -144,34 +139,126 @@ def generate(
         UsageError: a prompt that is empty or, with what is to be generated, beyond the model's positions.
         ForwardInfluenceError: it has tokens that the model does not know.
     """
+    asked = _Asked(_checked(model, prompt, chat, system, max_new_tokens, seed), seed)
+    drawing = Sampling(max_new_tokens, temperature, top_p)
+    return _written(model, [asked], compressor, drawing, _Streamer(model.tokenizer, show))[0]
+
+
+def generate_all(
+    model: Model,
+    prompts: Sequence[str],
+    compressor: Compressor,
+    *,
+    answers: int = 1,
+    batch: int = BATCH,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    chat: bool | None = None,
+    system: str | None = None,
+    done: Callable[[int, Generated], None] = lambda place, found: None,
+) -> list[Generated]:
+    """Generate after several prompts side by side, each as `generate` would alone, up to rounding.
+
+    Prompts that would not be what they are alone run one by one: of models whose rotary embedding depends on how long a
+    sequence gets, say.
+
+    Args:
+        answers: to each prompt; the j-th is drawn with seed + j.
+        batch: how many are generated side by side, at most.
+        max_new_tokens, temperature, top_p, seed, chat, system: as of `generate`.
+        done: is given each answer's place in the result and the answer, batch by batch.
+
+    Returns:
+        All answers to the first prompt, then to the second, and so on.
+
+    Raises:
+        UsageError: no prompt, or as `generate`.
+        ForwardInfluenceError: a prompt has tokens that the model does not know.
+    """
+    for name, value in (("answers", answers), ("batch", batch)):
+        if value < 1:
+            raise UsageError(f"`{name}` {value} is too small; give at least 1")
+    if not prompts:
+        raise UsageError("no prompt; give at least one")
+    if answers > 1 and temperature == 0:
+        raise UsageError(f"{answers} answers at temperature 0 would be the same; give a temperature, 0.7 say")
+    tokens = [_checked(model, prompt, chat, system, max_new_tokens, seed + answers - 1) for prompt in prompts]
+    asked = [_Asked(ids, seed + j) for ids in tokens for j in range(answers)]
+    drawing = Sampling(max_new_tokens, temperature, top_p)
+    alone = temperature > 0 and getattr(model.model.generation_config, "watermarking_config", None) is not None
+    found: dict[int, Generated] = {}
+    for group in alike(model, [len(one.tokens) + max_new_tokens for one in asked], 1 if alone else batch):
+        for place, one in zip(group, _written(model, [asked[i] for i in group], compressor, drawing), strict=True):
+            found[place] = one
+            done(place, one)
+    return [found[place] for place in range(len(asked))]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt's token ids, and the seed of its draws."""
+
+    tokens: list[int]
+    seed: int
+
+
+def _checked(model: Model, prompt: str, chat: bool | None, system: str | None, new: int, seed: int) -> list[int]:
+    """A prompt's token ids, if the model can go on from them.
+
+    Raises:
+        UsageError: it cannot.
+    """
     tokens = prompt_tokens(model.tokenizer, prompt, chat, system)
     require_known(model, tokens, "the prompt")
-    check_generation(len(tokens), max_new_tokens, seed, model.anatomy.positions, model.spec)
-    settings, remarks = for_people(model.model, max_new_tokens, temperature, top_p)
-    streamer = _Streamer(model.tokenizer, show)
+    check_generation(len(tokens), new, seed, model.anatomy.positions, model.spec)
+    return tokens
+
+
+def _written(
+    model: Model, asked: Sequence[_Asked], compressor: Compressor, drawing: Sampling, streamer: _Streamer | None = None
+) -> list[Generated]:
+    """What follows prompts in one batch."""
+    width = max(len(one.tokens) for one in asked)
+    settings, remarks = for_people(model.model, drawing.new, drawing.temperature, drawing.top_p)
+    ids = torch.full((len(asked), width), int(settings.pad_token_id), device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, shown, one in zip(ids, mask, asked, strict=True):
+        row[width - len(one.tokens) :] = torch.tensor(one.tokens, device=model.device)
+        shown[width - len(one.tokens) :] = 1
+    more: dict[str, Any] = {} if streamer is None else {"streamer": streamer}
+    if len(asked) > 1:
+        more |= drawing.row_by_row(settings, [one.seed for one in asked])
+    seeds = [one.seed for one in asked]
     devices = [model.device] if model.device.type == "cuda" else []
-    span = len(tokens) + max_new_tokens
-    with torch.random.fork_rng(devices=devices), compress(model, compressor, seed=seed, span=span) as cache:
-        torch.manual_seed(seed)
+    span = width + drawing.new
+    with (
+        torch.random.fork_rng(devices=devices),
+        compress(model, [compressor] * len(asked), seed=seeds, span=span) as cache,
+    ):
+        torch.manual_seed(asked[0].seed)
+        watch = FirstToken()
+        more["stopping_criteria"] = StoppingCriteriaList([watch, *cache.criteria(settings, model.tokenizer)])
         begun = time.perf_counter()
         output = run_generate(
-            model.model,
-            torch.tensor(tokens, device=model.device),
-            settings,
-            **named_cache(model.model, cache),
-            streamer=streamer,
-            tokenizer=model.tokenizer,
+            model.model, ids, settings, mask, **named_cache(model.model, cache), **more, tokenizer=model.tokenizer
         )
         ended = time.perf_counter()
-        stats = cache.stats
-    new = output[len(tokens) :].tolist()
-    first_at = streamer.first_at or ended
-    return Generated(
-        text=str(model.tokenizer.decode(new, skip_special_tokens=True)),
-        prompt_tokens=len(tokens),
-        new_tokens=len(new),
-        prefill_seconds=first_at - begun,
-        decode_seconds=ended - first_at,
-        stats=stats,
-        remarks=remarks,
-    )
+        stats = cache.row_stats
+    found = []
+    for row, one, held in zip(output, asked, stats, strict=True):
+        new = row[width : width + held.seen - len(one.tokens) + 1].tolist()  # the last token is not read any more
+        found.append(
+            Generated(
+                text=str(model.tokenizer.decode(new, skip_special_tokens=True)),
+                prompt_tokens=len(one.tokens),
+                new_tokens=len(new),
+                prefill_seconds=watch.at - begun,
+                decode_seconds=ended - watch.at,
+                stats=held,
+                remarks=remarks,
+                together=len(asked),
+            )
+        )
+    return found

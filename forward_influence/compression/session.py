@@ -10,39 +10,31 @@ is compressed where the schedule says so. Nothing of this stays when the block i
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
-from forward_influence.compression.choice import Held, choose, pins, remarks
 from forward_influence.compression.compressor import Compressor, make_compressor
-from forward_influence.compression.guard import guarded
+from forward_influence.compression.guard import criteria, guarded
 from forward_influence.compression.passes import Passes
-from forward_influence.compression.stats import Event, Stats
+from forward_influence.compression.rows import Rows
+from forward_influence.compression.stats import Stats
 from forward_influence.errors import UsageError
 from forward_influence.instrument.architecture import Anatomy, examine
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.given import given_model
 from forward_influence.instrument.instrument import Instrument
-from forward_influence.instrument.layer_kinds import cache_bytes
 from forward_influence.instrument.rotary import Rotation
 from forward_influence.instrument.rotary_span import depends_on_length
-from forward_influence.instrument.selective_layer import SelectiveLayer, indices
-from forward_influence.instrument.states import state_bytes
 from forward_influence.models.fingerprint import mark
-from forward_influence.models.holding import holding
 from forward_influence.models.loading import Model
 from forward_influence.selectors import Selector
 from forward_influence.selectors.protection import PROTECT_FIRST
-from forward_influence.tracing.evicted_trace import HeldTrace
-from forward_influence.tracing.part import Group
-from forward_influence.tracing.recorder import Recorder
 
 #: Model -> its mark when it was examined, and what was found.
 _anatomies: WeakKeyDictionary[PreTrainedModel, tuple[str, Anatomy]] = WeakKeyDictionary()
@@ -51,12 +43,15 @@ _anatomies: WeakKeyDictionary[PreTrainedModel, tuple[str, Anatomy]] = WeakKeyDic
 class CompressedCache(SelectiveCache):
     """The cache of a `compress` block; give it to `generate` or `model(...)` as `past_key_values`.
 
+    It holds one sequence, or those of a batch, each with its own entries.
+
     Attributes:
-        compressor: what compresses it.
+        compressor: what compresses it; of a batch, its first sequence.
     """
 
     compressor: Compressor
-    _session: Session | None
+    _rows: Rows | None
+    _final: tuple[Stats, ...] = ()
 
     @classmethod
     def of_layers(cls, layers: Any) -> SelectiveCache:
@@ -65,165 +60,72 @@ class CompressedCache(SelectiveCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Append to a layer; refused after the block, where nothing would keep its masks right."""
-        if self._session is None:
-            raise UsageError(
-                "this cache belongs to a `with compress(...)` block that was left; use it inside the block"
-            )
+        self._inside()
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     @property
     def stats(self) -> Stats:
-        """What is held now, and what it took; the last state after the block."""
-        return self._stats if self._session is None else self._session.stats()
+        """What is held now, and what it took; the last state after the block.
+
+        Raises:
+            UsageError: there are several sequences, see `row_stats`.
+        """
+        found = self.row_stats
+        if len(found) != 1:
+            raise UsageError(f"this cache holds {len(found)} sequences; ask for row_stats, a tuple of one for each")
+        return found[0]
+
+    @property
+    def row_stats(self) -> tuple[Stats, ...]:
+        """The same of each sequence of a batch; of one that has ended, when it did."""
+        return self._final if self._rows is None else tuple(row.stats() for row in self._rows.rows)
+
+    def apart(self) -> list[SelectiveCache]:
+        """A cache for each of several compressors, to read texts one by one before they are joined.
+
+        Pass them to the model as `past_key_values`: each is compressed where its compressor says so.
+        """
+        return self._inside().apart()
+
+    def join(self) -> None:
+        """Put the sequences that were read apart side by side: this cache is a batch's from now on.
+
+        Raises:
+            UsageError: the model has layers that cannot be put side by side.
+        """
+        self._inside().join()
+
+    def leave(self, places: Sequence[int]) -> None:
+        """Go on without the sequences at these places of the batch, which keep their `row_stats`."""
+        self._inside().leave(places)
+
+    def criteria(self, settings: GenerationConfig, tokenizer: Any) -> StoppingCriteriaList:
+        """What ends a text under these settings, watched, for a call of `generate` that goes past the block's guard.
+
+        Without it a sequence of a batch that has ended stays in it until all have.
+        """
+        rows = self._inside()
+        return criteria(rows, settings.eos_token_id, settings.stop_strings, tokenizer)
 
     def compress(self) -> None:
         """Compress now, whatever the schedule says."""
-        if self._session is None:
-            raise UsageError("this cache belongs to a `with compress(...)` block that was left")
-        self._session.compress()
+        self._inside().compress()
+
+    def _inside(self) -> Rows:
+        if self._rows is None:
+            raise UsageError(
+                "this cache belongs to a `with compress(...)` block that was left; use it inside the block"
+            )
+        return self._rows
 
     def reset(self) -> None:
-        """Refused: a new sequence takes a new block."""
-        raise UsageError("a compressed cache holds one sequence; open another `with compress(...)` block for the next")
+        """Refused: new sequences take a new block."""
+        raise UsageError("a compressed cache goes on with what it holds; open another `with compress(...)` block")
 
     def close(self) -> None:
         """The block is left."""
-        if self._session is not None:
-            self._stats, self._session = self._session.stats(), None
-
-
-class Session:
-    """One `compress` block: records what passes, and compresses when it is time."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        anatomy: Anatomy,
-        compressor: Compressor,
-        cache: CompressedCache,
-        span: int | None,
-    ) -> None:
-        self.model, self.compressor, self.cache = model, compressor, cache
-        self.layers, self.heads = cache.full_layers(), anatomy.kv_heads
-        needs = compressor.needs
-        self.rotation = Rotation(model, span or 1) if needs.rotation else None
-        self.recorder = Recorder(anatomy, cache, needs, model.device, self.rotation)
-        self.recorder.add_ready(model)
-        self.prompt = 0
-        self._events: list[Event] = []
-        self._remarks: dict[str, None] = dict.fromkeys(filter(None, [holding(anatomy.kinds)]))
-        self._contiguous: tuple[int, int] | None = None  # (last tokens that all held, tokens seen) when last compressed
-
-    def part(self, tokens: Tensor | None, hidden: Tensor, logits: Tensor | None) -> None:
-        """Tokens (q,) went through."""
-        self.recorder.after_pass(tokens, hidden, logits)
-
-    def end(self) -> None:
-        """A pass is over: compress if it is time, and stop recording if it will be no more."""
-        if self.prompt == 0:
-            self.prompt = self.recorder.seen
-        last = self._events[-1].seen if self._events else None
-        schedule, full = self.compressor.schedule, self.compressor.is_full
-        if not full and schedule.due(self.prompt, self.recorder.seen, last):
-            self.compress()
-        if self.recorder.on and (full or schedule.over(self.recorder.seen, self.prompt)):
-            self.recorder.stop()
-
-    def compress(self) -> None:
-        """Score what is held and evict the rest."""
-        if not self.recorder.on and not self.compressor.is_full:
-            raise UsageError("nothing was recorded since the prompt; give every=1024, say, to compress later on")
-        begun = self._now()
-        with torch.no_grad():
-            held = Held(
-                positions=[self._layer(i).positions() for i in self.layers],
-                seen=self.recorder.seen,
-                prompt=self.prompt,
-                contiguous=self._still_contiguous(),
-                number=len(self._events),
-            )
-            keep = choose(self.compressor, held, lambda g, s: self._trace(held, g, s), self._frame)
-            ends = None if keep is None else pins(self.compressor, held)[:2]
-            if keep is not None:
-                self._evict(keep)
-            self._remarks.update(dict.fromkeys(remarks(self.compressor, held)))
-        self._events.append(Event(held.seen, self._held(), self._now() - begun, ends))
-
-    def _trace(self, held: Held, group: Group, skip: int) -> HeldTrace:
-        return self.recorder.trace(group, held.of(group), self._evicted(), skip)
-
-    def _frame(self, positions: Tensor) -> HeldTrace:
-        group = Group(tuple(range(positions.shape[0])), tuple(range(positions.shape[1])), 0)
-        return self.recorder.trace(group, positions, True)
-
-    def _evicted(self) -> bool:
-        return any(self._layer(i).held != self._layer(i).seen for i in self.layers)
-
-    def _evict(self, keep: list[Tensor]) -> None:
-        for layer, kept in zip(self.layers, keep, strict=True):
-            index, holes = indices(kept)
-            stored = self._layer(layer)
-            stored.__dict__.update(stored.branch(index, holes, 0).__dict__)
-            self.recorder.evict(layer, index, holes)
-        counts = torch.stack([k.sum(-1) for k in keep])
-        tail = min(self._tail(k) for k in keep)
-        self._contiguous = (min(tail, int(counts.min())), self.recorder.seen)
-        self.recorder.prune([self._layer(i).positions() for i in self.layers])
-
-    @staticmethod
-    def _tail(keep: Tensor) -> int:
-        """How many of the last entries all heads keep."""
-        gone = (~keep).any(0).nonzero()
-        return int(keep.shape[1] - 1 - gone[-1]) if len(gone) else int(keep.shape[1])
-
-    def _still_contiguous(self) -> int:
-        if self._contiguous is None:
-            return self.recorder.seen
-        held, at = self._contiguous
-        return held + self.recorder.seen - at
-
-    def _layer(self, index: int) -> SelectiveLayer:
-        layer = self.cache.layers[index]
-        assert isinstance(layer, SelectiveLayer)
-        return layer
-
-    def _positions(self) -> tuple[Tensor, ...]:
-        return tuple(self._layer(i).positions() for i in self.layers)
-
-    def _held(self) -> Tensor:
-        """Entries per layer and kv head; a pass that failed may have left some layers empty."""
-        empty = torch.zeros(self.heads, dtype=torch.int64)
-        layers = [self._layer(i) for i in self.layers]
-        return torch.stack([empty if x.keys is None else (x.positions() >= 0).sum(-1).cpu() for x in layers])
-
-    def _now(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()
-
-    def stats(self) -> Stats:
-        """Up to now."""
-        return Stats(
-            layers=self.layers,
-            prompt=self.prompt,
-            seen=self.recorder.seen,
-            held=self._held(),
-            positions=self._positions(),
-            bytes=self.cache.bytes(),
-            full_bytes=sum(_full_bytes(layer) for layer in self.cache.layers),
-            events=tuple(self._events),
-            scoring_seconds=sum(event.seconds for event in self._events),
-            head_seconds=self.recorder.head_seconds,
-            remarks=tuple(self._remarks),
-        )
-
-
-def _full_bytes(layer: Any) -> int:
-    """What a layer would hold had nothing been removed; index keys as many as keys."""
-    if not isinstance(layer, SelectiveLayer):
-        return cache_bytes(layer)
-    held = [t for t in (layer.keys, layer.values, getattr(layer, "indexer_keys", None)) if t is not None]
-    return state_bytes(layer) + sum(t[0, ..., 0, :].numel() * layer.seen * t.element_size() for t in held)
+        if self._rows is not None:
+            self._final, self._rows = self.row_stats, None
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
@@ -237,7 +139,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
 @contextmanager
 def compress(
     model: Model | PreTrainedModel,
-    rule: str | Selector | Compressor = "infokv",
+    rule: str | Selector | Compressor | Sequence[Compressor] = "infokv",
     budget: str | float | int = 0.25,
     *,
     every: int | None = None,
@@ -246,7 +148,7 @@ def compress(
     protect_first: int = PROTECT_FIRST,
     protect_last: int | float | str | None = None,
     keep_prompt: bool | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     span: int | None = None,
 ) -> Iterator[CompressedCache]:
     """A cache that compresses itself while `model.generate(..., past_key_values=cache)` runs.
@@ -255,28 +157,33 @@ def compress(
         model: a loaded `Model`, or any transformers causal LM whose attention can be instrumented, compiled by torch or
             adapted by PEFT too; inside the block it runs uncompiled.
         rule, budget, every, prefill, scheme, protect_first, protect_last, keep_prompt: see `make_compressor`. A
-            ready `Compressor` brings its own.
-        seed: of random rules; default: the rule's own.
+            ready `Compressor` brings its own; several of them are for the sequences of a batch, one each. Otherwise
+            every sequence of a batch is compressed alike.
+        seed: of random rules, or one for each of several compressors; default: the rule's own.
         span: how long the sequence will get at most; layers with a sliding window at least that long count as full.
             Needed for models whose rotary embedding depends on it (LongRoPE, dynamic NTK): all of the sequence is
             rotated by the factors of that length.
 
     Yields:
-        The `CompressedCache`. It serves one sequence; its `stats` tell what is held.
+        The `CompressedCache`. Its `stats` tell what is held; of the sequences of a batch, which are padded on the left,
+        its `row_stats`. Each is compressed as it would be alone.
 
     Raises:
         UsageError: an unknown compressor, a budget of nothing, a model without full-attention layers, and later on
-            batches, padded prompts, generation settings that cannot be with a compressed cache (see
+            padding on the right, beam search and other generation settings that cannot be with a compressed cache (see
             `forward_influence.models.generation_settings`), or a forward pass without the cache.
     """
-    if isinstance(rule, Compressor):
-        compressor = rule
-    else:
-        pinned: dict[str, Any] = {"protect_first": protect_first, "protect_last": protect_last}
-        pinned["keep_prompt"] = keep_prompt
-        compressor = make_compressor(rule, budget, every=every, prefill=prefill, scheme=scheme, **pinned)
-    if seed is not None:
-        compressor = dataclasses.replace(compressor, rule=compressor.rule.at(seed))
+    compressors = _made(
+        rule,
+        seed,
+        budget,
+        every=every,
+        prefill=prefill,
+        scheme=scheme,
+        protect_first=protect_first,
+        protect_last=protect_last,
+        keep_prompt=keep_prompt,
+    )
     if isinstance(model, Model):
         model.require_unchanged()
     plain = model.model if isinstance(model, Model) else given_model(model)
@@ -292,16 +199,41 @@ def compress(
             f"every layer of {type(plain).__name__} has a sliding window, so that nothing can be compressed; if the "
             "sequence stays within it, say so with span=N"
         )
-    cache.compressor = compressor
-    session = cache._session = Session(plain, anatomy, compressor, cache, span)
+    cache.compressor = compressors[0]
+    reads = [compressor.needs for compressor in compressors]
     with ExitStack() as stack:
         stack.callback(cache.close)
-        if session.rotation is not None:
-            session.rotation.attach()
-            stack.callback(session.rotation.detach)
-            session.rotation.verify(plain, torch.zeros(1, dtype=torch.int64, device=plain.device), session.layers)
-        watched = anatomy.decoder_layers if compressor.needs.hidden else {}
-        instrument = stack.enter_context(Instrument(plain, session.recorder, watched, cache, span=span))
-        stack.enter_context(guarded(plain))
-        Passes(plain, cache, session, span).attach(instrument, stack)
+        cache._rows = None
+        rotation = Rotation(plain, span or 1) if any(needs.rotation for needs in reads) else None
+        if rotation is not None:
+            rotation.attach()
+            stack.callback(rotation.detach)
+            token = torch.zeros(1, dtype=torch.int64, device=plain.device)
+            rotation.verify(plain, token, cache.full_layers())
+        rows = cache._rows = Rows(plain, anatomy, compressors, cache, span, rotation)
+        watched = anatomy.decoder_layers if any(needs.hidden for needs in reads) else {}
+        instrument = stack.enter_context(Instrument(plain, None, watched, cache, span=span))
+        stack.enter_context(guarded(plain, rows))
+        Passes(plain, cache, rows, span).attach(instrument, stack)
         yield cache
+
+
+def _made(
+    rule: str | Selector | Compressor | Sequence[Compressor],
+    seed: int | Sequence[int] | None,
+    *arguments: Any,
+    **more: Any,
+) -> list[Compressor]:
+    """A compressor for each sequence, or one for all of them, with its seed."""
+    if isinstance(rule, str | Selector):
+        found = [make_compressor(rule, *arguments, **more)]
+    else:
+        found = [rule] if isinstance(rule, Compressor) else list(rule)
+    if not found:
+        raise UsageError("no compressor; give one, or one for each sequence")
+    if seed is None:
+        return found
+    seeds = [seed] * len(found) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(found):
+        raise UsageError(f"{len(seeds)} seeds came for {len(found)} compressors; give one for each")
+    return [dataclasses.replace(c, rule=c.rule.at(s)) for c, s in zip(found, seeds, strict=True)]

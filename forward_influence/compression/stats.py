@@ -36,6 +36,7 @@ class Stats:
         held: tokens held per layer and kv head now, (layers, kv_heads) int64.
         positions: which ones, of each layer (kv_heads, n) int64, ascending; -1 pads in front.
         bytes: of the tensors that hold keys and values, spare room included.
+        spare_bytes: of these, room that no entry fills yet.
         full_bytes: what they would be with every token held and no spare room.
         events: the compressions so far.
         scoring_seconds: scoring and evicting, head passes apart.
@@ -49,6 +50,7 @@ class Stats:
     held: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     positions: tuple[Tensor, ...] = field(default=(), repr=False)
     bytes: int = 0
+    spare_bytes: int = 0
     full_bytes: int = 0
     events: tuple[Event, ...] = ()
     scoring_seconds: float = 0.0

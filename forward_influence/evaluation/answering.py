@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from forward_influence.compression import Outcome, compress
-from forward_influence.compression.contenders import Contender
-from forward_influence.evaluation.batched import BATCH_BYTES, greedy, grouped
+from forward_influence.compression import Compressor, Outcome, compress
+from forward_influence.evaluation.decoding import Choice, continued, continued_apart, grouped
 from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import SelectiveCache
 from forward_influence.instrument.compat import named_cache
@@ -31,12 +30,14 @@ class Answer:
         tokens: how many were generated.
         seconds: of the batch that it was answered in.
         streams: answers in that batch.
+        limited: whether it ran into the limit of tokens before it was complete.
     """
 
     text: str
     tokens: int
     seconds: float
     streams: int
+    limited: bool
 
 
 class Clock:
@@ -83,26 +84,68 @@ def response_text(model: Model, tokens: Sequence[int], until: Sequence[str]) -> 
     return text
 
 
+def is_limited(tokens: list[int], limit: int, finished: Callable[[list[int]], bool]) -> bool:
+    """Whether an answer ended because it had as many tokens as it may have."""
+    return len(tokens) >= limit and not finished(tokens)
+
+
 def answer_side_by_side(
-    model: Model, caches: Sequence[SelectiveCache], question: Tensor, limit: int, until: Sequence[str], batched: bool
+    model: Model,
+    caches: Sequence[SelectiveCache],
+    question: Tensor,
+    limit: int,
+    until: Sequence[str],
+    most: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> list[Answer]:
-    """Greedy answers from several caches of one context.
+    """Answers from several caches of one context.
 
     Args:
         caches: are used up.
         question: (q,) tokens that each reads first.
         limit: most tokens of an answer.
-        batched: several at a time, or one by one.
+        most: how many at a time; None: as many as fit into `BATCH_BYTES`.
+        temperature: 0 is greedy; otherwise tokens are drawn from the whole distribution.
+        seeds: of each cache's draws, where tokens are drawn.
     """
     finished, clock = ending(model, until), Clock(model.device)
     answers: dict[int, Answer] = {}
-    for group in grouped([cache.bytes() for cache in caches], BATCH_BYTES if batched else 0):
+    for group in grouped([cache.bytes() for cache in caches], most=most):
         clock.lap()
-        found = greedy(model, [caches[i] for i in group], question, limit, finished)
+        choose = Choice(temperature, [seeds[i] for i in group] if seeds else ())
+        found = continued_apart(model, [caches[i] for i in group], question, limit, finished, choose)
         seconds = clock.lap()
         for i, tokens in zip(group, found, strict=True):
-            answers[i] = Answer(response_text(model, tokens, until), len(tokens), seconds, len(group))
+            limited = is_limited(tokens, limit, finished)
+            answers[i] = Answer(response_text(model, tokens, until), len(tokens), seconds, len(group), limited)
     return [answers[i] for i in range(len(caches))]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A text that is read and answered while its cache is compressed.
+
+    Attributes:
+        compressor: with its seed.
+        context: (c,) tokens, compressed after they were read; none: compressed first after the question.
+        question: (q,) tokens, at least one.
+        seed: of the answer's draws, where tokens are drawn.
+        pace: read the question so many tokens at a time, so that the cache is compressed as if it were generated; None:
+            in one pass.
+    """
+
+    compressor: Compressor
+    context: Tensor
+    question: Tensor
+    seed: int = 0
+    pace: int | None = None
+
+    def pieces(self) -> list[Tensor]:
+        """The question as it is read, (q,) tokens each; the last one has at least one."""
+        if self.pace is None:
+            return [self.question]
+        return list(self.question.split(self.pace))
 
 
 @dataclass(frozen=True)
@@ -126,54 +169,70 @@ class Grown:
 
 
 def answer_while_compressing(
-    model: Model,
-    contender: Contender,
-    context: Tensor,
-    question: Tensor,
-    limit: int,
-    until: Sequence[str],
-    seed: int = 0,
-    asked: Mapping[str, Any] | None = None,
-) -> Grown:
-    """Read a context, compress, read the question and answer, compressing as the answer grows.
+    model: Model, asked: Sequence[Asking], limit: int, until: Sequence[str], temperature: float = 0.0
+) -> list[Grown]:
+    """Read contexts one by one, compress them, read their questions, and answer side by side, compressing as the
+    answers grow; each as if alone.
 
     Args:
-        context: (c,) tokens, compressed after they were read; none: compressed first after the question.
-        question: (q,) tokens, at least one.
-        asked: settings of `generate` that a task asks for; without them greedy from the model's own logits. The
-            checkpoint's own settings do not hold, see `forward_influence.models.generation_settings`.
+        limit: most tokens of an answer.
+        temperature: 0 is greedy, from the model's own logits; otherwise tokens are drawn from the whole distribution.
+            The checkpoint's own settings do not hold, see `forward_influence.models.generation_settings`.
     """
     finished, clock = ending(model, until), Clock(model.device)
-    context, question = context.to(model.device), question.to(model.device)
-    span = len(context) + len(question) + limit
-    prefill = 0.0
-    with torch.no_grad(), compress(model, contender.compressor, seed=seed, span=span) as cache:
+    span = max(len(one.context) + len(one.question) for one in asked) + limit
+    prefills, first, seconds = [], [], 0.0
+    choose = Choice(temperature, [one.seed for one in asked])
+    with torch.no_grad(), compress(model, [one.compressor for one in asked], span=span) as cache:
+        for one, own in zip(asked, cache.apart(), strict=True):
+            clock.lap()
+            if len(one.context):
+                run(backbone(model.model), one.context.to(model.device)[None], own)
+            prefills.append(clock.lap() if len(one.context) else 0.0)
+            *before, last = (piece.to(model.device)[None] for piece in one.pieces())
+            for piece in before:
+                run(backbone(model.model), piece, own)
+            first.append(next_logits(model.model, last, own)[0])
+            seconds += clock.lap()
+        if len(asked) > 1:
+            cache.join()
+        answers = continued(model, cache, torch.stack(first), limit, finished, cache.leave, choose)
+        seconds += clock.lap()
+        stats = cache.row_stats
+    return [
+        Grown(
+            Answer(
+                response_text(model, tokens, until),
+                len(tokens),
+                seconds,
+                len(asked),
+                is_limited(tokens, limit, finished),
+            ),
+            Outcome.after(held),
+            held.bytes,
+            held.full_bytes,
+            prefill,
+            held.scoring_seconds,
+        )
+        for tokens, held, prefill in zip(answers, stats, prefills, strict=True)
+    ]
+
+
+def answer_as_asked(model: Model, one: Asking, limit: int, until: Sequence[str], settings: Mapping[str, Any]) -> Grown:
+    """The same of a single text with settings of `generate`, as a task of the harness asks for them."""
+    finished, clock = ending(model, until), Clock(model.device)
+    context, question = one.context.to(model.device), one.question.to(model.device)
+    span, prefill = len(context) + len(question) + limit, 0.0
+    with torch.no_grad(), compress(model, one.compressor, span=span) as cache:
         if len(context):
             run(backbone(model.model), context[None], cache)
             prefill = clock.lap()
-        if asked:
-            tokens = _generated(model, cache, torch.cat([context, question]), limit, finished, asked)
-        else:
-            tokens = _greedy(model, cache, question, limit, finished)
+        tokens = _generated(model, cache, torch.cat([context, question]), limit, finished, settings)
         seconds = clock.lap()
         stats = cache.stats
-    answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1)
+    limited = is_limited(tokens, limit, finished)
+    answer = Answer(response_text(model, tokens, until), len(tokens), seconds, 1, limited)
     return Grown(answer, Outcome.after(stats), stats.bytes, stats.full_bytes, prefill, stats.scoring_seconds)
-
-
-def _greedy(
-    model: Model, cache: SelectiveCache, question: Tensor, limit: int, finished: Callable[[list[int]], bool]
-) -> list[int]:
-    """The same as `streams.greedy` with one cache that goes on compressing itself."""
-    answer: list[int] = []
-    read = question
-    for _ in range(limit):
-        token = next_logits(model.model, read[None], cache)[0].argmax()
-        answer.append(int(token))
-        if finished(answer):
-            break
-        read = token[None]
-    return answer
 
 
 def _generated(

@@ -24,8 +24,8 @@ class EvaluationChoices(Configuration):
     )
     tasks: tuple[str | Task, ...] = option(
         ("needle", "variables", "facts"),
-        "needle, needle-multikey, needle-multivalue, variables, facts, reasoning, reasoning-cot; each with "
-        "[:key=value,...]; repeatable.",
+        "needle, needle-multikey, needle-multivalue, variables, facts, reasoning, reasoning-cot, thinking, passcode; "
+        "each with [:key=value,...]; repeatable.",
         BASICS,
         typed="task",
     )
@@ -36,6 +36,20 @@ class EvaluationChoices(Configuration):
         "seen: the question is compressed with the context; unseen: it comes after; or both.",
         MEASURED,
         choices=("seen", "unseen", "both"),
+    )
+    batch: int | None = option(
+        None,
+        "Answers that are generated side by side, at most.",
+        BASICS,
+        least=1,
+        most=1_000_000,
+        shown="all of an item",
+    )
+    runs: int = option(
+        1, "Answers to each item, at a temperature above 0; all compressors draw alike.", BASICS, least=1, most=1000
+    )
+    temperature: float = option(
+        0.0, "0 is greedy; otherwise tokens are drawn from the whole distribution.", MEASURED, least=0
     )
     chat: bool | None = option(None, "Use the chat template.", MEASURED, shown="where there is one")
     seed: int = option(0, "Of the items and of random rules.", MEASURED)
@@ -55,6 +69,13 @@ class EvaluationChoices(Configuration):
         "Last tokens that are always kept: a count, or a share of what is kept (0.25); at most half of it.",
         BUDGETS,
         shown="64",
+    )
+    keep_prompt: str | None = option(
+        None,
+        "Whose prompts stay whole while the answer grows: all compressors', none's, or each its own way.",
+        BUDGETS,
+        choices=("all", "none", "own"),
+        shown="all, where sizes allow",
     )
     every: int | None = option(
         None,

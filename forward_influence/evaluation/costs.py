@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forward_influence.compression.contenders import needs_of
-from forward_influence.evaluation.run import Plan
+from forward_influence.evaluation.plan import Plan
 from forward_influence.models.sizes import Sizes, forward_operations, head_operations
 
 
@@ -36,15 +36,16 @@ def evaluation_cost(sizes: Sizes, plan: Plan) -> EvaluationCost:
     for task in plan.parsed_tasks:
         for length in plan.lengths:
             times = plan.items * len(plan.protocols)
-            prefills = 1 if together else len(found)
+            count = plan.runs * len(found)
+            prefills = 1 if together else count
             longest = task.answer_tokens
             prefill = forward_operations(sizes, 0, length) + (head_operations(sizes, length) if head else 0.0)
             answer = forward_operations(sizes, length, longest) + head_operations(sizes, longest)
-            answers += times * len(found)
-            tokens += times * (prefills * length + len(found) * longest)
-            operations += times * (prefills * prefill + len(found) * answer)
+            answers += times * count
+            tokens += times * (prefills * length + count * longest)
+            operations += times * (prefills * prefill + count * answer)
             held = [c.compressor.kept(length, length) for c in found]
             each = [sizes.cache_bytes(length + longest, kept + longest) for kept in held]
             whole = sizes.cache_bytes(length)
-            cache = max(cache, whole + sum(each) if together else whole + sizes.cache_bytes(longest))
+            cache = max(cache, whole + plan.runs * sum(each) if together else whole + sizes.cache_bytes(longest))
     return EvaluationCost(answers, tokens, operations, cache)

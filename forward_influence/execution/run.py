@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from forward_influence.errors import ForwardInfluenceError, UsageError
 from forward_influence.execution.executors import Executor, LocalExecutor, Task
 from forward_influence.influence.refusals import check_model
 from forward_influence.influence.state_ablation import require_states
+from forward_influence.measurement.planned import check_plan
 from forward_influence.measurement.request import Request
 from forward_influence.measurement.slices import check_slices
 from forward_influence.measurement.token_counts import run_tokens
@@ -32,6 +33,7 @@ from forward_influence.storage.run import (
     open_run,
 )
 from forward_influence.storage.shards import part_stem
+from forward_influence.storage.study_plan import StudyPlan, refuse_other_plan
 from forward_influence.utils.defaults import CHUNK
 from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.versions import versions
@@ -53,6 +55,7 @@ class Source:
         sample, max_documents: as asked for.
         skipped: (name, reason) of documents that were not measured.
         command: the command that started the run.
+        plan: the questions that the run is to answer, made before it.
     """
 
     documents: tuple[str, ...] = ()
@@ -60,6 +63,7 @@ class Source:
     max_documents: int | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     command: str = ""
+    plan: StudyPlan | None = None
 
 
 def build_manifest(
@@ -84,6 +88,7 @@ def build_manifest(
         "documents": entries,
         "remarks": list(request.remarks),
         "skipped": [{"name": name, "reason": reason} for name, reason in source.skipped],
+        **({} if source.plan is None else {"plan_sha256": source.plan.sha256}),
         **circumstances({"chunk": chunk, "threads": threads, "device": card.device}, source.command),
     }
 
@@ -96,6 +101,7 @@ def request_configuration(spec: str, documents: Sequence[Cut], request: Request,
         "document_fingerprints": [d.document.fingerprint for d in documents],
         "sample": source.sample,
         "max_documents": source.max_documents,
+        **({} if source.plan is None else {"plan": source.plan.content}),
         **request.configuration(),
     }
 
@@ -133,13 +139,17 @@ def refuse_other_run(out: str | os.PathLike[str], wanted: Mapping[str, Any]) -> 
     there = run.configuration
     if run.is_abandoned():
         return
+    refuse_other_plan(path, there.get("plan"), wanted.get("plan"))
     if fields := differing_fields({key: there.get(key) for key in wanted}, wanted):
         raise UsageError(f"{path} holds a run of another configuration ({'; '.join(fields)}); choose another `out`")
 
 
 def default_folder(card: Card, documents: Sequence[Cut], request: Request, source: Source) -> Path:
-    """runs/MODEL-DOCUMENTS-HASH: the same request always means the same folder, so that it continues by itself."""
-    digest = configuration_hash(build_configuration(card, documents, request, source))
+    """runs/MODEL-DOCUMENTS-HASH: the same request always means the same folder, so that it continues by itself.
+
+    Whatever its plan: who changes that after the run began is told, and not given another folder.
+    """
+    digest = configuration_hash(build_configuration(card, documents, request, replace(source, plan=None)))
     words = [Path(card.spec).name, *(Path(spec).name for spec in source.documents)]
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:60]
     return Path("runs") / f"{readable}-{digest[:8]}"
@@ -199,7 +209,10 @@ def measure(
     layers = card.full_layers(longest.span)
     check_slices(request, layers, card.kv_heads)
     threads = threads or getattr(executor, "threads", None) or torch.get_num_threads()
-    manifest = build_manifest(card, documents, request, source or Source(), chunk, threads)
+    source = source or Source()
+    if source.plan is not None:
+        check_plan(source.plan, request, len(documents))
+    manifest = build_manifest(card, documents, request, source, chunk, threads)
     manifest["execution"]["compile"] = compile
     by_stem = {part_stem(d.document.name, d.document.fingerprint): d for d in documents}
     with held_for_writing(out):

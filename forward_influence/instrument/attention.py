@@ -132,14 +132,14 @@ def attend(
     causal: bool = False,
     gate: Tensor | None = None,
 ) -> Tensor:
-    """Attention output (1, query_heads, q, d_v).
+    """Attention output (batch, query_heads, q, d_v).
 
     Args:
-        query: (1, query_heads, q, d).
-        key, value: (1, kv_heads, k, d), (1, kv_heads, k, d_v).
-        mask: bool (True: visible) or additive, (1, 1 | kv_heads | query_heads, q, k); None: everything is visible,
-            unless `causal`.
-        bias: additive position bias, broadcastable to (1, query_heads, q, k).
+        query: (batch, query_heads, q, d).
+        key, value: (batch, kv_heads, k, d), (batch, kv_heads, k, d_v).
+        mask: bool (True: visible) or additive, (batch | 1, 1 | kv_heads | query_heads, q, k); None: everything is
+            visible, unless `causal`.
+        bias: additive position bias, broadcastable to (batch, query_heads, q, k).
         causal: with no mask and as many keys as queries, the ordinary causal pattern.
         gate: (kv_heads | 1, k) added to the logits of each key: the logarithm of a factor on its weight. Gradients
             reach it without a (q, k) matrix being kept, where there is neither soft-capping nor a sink nor a bias.
@@ -239,6 +239,10 @@ def _attend_by_hand(
     causal: bool,
 ) -> Tensor:
     """Attention with soft-capping or sinks, which fused kernels lack; blocks of queries bound the memory."""
+    if query.shape[0] > 1:
+        each = range(query.shape[0])
+        given = [(query[i : i + 1], key[i : i + 1], value[i : i + 1], _of_row(mask, i), _of_row(bias, i)) for i in each]
+        return torch.cat([_attend_by_hand(q, k, v, geometry, m, b, causal) for q, k, v, m, b in given])
     heads, length = query.shape[1], query.shape[2]
     if mask is None and causal:
         mask = causal_tail(length, key.shape[2], query.device)[None, None]
@@ -255,6 +259,11 @@ def _attend_by_hand(
         weights = softmax_with_sinks(logits, geometry.sinks).to(value.dtype)
         outputs.append((weights @ value[0][:, None]).reshape(heads, -1, value.shape[-1]))
     return torch.cat(outputs, dim=1)[None]
+
+
+def _of_row(part: Tensor | None, i: int) -> Tensor | None:
+    """What one sequence of a batch has of a tensor (batch | 1, ...)."""
+    return part if part is None or part.shape[0] == 1 else part[i : i + 1]
 
 
 def _rows(extra: Tensor, rows: slice, logits: Tensor) -> Tensor:

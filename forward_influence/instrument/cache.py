@@ -9,7 +9,7 @@ instrument's attention function uses instead (see `own_mask`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -19,6 +19,9 @@ from forward_influence.errors import UsageError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.layer_kinds import cache_bytes, goes_on, holds_entries, masking, selective
 from forward_influence.instrument.selective_layer import SelectiveLayer, indices
+
+if TYPE_CHECKING:
+    from forward_influence.instrument.batch import Padding
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -54,10 +57,12 @@ class SelectiveCache(Cache):
         room: tokens to make room for at once.
 
     Attributes:
+        padding: what the layers of a cache for several sequences share; None for one sequence.
         updated: the layer that was appended to last; some models tell their attention no other way which it is.
         picking: the layer whose indexer picked last; layers without one take what it picked.
     """
 
+    padding: Padding | None = None
     updated: int | None = None
     picking: int | None = None
 
@@ -130,6 +135,10 @@ class SelectiveCache(Cache):
     def bytes(self) -> int:
         """Bytes of all that is held: keys, values, states."""
         return sum(cache_bytes(layer) for layer in self.layers)
+
+    def spare_bytes(self) -> int:
+        """Bytes of room that no entry fills yet, which `bytes` counts."""
+        return sum(layer.spare_bytes() for layer in self.layers if isinstance(layer, SelectiveLayer))
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Refused: prompt lookup and assisted decoding take tokens back that selection may have counted."""

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
@@ -18,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from forward_influence.errors import ForwardInfluenceError
 from forward_influence.instrument.active import active
 from forward_influence.instrument.attention import Geometry, attend, causal_tail
+from forward_influence.instrument.batch import seeing_something
 from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.compat import attention_implementations
 from forward_influence.instrument.given import uncompiled
@@ -54,7 +56,10 @@ class Recorder(Protocol):
     """Sees what passes through the model."""
 
     def attention(self, layer: int, query: Tensor, key: Tensor, geometry: Geometry, biased: bool) -> None:
-        """Called before a layer attends: query (1, query_heads, q, d), key (1, kv_heads, k, d) as the cache gave it."""
+        """Called before a layer attends: query (1, query_heads, q, d), key (1, kv_heads, k, d) as the cache gave it.
+
+        In a batch the first axis is the sequences'.
+        """
 
     def hidden(self, layer: int, states: Tensor) -> None:
         """Called with a decoder layer's output (1, q, hidden), before the final norm."""
@@ -209,6 +214,11 @@ def beside(
         instrument.recorder, instrument.cache = kept
 
 
+def _of_batch(mask: Tensor) -> Tensor:
+    """A model's mask for sequences of a batch: tokens that only pad see nothing in it, which would give NaN."""
+    return seeing_something(mask) if mask.dtype == torch.bool and mask.shape[2] > 1 else mask
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -239,6 +249,12 @@ def _attention(
     index = attending_layer(module, cache)
     if instrument.recorder is not None and index is not None:
         instrument.recorder.attention(index, query, key, geometry, position_bias is not None)
+    batched = instrument.cache is not None and instrument.cache.padding is not None
+    if batched and position_bias is not None:
+        raise ForwardInfluenceError(
+            f"{type(module).__name__} adds a bias for positions to its attention, which differs between sequences of a "
+            "batch; run them one by one"
+        )
     mask, causal = attention_mask, False
     length, held = query.shape[2], key.shape[2]
     layer = None if cache is None or index is None else holding_layer(cache, index, key)
@@ -248,7 +264,9 @@ def _attention(
         gate = layer.gates()
         mask = own_mask if own else mask
     if not own:
-        if mask is not None and mask.shape[-1] < held:
+        if batched and mask is not None:
+            mask = _of_batch(mask[..., -held:])
+        elif mask is not None and mask.shape[-1] < held:
             mask = causal_tail(length, held, query.device)[None, None]  # the model's fits a layer that holds less
         elif mask is not None:
             mask = mask[..., :held]

@@ -23,7 +23,7 @@ from forward_influence.instrument.backbone import backbone
 from forward_influence.instrument.cache import text_config
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import depends_on_length, rotary_modules
-from forward_influence.instrument.turns import READINGS, Reading, Turn, fits, no_turn, two_planes
+from forward_influence.instrument.turns import READINGS, Reading, Turn, fits, no_turn, planes_of
 from forward_influence.utils.numerics import at_least_float32
 
 #: Where the token is put: at the start, where most rotations are none, and at two others.
@@ -34,12 +34,26 @@ _Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a rotary module: its arguments, hidden states without their memory, and the two tensors it gave."""
+    """One call of a rotary module: its arguments, hidden states without their memory, and the two tensors it gave.
+
+    Attributes:
+        planes: (sequences, positions, width) each; the first one stands for all but in a batch.
+    """
 
     module: nn.Module
     inputs: tuple[Any, ...]
     named: dict[str, Any]
-    output: tuple[Tensor, Tensor]
+    planes: tuple[Tensor, Tensor]
+
+    @property
+    def output(self) -> tuple[Tensor, Tensor]:
+        """(positions, width) each, of the first sequence."""
+        return self.planes[0][0], self.planes[1][0]
+
+    def of_row(self, row: int, skipped: int) -> tuple[Tensor, Tensor]:
+        """The same of a sequence of a batch, without its first tokens, which only pad."""
+        place = min(row, len(self.planes[0]) - 1)  # one may serve all
+        return self.planes[0][place, skipped:], self.planes[1][place, skipped:]
 
     def at(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """What the module gives at other positions (p,), in `like`'s dtype."""
@@ -55,9 +69,9 @@ class _Call:
         # the whole model.
         module = copy.deepcopy(self.module, {id(hooks): OrderedDict() for hooks in _hooks_of(self.module)})
         output = module(*map(swapped, self.inputs), **{name: swapped(value) for name, value in self.named.items()})
-        found = two_planes(output)
+        found = planes_of(output)
         assert found is not None  # it was when it was noted
-        return found
+        return found[0][0], found[1][0]
 
 
 class Rotation:
@@ -66,6 +80,9 @@ class Rotation:
     Args:
         model: the model.
         length: tokens of the sequence that it is about, where that is known; the factors of some models depend on it.
+
+    Attributes:
+        row, skipped: which sequence of a batch it is about, and how many of its tokens in the running pass only pad.
 
     Raises:
         UsageError: it has no rotary embedding.
@@ -80,6 +97,11 @@ class Rotation:
         self._calls: dict[_Key, _Call] = {}
         self._ways: dict[int, tuple[_Call, _Key, Reading] | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.row = self.skipped = 0
+
+    def of_row(self) -> Rotation:
+        """The same for one sequence of a batch; the passes that this one notes are its own, too."""
+        return copy.copy(self)
 
     def attach(self) -> None:
         """Start noting the (cos, sin) of each forward pass."""
@@ -94,7 +116,7 @@ class Rotation:
         self._calls.clear()
 
     def _note_call(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        found = two_planes(output)
+        found = planes_of(output)
         if found is None:
             return
         inputs, named = _light(inputs), dict(zip(named, _light(tuple(named.values())), strict=True))
@@ -166,7 +188,7 @@ class Rotation:
         if way is None:
             return rotated
         _, key, reading = way
-        return _turn(reading, self._calls[key].output, rotated).undo(rotated)
+        return _turn(reading, self._calls[key].of_row(self.row, self.skipped), rotated).undo(rotated)
 
     def lengths(self, layer: int, heads: Tensor) -> Tensor:
         """Lengths of the pairs of channels that a layer rotates, of (heads, q, d): (heads, q, pairs); none, no pair.

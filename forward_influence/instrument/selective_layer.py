@@ -13,7 +13,7 @@ from forward_influence.instrument.attention import causal_tail
 from forward_influence.instrument.compat import Unbounded, query_count
 
 #: Tokens that a growing store makes room for at once: what is spare counts as held memory.
-_SPARE = 64
+SPARE = 64
 
 
 class SelectiveLayer(Unbounded, CacheLayerMixin):
@@ -69,12 +69,27 @@ class SelectiveLayer(Unbounded, CacheLayerMixin):
         assert self._key_store is not None and self._value_store is not None
         if size <= self._key_store.shape[-2]:
             return
-        size += _SPARE
+        size += SPARE
         for name in ("_key_store", "_value_store"):
             old = getattr(self, name)
             new = old.new_empty(*old.shape[:2], size, old.shape[-1])
             new[:, :, : self.held] = old[:, :, : self.held]
             setattr(self, name, new)
+
+    def show(self, keys: Tensor, values: Tensor) -> None:
+        """Hold what a store for several sequences holds of this one, (1, kv_heads, held, d)."""
+        self.keys = self._key_store = keys
+        self.values = self._value_store = values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds all it has seen, in order."""
+        return self.held == self.seen and self.holes is None and self._in_order()
+
+    def evict(self, index: Tensor, holes: Tensor | None) -> None:
+        """Hold only the entries at `index` (kv_heads, kept) from now on; as `branch`."""
+        self.__dict__.update(self.branch(index, holes, 0).__dict__)
 
     def _expose(self) -> None:
         assert self._key_store is not None and self._value_store is not None
@@ -100,7 +115,7 @@ class SelectiveLayer(Unbounded, CacheLayerMixin):
         Called after `update` with the query's own keys at the end. A layer that holds all it has seen leaves the mask
         to the model.
         """
-        if self.held == self.seen and self.holes is None and self._in_order():
+        if self.whole:
             return False, None
         if self.holes is None:
             tail = causal_tail(query_length, self.held, self.keys.device)
@@ -199,6 +214,11 @@ class SelectiveLayer(Unbounded, CacheLayerMixin):
         """Bytes of the tensors that hold keys and values, spare room included."""
         stores = (self._key_store, self._value_store)
         return sum(s.numel() * s.element_size() for s in stores if s is not None)
+
+    def spare_bytes(self) -> int:
+        """Bytes of room that no entry fills yet, which `bytes` counts."""
+        stores = [s for s in (self._key_store, self._value_store) if s is not None]
+        return sum((s.shape[-2] - self.held) * s.element_size() * (s.numel() // s.shape[-2]) for s in stores)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: beams would need one selection each."""

@@ -128,10 +128,11 @@ READINGS = tuple(
 )
 
 
-def two_planes(output: object) -> tuple[Tensor, Tensor] | None:
-    """What a rotary module gave as two tensors (positions, width); None where it is neither a pair nor complex.
+def planes_of(output: object) -> tuple[Tensor, Tensor] | None:
+    """What a rotary module gave as two tensors (sequences, positions, width); None for neither a pair nor complex.
 
-    Leading axes are a batch of one, or the axes of a picture, which are equal for text.
+    Sequences are those of a batch, or one for all of them. Where the axes of a picture come before them, which are
+    equal for text, the first ones are the sequences of the first axis.
     """
     if isinstance(output, Tensor) and output.is_complex():
         output = (output.real, output.imag)
@@ -142,12 +143,12 @@ def two_planes(output: object) -> tuple[Tensor, Tensor] | None:
         return None
     if first.dim() < 2 or first.shape[-1] == 0 or not first.is_floating_point():
         return None
-    return _plane(first), _plane(second)
+    return _planes(first), _planes(second)
 
 
-def _plane(values: Tensor) -> Tensor:
-    """(..., positions, width) -> (positions, width)."""
-    return values.reshape(-1, *values.shape[-2:])[0]
+def _planes(values: Tensor) -> Tensor:
+    """(..., positions, width) -> (sequences, positions, width)."""
+    return values.reshape(-1, *values.shape[-2:])
 
 
 def fits(turn: Turn, head_size: int) -> bool:

@@ -50,6 +50,7 @@ HONOURED = frozenset(
         "min_new_tokens",
         "min_p",
         "no_repeat_ngram_size",
+        "num_return_sequences",
         "output_hidden_states",
         "output_logits",
         "output_scores",
@@ -70,7 +71,7 @@ HONOURED = frozenset(
     }
 )
 
-#: What belongs to beams, assistants, caches or models of other kinds: with one sequence and a cache that is given it
+#: What belongs to beams, assistants, caches or models of other kinds: without beams and with a cache that is given it
 #: changes nothing.
 WITHOUT_EFFECT = frozenset(
     {
@@ -126,7 +127,7 @@ def _more_than_one(value: Any) -> bool:
     return value is not None and value > 1
 
 
-_SEVERAL = "takes several sequences, and a compressed cache holds one"
+_SEVERAL = "lets sequences take each other's places, and in a compressed cache each holds entries of its own"
 _GOES_BACK = "takes tokens back, which a compressed cache cannot"
 
 #: Settings, and arguments of `generate` that decide as much.
@@ -138,7 +139,6 @@ REFUSED: dict[str, Refusal] = {
         lambda v: v not in (None, "dynamic", "hybrid"), "a cache of that kind would take its place"
     ),
     "num_beams": Refusal(_more_than_one, f"beam search {_SEVERAL}", 1, chooses=True),
-    "num_return_sequences": Refusal(_more_than_one, f"that {_SEVERAL}", 1),
     "constraints": Refusal(_given, f"constrained beam search {_SEVERAL}", chooses=True),
     "force_words_ids": Refusal(_given, f"constrained beam search {_SEVERAL}", chooses=True),
     "penalty_alpha": Refusal(lambda v: v is not None and v > 0, f"contrastive search {_SEVERAL}", chooses=True),
@@ -169,6 +169,7 @@ _DRAWING = {
 #: The form of what `generate` returns, and lengths that `max_new_tokens` stands for: not a checkpoint's to say.
 _FORM = (
     "max_length",
+    "num_return_sequences",
     "output_hidden_states",
     "output_logits",
     "output_scores",
@@ -279,20 +280,27 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | bool) or value is None else printable(str(value))
 
 
-def run_generate(model: PreTrainedModel, tokens: Tensor, config: GenerationConfig, **more: Any) -> Tensor:
-    """What the model writes after tokens (n,) with these settings and no others: (n + new,) token ids.
+def run_generate(
+    model: PreTrainedModel, tokens: Tensor, config: GenerationConfig, mask: Tensor | None = None, **more: Any
+) -> Tensor:
+    """What the model writes after tokens with these settings and no others, those tokens in front.
 
     The class's own `generate` runs, not one that a checkpoint's code put in its place.
 
     Args:
+        tokens: (n,), or (rows, n) padded on the left.
+        mask: (rows, n), 0 where a token only pads.
         more: further arguments of `generate`: a cache, a streamer, stopping criteria.
+
+    Returns:
+        (n + new,) or (rows, n + new) token ids.
     """
-    ids = tokens[None]
+    ids = tokens if tokens.dim() == 2 else tokens[None]
     with _alone(model, config):
         output: Tensor = type(model).generate(  # type: ignore[operator]
-            model, ids, attention_mask=torch.ones_like(ids), generation_config=config, **more
+            model, ids, attention_mask=torch.ones_like(ids) if mask is None else mask, generation_config=config, **more
         )
-    return output[0]
+    return output if tokens.dim() == 2 else output[0]
 
 
 @contextmanager
@@ -306,6 +314,20 @@ def _alone(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
+def in_force(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> Any:
+    """A setting's value in a call of `generate`, given its arguments by their names."""
+    return _found(model, given, name)[0]
+
+
+def _found(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> tuple[Any, str]:
+    """The same, and where it comes from."""
+    if name in given:
+        return given[name], "as passed to generate"
+    if getattr(given.get("generation_config"), name, None) is not None:
+        return getattr(given["generation_config"], name), "as the generation_config that was passed has it"
+    return getattr(model.generation_config, name, None), "as the model's generation_config has it"
+
+
 def settled(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the settings of a call of `generate` with a compressed cache; arguments to add to the call.
 
@@ -315,14 +337,9 @@ def settled(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a setting that cannot be with a compressed cache, wherever it comes from.
     """
-    passed, own = given.get("generation_config"), model.generation_config
 
     def found(name: str) -> tuple[Any, str]:
-        if name in given:
-            return given[name], "as passed to generate"
-        if getattr(passed, name, None) is not None:
-            return getattr(passed, name), "as the generation_config that was passed has it"
-        return getattr(own, name, None), "as the model's generation_config has it"
+        return _found(model, given, name)
 
     for name, refusal in REFUSED.items():
         value, origin = found(name)

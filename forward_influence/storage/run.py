@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -47,6 +47,9 @@ from forward_influence.storage.shards import (
     read_part,
 )
 from forward_influence.utils.files import file_sha256, remove_unfinished, sha256, storing, write_whole
+
+if TYPE_CHECKING:
+    from forward_influence.storage.study_plan import StudyPlan
 
 __all__ = [
     "KINDS",
@@ -117,6 +120,20 @@ class Run:
         planned: list[dict[str, Any]] = self.manifest["documents"]
         stopped = self.stopped
         return planned if stopped is None else planned[: stopped["documents"]]
+
+    @property
+    def plan(self) -> StudyPlan | None:
+        """The questions that the run was to answer, made before it; None where there was no plan.
+
+        Raises:
+            UsageError: what the manifest holds is no plan.
+        """
+        content = self.configuration.get("plan")
+        if content is None:
+            return None
+        from forward_influence.storage.study_plan import plan_of  # brings pydantic, which most runs do without
+
+        return plan_of(content, f"the plan of {self.where}")
 
     @property
     def stopped(self) -> dict[str, Any] | None:
@@ -349,13 +366,20 @@ def create_or_continue(folder: str | os.PathLike[str], manifest: Mapping[str, An
         mirror.pull()
     refuse_foreign(path, *_OURS)
     there = open_run(folder) if (path / MANIFEST).exists() else None
+    begun = there is not None and there._has_parts()
+    if there is not None and begun:
+        plans = [configuration.get("plan") for configuration in (there.configuration, manifest["configuration"])]
+        if any(plans):
+            from forward_influence.storage.study_plan import refuse_other_plan  # brings pydantic
+
+            refuse_other_plan(path, *plans)
     content = to_continue(
         path,
         None if there is None else there.manifest,
         manifest,
         schema=SCHEMA_VERSION,
         kind=None,
-        begun=there is not None and there._has_parts(),
+        begun=begun,
     )
     if content is None:
         assert there is not None  # it stays as it is

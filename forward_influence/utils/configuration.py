@@ -88,7 +88,7 @@ class Configuration:
         for name, said in options_of(type(self)).items():
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
-                if said.choices and one not in said.choices:
+                if said.choices and one is not None and one not in said.choices:
                     known = f"{', '.join(said.choices[:-1])} or {said.choices[-1]}"
                     raise UsageError(f"`{name}` {one} is unknown{did_you_mean(str(one), said.choices)}; it is {known}")
             if value is None or isinstance(value, str | tuple):

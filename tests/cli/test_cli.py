@@ -113,10 +113,11 @@ def test_bad_input_is_one_line_and_exit_code_two(capsys, place, monkeypatch, arg
     rule = [] if "--selector" in arguments else ["--selector", "recent"]
     code, _, err = call(capsys, *common(place), *rule, *arguments)
     assert code == exit_code
-    lines = [line for line in err.splitlines() if not line.startswith("skipped")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert words in lines[0]
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert words in lines[-1]
+    before = [line for line in lines[:-1] if not line.startswith("skipped")]
+    assert not before or "--device" in arguments
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_what_is_wrong_with_a_rule_is_said_with_its_name(capsys, place, tmp_path
     assert code == 2
     assert words in err
     assert "bad" in err
-    assert len([line for line in err.splitlines() if not line.startswith("skipped")]) == 1, "once, not per document"
+    assert len([line for line in err.splitlines() if "bad" in line]) == 1, "once, not per document"
     assert "Traceback" not in err
 
 
@@ -236,3 +237,96 @@ def test_manifest_says_how_to_repeat(capsys, place, tmp_path):
     assert manifest["model"]["fingerprint"]
     assert manifest["configuration"]["protect_last"] == 8
     assert manifest["documents"][0]["fingerprint"]
+
+
+def test_what_is_about_to_be_measured_is_said_before(capsys, place, tmp_path):
+    asked = [*common(place), "--selector", "recent", "--max-documents", "2", "--out", tmp_path / "run"]
+    code, _, err = call(capsys, *asked)
+    assert code == 0
+    lines = dict(line.split(None, 1) for line in err.splitlines())
+    assert "2 of 3 are long enough for 60 + 40 tokens" in lines["documents"] or "2 with 60 + 40" in lines["documents"]
+    assert lines["budget"] == "0.2: drops 12 of 48 candidates per layer and head (20% of the 60 context tokens)"
+    assert "second" in lines["time"]
+    assert err.index("documents ") < err.index("budget ") < err.index("loading ") < err.index("time ")
+    _, _, err = call(capsys, *asked)
+    assert "all of it was measured before" in err
+
+
+@pytest.mark.parametrize(("sizes", "change"), [([900, 380], "--context"), ([900, 900], "--max-documents")])
+def test_too_few_documents_get_a_command_that_measures_enough(capsys, place, tmp_path, monkeypatch, sizes, change):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(8):
+        words = [f"word{(i + 7) * j % 97}" for j in range(400)]
+        (folder / f"{i}.txt").write_text(" ".join(words)[: sizes[i % 2]])
+    given = ["--context", "120", "--continuation", "280", "--protect-last", "8", "--selector", "recent"]
+    most = ["--max-documents", "3"] if change == "--max-documents" else []
+    asked = ["measure", "--model", str(place / "model"), "--documents", str(folder), *given, *most]
+    code, _, err = call(capsys, *asked)
+    assert code == 0
+    [line] = [line for line in err.splitlines() if line.startswith("too few")]
+    command = shlex.split(line.partition("this would do: ")[2])
+    assert command[0] == "forward-influence" and change in command
+    code, out, err = call(capsys, *command[1:])
+    assert code == 0 and "too few" not in err
+    assert len(open_run(out.split("run: ")[1].splitlines()[0]).measured()) >= 6
+
+
+def test_quickstart_gives_a_picture_and_three_sentences(capsys, place, tmp_path, monkeypatch):
+    import torch
+    from tiny import tiny_model
+
+    monkeypatch.chdir(tmp_path)
+    sizes = {"vocab_size": tiny_files.VOCABULARY, "tie_word_embeddings": False, "max_position_embeddings": 1024}
+    tiny_files.save_tiny(tmp_path / "model", tiny_model("llama", torch.float32, **sizes))
+    code, out, err = call(capsys, "quickstart", "--model", "model", "--documents", place / "texts")
+    assert code == 0, err
+    sentences = [line for line in out.splitlines() if line.endswith(".")]
+    assert len(sentences) == 3
+    assert sentences[0].startswith("Without the tokens that attention ranks highest, the next 64 predictions shift ")
+    assert "as many random entries" in sentences[0] and "as many random whole tokens" in sentences[1]
+    assert sentences[2].startswith("2 documents can only show")
+    assert (tmp_path / "runs" / "quickstart" / "plots" / "decay.png").read_bytes().startswith(b"\x89PNG")
+    run = open_run("runs/quickstart")
+    assert f" {_near_ratio(run, 'attention', 'random'):.2g} times as much" in sentences[0]
+    assert f" {_near_ratio(run, 'entropy', 'random:per=token'):.2g} times as much" in sentences[1]
+
+
+def _near_ratio(run, rule: str, control: str) -> float:
+    """A rule's mean KL over the first 64 positions as a multiple of its control's: geometric mean over documents."""
+    import numpy as np
+
+    frame = run.curves().query("kind == 'condition'")
+    floors = run.curves().query("kind == 'noise_floor'")
+    means = {}
+    for name in (rule, control):
+        for document, rows in frame[frame["selector"] == name].groupby("document"):
+            floor = floors[floors["document"] == document]["kl"].map(np.mean).mean()
+            means[name, document] = np.mean([np.mean(kl[:64]) for kl in rows["kl"]]) - floor
+    documents = {document for _, document in means}
+    return float(np.exp(np.mean([np.log(means[rule, d] / means[control, d]) for d in documents])))
+
+
+def test_results_as_json(capsys, place, tmp_path):
+    code, out, err = call(capsys, *common(place), "--selector", "recent", "--json", "--out", tmp_path / "run")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["run"] == str(tmp_path / "run") and found["measured"] == found["documents"] == 3
+    [rule] = found["rules"]
+    frame = open_run(tmp_path / "run").curves().query("kind == 'condition'")
+    assert rule["selector"] == "recent" and rule["near"] > 0 and len(frame) == 3
+    code, out, _ = call(capsys, "plan", "--model", place / "model", "--count", "7", "--tflops", "1", "--context", "200",
+                        "--continuation", "100", "--json")  # fmt: skip
+    assert code == 0
+    planned = json.loads(out)
+    assert planned["documents"] == 7 and planned["throughput"] == 1e12 and planned["memory_bytes"] > 0
+    assert planned["hours"] == pytest.approx(planned["operations"] / 1e12 / 3600)
+    code, out, _ = call(capsys, "generate", "--model", place / "model", "--compressor", "full", "--max-new-tokens", "5",
+                        "--json", "the tide")  # fmt: skip
+    assert code == 0
+    [text] = json.loads(out)
+    assert text["new_tokens"] == 5 and text["seen"] == text["prompt_tokens"] + 4
+    assert text["bytes"] == text["full_bytes"] and {n for layer in text["held"] for n in layer} == {text["seen"]}

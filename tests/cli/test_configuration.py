@@ -79,8 +79,9 @@ def test_every_field_is_an_option_with_the_fields_words(part):
 
 
 def _options(command):
-    """All options of a command and of those within it, --help apart."""
-    own = [p for p in command.params if p.param_type_name == "option" and p.name not in ("help", "dry_run", "config")]
+    """All options of a command and of those within it, apart from those about the command as a whole."""
+    whole = ("help", "dry_run", "config", "json")
+    own = [p for p in command.params if p.param_type_name == "option" and p.name not in whole]
     return own + [p for one in getattr(command, "commands", {}).values() for p in _options(one)]
 
 
@@ -96,7 +97,7 @@ def test_every_option_of_every_command_comes_from_a_field(name):
 def test_choices_that_stand_elsewhere_too_are_the_same():
     assert options_of(Choices)["mode"].choices == MODES
     assert options_of(Estimates)["by"].choices == WAYS
-    shown = [one.name for one in measures().values() if one.by_default]
+    shown = [one.name for one in measures().values() if one.by_default and not one.optional]
     assert options_of(Wanted)["show"].shown == ", ".join(shown)
 
 
@@ -379,7 +380,7 @@ def test_a_dry_run_of_a_text_says_what_it_came_to(capsys, place, tmp_path, monke
     (tmp_path / "e.yaml").write_text(out)
     code, _, err = call(capsys, "generate", "--config", tmp_path / "e.yaml", prompt)
     assert code == 0, err
-    said, came_to = _lines(out), dict(line.split(": ", 1) for line in err.splitlines())
+    said, came_to = _lines(out), dict(line.split(": ", 1) for line in err.splitlines()[1:])
     length = int(said["prompt"].split()[0])
     assert came_to["tokens"].startswith(f"{length} of the prompt, 30 generated")
     assert said["held"].split(" per layer")[0] == came_to["held"].split(" in each")[0]

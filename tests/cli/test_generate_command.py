@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 import tiny_files
@@ -47,9 +48,12 @@ def test_the_full_cache_writes_what_transformers_writes(capsys, folder):
 
 def test_the_report_says_what_is_held(capsys, folder):
     given = ["--model", folder, "--compressor", "infokv", "--budget", "20", "--every", "8", "--max-new-tokens", "30"]
+    given += ["--compress-prompt"]
     code, _, err = call(capsys, *given, PROMPT)
     assert code == 0, err
-    lines = dict(line.split(": ", 1) for line in err.splitlines())
+    first, *others = err.splitlines()
+    assert first == f"loading {folder} ..."
+    lines = dict(line.split(": ", 1) for line in others)
     assert "30 generated" in lines["tokens"]
     seen = int(lines["tokens"].split("; ")[1].split()[0])
     length = int(lines["tokens"].split()[0])
@@ -98,6 +102,35 @@ def test_chat_and_system_messages(capsys):
     assert again[0] == again[1] != again[2]
 
 
+def test_several_prompts_are_written_as_each_alone(capsys, folder, tmp_path):
+    """Side by side, from options and a file; one that ends early too. The reference is the command for each."""
+    prompts = [PROMPT, "ships", "low tide at noon, high tide at six in the evening, and so on", "a"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts[2:]) + "\n\n")
+    given = ["--model", folder, "--dtype", "float64", "--compressor", "infokv", "--budget", "0.4", "--every", "6"]
+    given += ["--max-new-tokens", "20", "--temperature", "0.9", "--top-p", "0.9", "--seed", "3"]
+    alone = [call(capsys, *given, prompt) for prompt in prompts]
+    more = ["--prompt", prompts[1], "--prompt-file", tmp_path / "prompts.txt"]
+    for batch in ("1", "3", "8"):
+        code, out, err = call(capsys, *given, *more, "--batch", batch, prompts[0])
+        assert code == 0, err
+        texts = dict(zip(*[iter(part for part in re.split(r"^=== (.*)\n", out, flags=re.M) if part)] * 2, strict=True))
+        assert texts == {f"prompt {i} of 4": text for i, (_, text, _) in enumerate(alone, 1)}
+        held = [line for line in err.splitlines() if line.startswith(("tokens", "held", "right after"))]
+        wanted = [line for _, _, e in alone for line in e.splitlines() if line.startswith(("tokens", "held", "right"))]
+        assert sorted(held) == sorted(wanted)
+
+
+def test_several_answers_are_drawn_with_seeds_of_their_own(capsys, folder):
+    given = ["--model", folder, "--dtype", "float64", "--compressor", "random", "--budget", "0.5", "--every", "6"]
+    given += ["--max-new-tokens", "12", "--temperature", "1.5"]
+    alone = [call(capsys, *given, "--seed", seed, PROMPT)[1] for seed in (5, 6, 7)]
+    code, out, err = call(capsys, *given, "--seed", "5", "--answers", "3", PROMPT)
+    assert code == 0, err
+    assert [part for part in re.split(r"=== prompt 1 of 1, answer \d of 3\n", out) if part] == alone
+    assert len({*alone}) == 3
+    assert "each, 3 side by side" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -115,6 +148,10 @@ def test_chat_and_system_messages(capsys):
         (["hi", "--temperature", "-1"], "--temperature -1 is no temperature"),
         (["--file", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["hi", "--no-prefill"], "never compresses"),
+        (["hi", "--prompt-file", "nowhere.txt"], "there is no file 'nowhere.txt'"),
+        (["hi", "--answers", "2"], "2 answers at temperature 0 would be the same"),
+        (["hi", "--prompt", " ", "--max-new-tokens", "5"], "the prompt is empty"),
+        (["hi", "--batch", "0"], "--batch 0 is too small"),
     ],
 )
 def test_mistakes_are_one_line(capsys, folder, arguments, words):
@@ -122,4 +159,23 @@ def test_mistakes_are_one_line(capsys, folder, arguments, words):
     assert code == 2
     assert out == ""
     assert words in err
-    assert err.count("\n") == 1
+    assert [line for line in err.splitlines() if not line.startswith("loading ")] == err.splitlines()[-1:]
+
+
+def test_a_short_prompt_stays_whole_unless_it_is_asked_for(capsys, folder):
+    given = ["--model", folder, "--compressor", "infokv", "--budget", "0.25", "--every", "8", "--max-new-tokens", "17"]
+    code, _, err = call(capsys, *given, PROMPT)
+    assert code == 0, err
+    length = int(err.split("tokens: ")[1].split()[0])
+    assert f"leaves {length // 4} of the prompt's {length} tokens" in err and "(--compress-prompt compresses it)" in err
+    assert f"held: {length + 4} of {length + 16} tokens" in err  # a quarter of 16 new ones
+    code, _, err = call(capsys, *given, "--compress-prompt", PROMPT)
+    assert code == 0 and "note: --budget 0.25 leaves" in err
+    assert f"held: {(length + 16) // 4} of" in err
+
+
+def test_bytes_are_those_of_what_is_held(capsys, folder):
+    given = ["--model", folder, "--compressor", "full", "--max-new-tokens", "9"]
+    code, _, err = call(capsys, *given, PROMPT)
+    assert code == 0
+    assert "(100%)" in err

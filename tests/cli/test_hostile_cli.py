@@ -91,6 +91,7 @@ def words(name: str, place: Path) -> list[str]:
     sizes = ["--context", "60", "--continuation", "40", "--protect-last", "8", "--selector", "recent"]
     none = str(place / "none")
     return {
+        "quickstart": ["quickstart", *model, *texts, "--out", str(place / "quick")],
         "measure": ["measure", *model, *texts, *sizes, "--draws", "1", "--out", str(place / "run")],
         "screen": ["screen", *model, *texts, *sizes],
         "influence-map": ["influence-map", *model, *texts, "--context", "20", "--continuation", "8", "--bin-width", "4",
@@ -98,9 +99,10 @@ def words(name: str, place: Path) -> list[str]:
         "inspect": ["inspect", *model, *texts, "--context", "60", "--protect-last", "8", "--selector", "recent"],
         "generate": ["generate", "hello there", *model, "--max-new-tokens", "3"],
         "plot": ["plot", none], "report": ["report", none], "compare": ["compare", none],
+        "across-models": ["across-models", none, none],
         "evaluate": ["evaluate", *model, "--items", "1", "--length", "256", "--task", "needle", "--compressor",
                      "recent", "--budget", "0.5", "--protocol", "seen", "--out", str(place / "evaluation")],
-        "selectors": ["selectors"], "documents": ["documents", str(place / "texts")],
+        "selectors": ["selectors"], "compressors": ["compressors"], "documents": ["documents", str(place / "texts")],
         "plan": ["plan", *model, "--tflops", "1", "--context", "60", "--continuation", "40"],
         "models": ["models"], "models show": ["models", "show", str(place / "model")],
         "models verify": ["models", "verify"], "models pull": ["models", "pull", "no-such-model"],
@@ -162,7 +164,15 @@ class _Terminal(io.StringIO):
 
 def files(place: Path) -> set[str]:
     """What lies outside the places that commands were told to write to."""
-    own = ("place/run", "place/evaluation", "place/map.", "place/cache", "a/b/here/runs", "a/b/here/evaluations")
+    own = (
+        "place/run",
+        "place/quick",
+        "place/evaluation",
+        "place/map.",
+        "place/cache",
+        "a/b/here/runs",
+        "a/b/here/evaluations",
+    )
     below = (str(p.relative_to(place.parent)) for p in place.parent.rglob("*") if p.is_file())
     return {name for name in below if not name.startswith(own)}
 
@@ -209,7 +219,7 @@ def test_options_are_read_off_the_commands():
 def test_what_is_no_option_at_all(place, monkeypatch):
     """The sweep notices what it is there to notice."""
     with monkeypatch.context() as patched:
-        patched.setattr(app, "COMMANDS", {})
+        patched.setattr(app, "GROUPED", {})
         patched.setattr(app, "_refuse_steering", lambda given: print("\x1b[31mred"))
         assert "reached the terminal" in str(taken_well(["selectors"]))
     with monkeypatch.context() as patched:

@@ -70,7 +70,8 @@ def shown_tables(place, tmp_path_factory) -> dict[str, list[tuple[pd.DataFrame, 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_table_of_every_command(width, shown_tables):
     assert set(shown_tables) == {
-        "measure", "compare", "screen", "influence-map", "evaluate", "selectors", "documents", "models", "models show",
+        "measure", "compare", "screen", "influence-map", "evaluate", "selectors", "compressors", "documents",
+        "models", "models show",
     }  # fmt: skip
     for seen in shown_tables.values():
         for frame, title in seen:

@@ -70,6 +70,7 @@ def commands(place: Path, here: Path) -> list[tuple[int, list[str]]]:
         (0, ["evaluate", *model, "--items", "1", "--length", "256", "--task", "needle", "--compressor", "recent",
              "--budget", "0.5", "--protocol", "seen", "--out", evaluation]),
         (0, ["plot", evaluation, "--kind", "retention", "--out", str(here / "retention.png")]),
+        (0, ["compressors"]), (0, ["compressors", "--format", "json"]),
         (0, ["selectors"]), (0, ["selectors", "mix"]), (0, ["selectors", f"{place}/rules.py:Größe"]),
         *((0, ["selectors", "--format", form]) for form in ("csv", "json", "markdown", "latex")),
         (0, ["documents"]), (0, ["documents", str(place / "texts"), *model]),

@@ -294,7 +294,7 @@ def test_memory_of_signals_is_bounded_by_what_is_held(name):
     model = tiny_model("llama")
     with compress(model, name, budget=20, every=5, protect_last=4) as cache:
         model.generate(prompt(), past_key_values=cache, **settings(new=81))
-        recorder = cache._session.recorder
+        recorder = cache._rows.rows[0].recorder
         held = {int(p) for layer in cache.layers for p in layer.positions().flatten()}
         columns, recordings = recorder.columns, recorder.recordings
         assert len(columns._known(recorder.seen)) == len(held)

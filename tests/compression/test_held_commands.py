@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def test_a_matched_evaluation(capsys, place, tmp_path):  # noqa: F811
     from test_evaluation import byte_tokenizer, loaded
 
     folder = tmp_path / "model"
-    loaded().model.float().save_pretrained(folder)
+    copy.deepcopy(loaded().model).float().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     loaded.cache_clear()
     asked = ["evaluate", "--model", str(folder), *compressors("attention", "h2o"), "--task", "facts:people=1"]

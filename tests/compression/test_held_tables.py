@@ -245,7 +245,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = plan(compressors=("attention", "streamingllm", "random"), budgets=("0.5", "0.1"))
     evaluate(loaded(), made, folder / "one", command="x")
     growing = plan(
-        compressors=("attention", "rpc:window=4"), budgets=("0.2",), every=3, items=1, lengths=(300,), protect_last=0.25
+        compressors=("attention", "rpc:window=4"),
+        budgets=("0.2",),
+        every=3,
+        items=1,
+        lengths=(300,),
+        protect_last=0.25,
+        keep_prompt="own",
     )
     evaluate(loaded(), growing, folder / "growing", command="x")
     return folder
@@ -362,7 +368,10 @@ def test_an_evaluation_at_matched_size(tmp_path):
     assert large.contenders[-1].name == "random-protected"
     with pytest.raises(UsageError, match=r"rpc keeps the prompt whole, 5[0-9][0-9] tokens .*; hold at least"):
         evaluate(
-            loaded(), plan(budgets=(), match_held=100, compressors=("rpc",), every=4), tmp_path / "no", command="x"
+            loaded(),
+            plan(budgets=(), match_held=100, compressors=("rpc",), every=4, keep_prompt="own"),
+            tmp_path / "no",
+            command="x",
         )
     assert not (tmp_path / "no").exists(), "nothing is made that is not answered"
     with pytest.raises(UsageError, match="no more than 600 tokens are seen"):

@@ -301,7 +301,7 @@ def test_segments_lie_evenly_and_apart(length: int, context: int, continuation: 
     tokens, size = encode(tokenizer, document.text), context + continuation
     piece = cut(document, tokenizer, context, continuation, segments)
     if len(tokens) < segments * size:
-        assert piece == Skipped("d", piece.reason)  # type: ignore[union-attr]
+        assert piece == Skipped("d", piece.reason, len(tokens))  # type: ignore[union-attr]
         assert str(len(tokens)) in piece.reason  # type: ignore[union-attr]
         return
     assert isinstance(piece, Cut)
@@ -331,9 +331,9 @@ def test_too_short_documents_are_named_and_only_as_many_read_as_needed() -> None
     prepared = prepare(documents, tokenizer, 16, 15, max_documents=2)  # type: ignore[arg-type]
     assert [piece.document.name for piece in prepared.documents] == ["d1", "d4"]
     assert prepared.skipped == (
-        Skipped("d0", "5 tokens, 31 needed"),
+        Skipped("d0", "5 tokens, 31 needed", 5),
         Skipped("d2", "the same text as d1"),
-        Skipped("d3", "10 tokens, 31 needed"),
+        Skipped("d3", "10 tokens, 31 needed", 10),
     )
     assert prepared.unseen == 2
     assert not any("w" in text or "v" in text for text in tokenizer.texts)

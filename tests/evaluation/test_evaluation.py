@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from float64 import Float64
 from plain_writing import by_full_passes
 from tiny import tiny_model
 from tiny_tokenizer import VOCABULARY, byte_tokenizer
@@ -26,9 +27,11 @@ from forward_influence.compression import compress
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import ForwardInfluenceError, UsageError
-from forward_influence.evaluation.answering import answer_side_by_side, answer_while_compressing
-from forward_influence.evaluation.batched import can_stack, greedy, grouped, stack
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.answering import Asking, answer_side_by_side, answer_while_compressing
+from forward_influence.evaluation.decoding import continued_apart, grouped
+from forward_influence.evaluation.plan import Plan
+from forward_influence.evaluation.run import evaluate
+from forward_influence.instrument.batch import stack
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import pinned
 from forward_influence.models.loading import Model, wrap_model
@@ -70,7 +73,7 @@ def test_side_by_side_gives_what_generate_gives_from_each_cache_alone(family: st
     chosen = contenders(RULES, ("0.5", "0.2"))
     trace = record(model, context, needs_of(chosen), span=200)
     keeps = [c.keep(trace, 3) for c in chosen]
-    together = greedy(model, [trace.cache.branch(k, 0) for k in keeps], question, 12, lambda tokens: False)
+    together = continued_apart(model, [trace.cache.branch(k, 0) for k in keeps], question, 12, lambda tokens: False)
     everything = torch.cat([context, question])[None]
     for keep, tokens in zip(keeps, together, strict=True):
         cache = trace.cache.branch(keep, 64)
@@ -101,7 +104,7 @@ def test_logits_side_by_side_equal_those_of_each_cache_alone(family: str) -> Non
     uneven = torch.zeros(trace.shape, dtype=torch.bool)
     uneven[:, 0, :60], uneven[:, 1, 100:] = True, True
     keeps.append(uneven)
-    batch = stack([trace.cache.branch(k, 0) for k in keeps], len(question))
+    batch = stack([trace.cache.branch(k, 0) for k in keeps])
     with torch.no_grad(), Instrument(model.model, cache=batch):
         together = model.model(question.expand(len(keeps), -1), past_key_values=batch).logits
     for keep, logits in zip(keeps, together, strict=True):
@@ -132,11 +135,11 @@ def test_answers_of_a_model_whose_rotary_factors_depend_on_length(every: int | N
         wanted = by_full_passes(model.model, torch.cat([context, question]), 12)
     if every is None:
         cache = record(model, context, span=span).cache.branch(None, 0)
-        (answer,) = greedy(model, [cache], question, 12, lambda tokens: False)
+        (answer,) = continued_apart(model, [cache], question, 12, lambda tokens: False)
         assert answer == wanted
     else:
-        full = Contender("full", "1.0", every=every)
-        grown = answer_while_compressing(model, full, context, question, 12, ())
+        full = Contender("full", "1.0", every=every).compressor
+        (grown,) = answer_while_compressing(model, [Asking(full, context, question)], 12, ())
         assert grown.answer.text == model.tokenizer.decode(wanted, skip_special_tokens=True)
 
 
@@ -144,26 +147,47 @@ def test_answers_end_where_they_are_finished() -> None:
     model = loaded()
     trace = record(model, random_tokens(80), span=100)
     caches = [trace.cache.branch(None, 0) for _ in range(2)]
-    free = greedy(model, caches, random_tokens(3, 1), 8, lambda tokens: False)[0]
+    free = continued_apart(model, caches, random_tokens(3, 1), 8, lambda tokens: False)[0]
     stop = free[2]
     caches = [trace.cache.branch(None, 0)]
-    ended = greedy(model, caches, random_tokens(3, 1), 8, lambda tokens: tokens[-1] == stop)[0]
+    ended = continued_apart(model, caches, random_tokens(3, 1), 8, lambda tokens: tokens[-1] == stop)[0]
     assert ended == free[: free.index(stop) + 1]
 
 
-def test_models_with_soft_capping_or_sinks_are_not_batched() -> None:
-    for family, batched in (("llama", True), ("gemma2", False), ("gpt_oss", False)):
-        assert can_stack(record(loaded(family), random_tokens(40), span=60)) is batched
+@pytest.mark.parametrize("every", [None, 4])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gemma2", "gpt_oss"])
+def test_no_answer_depends_on_the_batch(family: str, every: int | None, tmp_path: Path) -> None:
+    """In float64; soft-capping, sinks and sliding windows, too. The answers, and what was held for each."""
+    model, found = loaded(family), {}
+    for batch in (1, 2, None):
+        made = plan(
+            tasks=(parse_task("facts:people=1"),),
+            compressors=("infokv", "h2o", "random"),
+            budgets=("0.3",),
+            lengths=(300,),
+            items=1,
+            protocol="unseen",
+            every=every,
+            batch=batch,
+            keep_prompt="own",
+        )
+        with Float64():
+            frame = evaluate(model, made, tmp_path / f"{batch}").frame()
+        assert frame["streams"].max() == (batch or (4 if every is None else 5))
+        columns = ["task", "protocol", "compressor", "response", "new_tokens", "held", "held_most", "chosen", "grain"]
+        found[batch] = frame[columns]
+    pd.testing.assert_frame_equal(found[1], found[2])
+    pd.testing.assert_frame_equal(found[1], found[None])
 
 
-def test_an_evaluation_of_a_model_that_is_not_batched(tmp_path: Path) -> None:
-    model = loaded("gemma2", torch.float32)
-    frame = evaluate(model, plan(items=1, compressors=("attention",)), tmp_path / "e").frame()
-    assert set(frame["streams"]) == {1}
+def test_a_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="`batch` 0"):
+        plan(batch=0)
 
 
 def test_groups_stay_within_bytes_and_lose_none() -> None:
     assert list(grouped([5, 1, 1, 9], 6)) == [[1, 2], [0], [3]]
+    assert list(grouped([1] * 5, 6, most=2)) == [[0, 1], [2, 3], [4]]
     assert sorted(i for g in grouped([3] * 10, 7) for i in g) == list(range(10))
 
 
@@ -212,10 +236,10 @@ def test_what_is_kept_is_what_the_compressor_holds_in_generation(name: str, budg
 
 def test_an_answer_while_compressing_with_the_full_cache_is_the_plain_answer() -> None:
     model, context, question = loaded(), random_tokens(90), random_tokens(5, 1)
-    full = Contender("full", "1.0", every=4)
-    grown = answer_while_compressing(model, full, context, question, 10, ())
+    full = Contender("full", "1.0", every=4).compressor
+    (grown,) = answer_while_compressing(model, [Asking(full, context, question)], 10, ())
     trace = record(model, context, span=120)
-    (plain,) = answer_side_by_side(model, [trace.cache.branch(None, 0)], question, 10, (), True)
+    (plain,) = answer_side_by_side(model, [trace.cache.branch(None, 0)], question, 10, ())
     assert grown.answer.text == plain.text
     assert grown.outcome.held == grown.outcome.most == 90 + 5 + 10 - 1
     assert grown.outcome.chosen == 0
@@ -223,7 +247,7 @@ def test_an_answer_while_compressing_with_the_full_cache_is_the_plain_answer() -
 
 
 def test_compressing_as_the_answer_grows(tmp_path: Path) -> None:
-    made = plan(every=4, items=1, compressors=("attention", "random-protected"), budgets=("0.25",))
+    made = plan(every=4, items=1, compressors=("attention", "random-protected"), budgets=("0.25",), keep_prompt="own")
     frame = evaluate(loaded(dtype=torch.float32), made, tmp_path / "e").frame()
     frame = frame[frame["task"] == made.tasks[0].spec]
     assert (frame["every"] == 4).all()
@@ -346,8 +370,11 @@ def results(scores: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
             "item": i,
             "compressor": compressor,
             "budget": budget,
+            "run": 0,
             "score": score,
             "response": str(score),
+            "new_tokens": 8,
+            "limited": i == 0,
             "held": 10.0,
             "held_most": 14.0,
             "pinned": 6.0,

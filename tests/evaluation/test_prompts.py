@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
+from forward_influence.evaluation.plan import Plan
 from forward_influence.evaluation.prompts import cut, make_prompt
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.run import evaluate
 from forward_influence.models.loading import Model, wrap_model
 from forward_influence.utils.tokenization import encode_around
 
@@ -137,7 +138,7 @@ class Joins:
 
     name = family = "joins"
     spec = "joins"
-    reasons = False
+    reasons = paced = False
     answer_tokens = 10
     until = ()
 
@@ -209,6 +210,7 @@ def test_evaluate_and_the_harness_compress_the_same(tmp_path: Path, spec: str, p
         lengths=(900,),
         protocol=protocol,
         every=every,
+        keep_prompt="own",
     )
     frame = evaluate(model, plan, tmp_path / "e").frame().query("compressor == 'attention'")
     harness = CompressedModel(

@@ -17,7 +17,7 @@ from forward_influence.utils.tokenization import encode, wants_chat
 TOKENS = counter(byte_tokenizer())
 LENGTH = 3000  # bytes here
 VARIANTS = [
-    *TASKS,
+    *(name for name, task in TASKS.items() if task.fills),
     "needle:kind=number",
     "needle:depth=0",
     "needle:depth=1",

@@ -191,7 +191,8 @@ def test_a_question_without_room_for_its_context_is_refused(folder: Path) -> Non
         ({"compressor": "infokf", "budget": 0.5}, "did you mean 'infokv'"),
         ({"compressor": "infokv", "budget": 0}, "selects nothing"),
         ({"protocol": "both"}, "seen or unseen"),
-        ({"batch_size": 8}, "one sequence"),
+        ({"batch_size": "many"}, "no number of requests"),
+        ({"batch_size": 0}, "no number of requests"),
         ({"budgets": 0.2}, "unknown"),
         ({"max_length": 0}, "at least one token"),
         ({"compressor": "infokv", "budget": 0.2, "match_held": 50}, "give one of them"),
@@ -247,7 +248,7 @@ def test_every_task_has_a_task_file_that_says_the_same() -> None:
     manager = TaskManager(include_path=str(task_folder()), include_defaults=False)
     assert sorted(manager.all_tasks) == sorted(["forward_influence", *(f"fi_{n.replace('-', '_')}" for n in TASKS)])
     for name, task in TASKS.items():
-        if name.startswith("reasoning"):
+        if name.startswith("reasoning") or name == "thinking":
             continue  # needs reasoning-gym; its file differs in nothing else
         made = manager.load_task_or_group([f"fi_{name.replace('-', '_')}"])
         (loaded,) = made.values()
@@ -273,7 +274,7 @@ def test_the_harness_asks_what_evaluate_asks(chat: bool) -> None:
 
     manager = TaskManager(include_path=str(task_folder()), include_defaults=False)
     for name in TASKS:
-        if name.startswith("reasoning") and find_spec("reasoning_gym") is None:
+        if (name.startswith("reasoning") or name == "thinking") and find_spec("reasoning_gym") is None:
             continue
         (task,) = manager.load_task_or_group([f"fi_{name.replace('-', '_')}"]).values()
         for doc in list(task.test_docs())[:3]:
@@ -384,3 +385,22 @@ def test_tokens_that_the_model_does_not_know_are_named(tmp_path: Path) -> None:
         found.generate_until([request("the tide <extra> turns", {"max_gen_toks": 3})], disable_tqdm=True)
     with pytest.raises(ForwardInfluenceError, match=words):
         found.loglikelihood_rolling([request("the tide <extra> turns")], disable_tqdm=True)
+
+
+@pytest.mark.parametrize("every", [None, 5])
+@pytest.mark.parametrize("compressor", ["infokv", "random", "full"])
+def test_no_answer_depends_on_the_batch(folder: Path, compressor: str, every: int | None) -> None:
+    """In float64: prompts of other lengths, ends and limits, and one that is sampled, which runs by itself."""
+    budget = {} if compressor == "full" else {"budget": 0.4}
+    given = {"compressor": compressor, "every": every, "seed": 3, **budget}
+    asked = [request(f"Text {i}. " * (3 + 2 * i) + "What is it?", {"max_gen_toks": 12, "until": []}) for i in range(4)]
+    asked.append(request("And this one?", {"max_gen_toks": 7, "until": []}))
+    asked.append(request("Which one? " * 4, {"max_gen_toks": 7, "until": [], "do_sample": True, "temperature": 2.0}))
+    torch.manual_seed(0)
+    alone = model(folder, **given)
+    wanted = alone.generate_until(asked, disable_tqdm=True)
+    for batch in (3, "auto"):
+        torch.manual_seed(0)
+        batched = model(folder, batch_size=batch, **given)
+        assert batched.generate_until(asked, disable_tqdm=True) == wanted
+        assert batched.get_model_info() == pytest.approx(alone.get_model_info())

@@ -27,7 +27,8 @@ from forward_influence.compression.fidelity import CompressedRun
 from forward_influence.compression.generation import generate
 from forward_influence.data.tasks import parse_task
 from forward_influence.errors import UsageError
-from forward_influence.evaluation.run import Plan, evaluate
+from forward_influence.evaluation.plan import Plan
+from forward_influence.evaluation.run import evaluate
 from forward_influence.execution.run import measure
 from forward_influence.instrument.instrument import NAME
 from forward_influence.measurement.continuation import generate_continuation
@@ -42,7 +43,6 @@ WRONG = {
     "use_cache": False,
     "cache_implementation": "static",
     "num_beams": 3,
-    "num_return_sequences": 2,
     "constraints": [1],
     "force_words_ids": [[5]],
     "penalty_alpha": 0.6,
@@ -149,10 +149,11 @@ def test_the_page_goes_through_all_of_them():
 
 def test_these_tests_try_all_of_them():
     assert {*WRONG} == {*REFUSED} - {"assistant_model"}
+    several = {"num_return_sequences"}  # tests/compression/test_batches.py
     lengths = {"max_length", "max_new_tokens", "min_new_tokens", "max_time", "do_sample", "stop_strings"}
     outputs = {"output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate"}
     tokens = {"bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id"}
-    assert {*BENDING, *SAMPLING} | lengths | outputs | tokens == HONOURED
+    assert {*BENDING, *SAMPLING} | lengths | outputs | tokens | several == HONOURED
     assert {*WITHOUT} == WITHOUT_EFFECT - {"continuous_batching_config"}  # deprecated: setting it warns
 
 
@@ -166,8 +167,7 @@ def test_these_tests_try_all_of_them():
 def test_what_cannot_be_is_refused_in_one_line_wherever_it_comes_from(name: str, way: str) -> None:
     model = tiny_model("llama")
     value = {**WRONG, "assistant_model": tiny_model("llama", seed=4)}[name]
-    # transformers refuses a checkpoint that wants several answers and does not sample
-    settings = {name: value, **({"do_sample": True} if name == "num_return_sequences" else {})}
+    settings = {name: value}
     passed = GenerationConfig(max_new_tokens=NEW)
     setattr(passed, name, value)
     arguments = {
@@ -559,4 +559,7 @@ def test_the_command_with_a_hostile_checkpoint(capsys: Any, tmp_path: Path, form
     assert "held: 15 of" in err
     assert "Traceback" not in err
     if form == "generation_config.json":
-        assert "note: the checkpoint's num_beams=4 was left out: beam search takes several sequences" in err
+        assert (
+            "note: the checkpoint's num_beams=4 was left out: beam search lets sequences take each other's places"
+            in err
+        )

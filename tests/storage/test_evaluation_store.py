@@ -115,7 +115,9 @@ def test_results_of_an_older_schema_are_refused_in_words(tmp_path):
     made(tmp_path / "e")
     path = tmp_path / "e" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
-    with pytest.raises(UsageError, match=f"made with schema 1, this version reads {SCHEMA_VERSION}; .*evaluate anew"):
+    with pytest.raises(
+        UsageError, match=f"made with schema 1, this version reads {SCHEMA_VERSION} and 3; .*evaluate anew"
+    ):
         open_evaluation(tmp_path / "e")
 
 

@@ -99,7 +99,7 @@ def test_it_is_recorded_while_a_cache_is_compressed(toy):
     model = tiny_model("llama")
     with compress(model, RULE, budget=24, every=5, protect_last=4) as cache:
         sequence, _, _ = generated(model, cache)
-        columns = cache._session.recorder.columns
+        columns = cache._rows.rows[0].recorder.columns
         held = {int(p) for layer in cache.layers for p in layer.positions().flatten()}
         assert columns.column("recurrence:8").shape[-1] == len(held), "what is held no more is forgotten"
     assert sequence[:70].tolist() == prompt()[0].tolist()

@@ -16,16 +16,23 @@ from lm_eval.models.utils import has_bos_prefix
 from torch import Tensor
 from tqdm import tqdm
 
-from forward_influence.compression import Outcome
+from forward_influence.compression import Compressor, Outcome
 from forward_influence.compression.contenders import Contender, contenders, needs_of
 from forward_influence.errors import UsageError
-from forward_influence.evaluation.answering import answer_side_by_side, answer_while_compressing, end_tokens
+from forward_influence.evaluation.answering import (
+    Asking,
+    answer_as_asked,
+    answer_side_by_side,
+    answer_while_compressing,
+    end_tokens,
+)
 from forward_influence.evaluation.prompts import PROTOCOLS
 from forward_influence.instrument.cache import SelectiveCache, text_config
 from forward_influence.instrument.forward import continuation_hidden
 from forward_influence.instrument.instrument import Instrument
 from forward_influence.instrument.rotary_span import depends_on_length
 from forward_influence.integrations.lm_eval.asking import Asked
+from forward_influence.integrations.lm_eval.batches import Prepared, batch_size_of, batches_of
 from forward_influence.integrations.lm_eval.reading import request_prompt, rolling_windows
 from forward_influence.models.loading import load_model
 from forward_influence.models.token_ids import require_known
@@ -45,8 +52,8 @@ _UNBOUNDED = 1 << 60
 class CompressedModel(TemplateLM):
     """`--model forward_influence`.
 
-    Requests run one by one. What is to be compressed is read once and its cache compressed; the rest of the prompt is
-    read from what is left, and the answer generated or the continuation scored.
+    What is to be compressed is read once and its cache compressed; the rest of the prompt is read from what is left,
+    and the answer generated or the continuation scored.
 
     Args:
         pretrained: a name of the catalogue, a folder, a GGUF file or a hub id.
@@ -65,6 +72,8 @@ class CompressedModel(TemplateLM):
         window: of these, how many `loglikelihood_rolling` reads at once; default: all.
         rolling_context: how many tokens of such a window come before those that are scored. The harness has 1, of
             which nothing can be compressed: a compressor needs a number, and the full cache beside it the same.
+        batch_size: how many greedy answers are generated side by side, each as it would be alone, up to rounding;
+            `auto` is 8, or `max_batch_size` if that is less. Contexts are read, and continuations scored, one by one.
     """
 
     backend = "causal"
@@ -96,8 +105,7 @@ class CompressedModel(TemplateLM):
             raise UsageError(f"--model_args {', '.join(sorted(others))}: unknown to --model forward_influence")
         if protocol not in PROTOCOLS:
             raise UsageError(f"protocol {protocol} is unknown; it is seen or unseen")
-        if str(batch_size) not in ("1", "auto"):
-            raise UsageError(f"--batch_size {batch_size}: a selective cache holds one sequence; use --batch_size 1")
+        self._batch = batch_size_of(batch_size, max_batch_size)
         if budget is not None and match_held is not None:
             raise UsageError("--model_args budget and match_held both say how much is held; give one of them")
         if compressor != FULL and budget is None and match_held is None:
@@ -200,9 +208,18 @@ class CompressedModel(TemplateLM):
         Raises:
             UsageError: settings that cannot be with a compressed cache, or no room for the context.
         """
-        return [self._generate(r) for r in tqdm(requests, disable=disable_tqdm, desc="generating")]
+        prepared = [self._prepared(request) for request in requests]
+        texts: dict[int, str] = {}
+        with tqdm(total=len(prepared), disable=disable_tqdm, desc="generating") as bar:
+            for group in batches_of(self.loaded, prepared, self._batch):
+                for i, text in zip(group, self._answers([prepared[i] for i in group]), strict=True):
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    texts[i] = text
+                bar.update(len(group))
+        return [texts[i] for i in range(len(prepared))]
 
-    def _generate(self, request: Any) -> str:
+    def _prepared(self, request: Any) -> Prepared:
+        """A request's tokens, cut to what the model can read, and how it is to be answered."""
         text, given = request.args
         asked = Asked.of(given, self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False))
         room = self.max_length - asked.tokens
@@ -219,9 +236,29 @@ class CompressedModel(TemplateLM):
         limit = asked.tokens if asked.total is None else asked.total - len(context) - len(question)
         if limit < 1:
             raise UsageError(f"max_length={asked.total} of generation_kwargs is no longer than the prompt; give more")
-        text = self._answer(context, question, limit, asked)
-        self.cache_hook.add_partial("generate_until", request.args, text)
-        return text
+        require_known(self.loaded, torch.cat([context, question]), "a request")
+        return Prepared(context, question, limit, asked)
+
+    def _answers(self, together: Sequence[Prepared]) -> list[str]:
+        if len(together) == 1:
+            (one,) = together
+            return [self._answer(one.context, one.question, one.limit, one.asked)]
+        asked = [Asking(self._compressor(one.context), one.context, one.question) for one in together]
+        grown = answer_while_compressing(self.loaded, asked, together[0].limit, together[0].asked.until)
+        self.outcomes += [self._outcome(one.context, each.outcome) for one, each in zip(together, grown, strict=True)]
+        return [each.answer.text for each in grown]
+
+    def _outcome(self, context: Tensor, found: Outcome) -> Outcome:
+        """What is counted of a request: where nothing is compressed after the context, what it held of that alone."""
+        if self.contender.every is not None or found.ends is not None or not len(context):
+            return found
+        layers, heads = found.counts.shape
+        return Outcome.of(None, (0, 0), (layers, heads, len(context)))
+
+    def _compressor(self, context: Tensor) -> Compressor:
+        """Of a request, seeded; nothing is compressed of a prompt of one token."""
+        alone = not len(context) and self.contender.every is None
+        return (Contender(FULL, "1.0") if alone else self.contender).seeded(self.seed)
 
     def _fitting(self, context: Tensor, rest: Tensor, room: int) -> tuple[Tensor, Tensor]:
         """What is compressed and what is read after that, cut at the front to `room` tokens.
@@ -240,19 +277,17 @@ class CompressedModel(TemplateLM):
         return context[dropped:], rest[max(0, dropped - len(context)) :]
 
     def _answer(self, context: Tensor, question: Tensor, limit: int, asked: Asked) -> str:
-        require_known(self.loaded, torch.cat([context, question]), "a request")
         if asked.settings or self.contender.every is not None or not len(context):
-            contender = self.contender
-            if not len(context) and contender.every is None:
-                contender = Contender(FULL, "1.0")  # a prompt of one token
-            grown = answer_while_compressing(
-                self.loaded, contender, context, question, limit, asked.until, self.seed, asked.settings
-            )
+            one = Asking(self._compressor(context), context, question)
+            if asked.settings:
+                grown = answer_as_asked(self.loaded, one, limit, asked.until, asked.settings)
+            else:
+                (grown,) = answer_while_compressing(self.loaded, [one], limit, asked.until)
             self.outcomes.append(grown.outcome)
             return grown.answer.text
         trace = self._trace(context, len(question) + limit)
         cache = self._compressed(trace, 0)
-        (answer,) = answer_side_by_side(self.loaded, [cache], question, limit, asked.until, False)
+        (answer,) = answer_side_by_side(self.loaded, [cache], question, limit, asked.until)
         return answer.text
 
     def _trace(self, context: Tensor, follows: int) -> Trace:

@@ -8,6 +8,9 @@ drops rotary scaling and more without a word.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from forward_influence.instrument.compat import causal_class
 from forward_influence.models.gguf.config import configuration
 from forward_influence.models.gguf.header import MAGIC, read_header
 from forward_influence.models.gguf.vocabulary import tokenizer_of
+from forward_influence.utils.progress import Progress, Silent
 from forward_influence.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -58,8 +62,11 @@ def quantisation(path: Path) -> str:
     return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
-def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(path: Path, dtype: torch.dtype, read: Callable[[int], None] | None = None) -> PreTrainedModel:
     """The model of a GGUF file, dequantised.
+
+    Args:
+        read: called with the size of each tensor, in bytes of float32, once it is read.
 
     Raises:
         UsageError: a tensor of the file has no place in the model, or a weight of the model is not in the file.
@@ -72,7 +79,7 @@ def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     model, told = made.from_pretrained(
         None,
         config=config,
-        state_dict=checkpoint(header, config, dtype),
+        state_dict=checkpoint(header, config, dtype, read),
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that they are told, and refused here
@@ -87,11 +94,14 @@ def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def convert(path: Path, folder: Path) -> None:
+def convert(path: Path, folder: Path, progress: Progress | None = None) -> None:
     """Write the model of a GGUF file to `folder` as float32 safetensors with its tokenizer, and read it back.
 
     Float32, because 4-bit values times their block scales fit neither float16 nor bfloat16: 211 of SmolLM2's 272
     tensors would change.
+
+    Args:
+        progress: told how far each step is, in bytes of float32.
 
     Raises:
         UsageError: the file says something that cannot be carried over.
@@ -100,21 +110,35 @@ def convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    progress = progress or Silent()
+    size = 4 * sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values())
     with quiet():
-        model, tokenizer = load_weights(path, torch.float32), load_tokenizer(path)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        before, described = _digests(model), model.config.to_diff_dict()
-        del model  # so that memory holds one of the two
-        again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        reread = AutoTokenizer.from_pretrained(folder)
-    if before != _digests(again):
+        with _step(progress, size, "dequantising the weights") as told:
+            model, tokenizer = load_weights(path, torch.float32, told), load_tokenizer(path)
+        with _step(progress, 0, "writing the model"):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            before, described = _digests(model), model.config.to_diff_dict()
+            del model  # so that memory holds one of the two
+        with _step(progress, 0, "reading it back to compare"):
+            again = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            reread = AutoTokenizer.from_pretrained(folder)
+            after = _digests(again)
+    if before != after:
         raise ForwardInfluenceError(f"{path.name}: the converted weights do not read back as they were written")
     if described != again.config.to_diff_dict():
         raise ForwardInfluenceError(f"{path.name}: the converted configuration does not read back as it was written")
     probe = "In 1945,\n\n12,000 men  and\twomen: it's naïve… <b>end</b>\n"
     if tokenizer(probe).input_ids != reread(probe).input_ids or tokenizer.chat_template != reread.chat_template:
         raise ForwardInfluenceError(f"{path.name}: the converted tokenizer does not read back as it was written")
+
+
+@contextmanager
+def _step(progress: Progress, size: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A step of so many bytes (0: not known); takes how many more are done."""
+    progress.begin(size, what)
+    yield lambda done: progress.advance(done, what)
+    progress.end()
 
 
 def _digests(model: PreTrainedModel) -> dict[str, str]:

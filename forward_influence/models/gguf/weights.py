@@ -95,11 +95,17 @@ _LAYERS: dict[str, dict[str, str]] = {
 }
 
 
-def checkpoint(header: Header, config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def checkpoint(
+    header: Header,
+    config: PretrainedConfig,
+    dtype: torch.dtype = torch.float32,
+    read: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
     """All tensors of the file, named and laid out as in the model's own checkpoint.
 
     Args:
         dtype: of the result; everything is computed in float32, which holds all that a file says.
+        read: called with the size of each tensor, in bytes of float32, once it is read.
 
     Raises:
         UsageError: a tensor without a place in the model.
@@ -117,6 +123,8 @@ def checkpoint(header: Header, config: PretrainedConfig, dtype: torch.dtype = to
             )
         value = torch.from_numpy(header.tensor(name))
         found.update({name: part.to(dtype) for name, part in _laid_out(arch, name, to, value, config)})
+        if read is not None:
+            read(value.nbytes)
     return _merged_experts(found) if arch == "gpt-oss" else found
 
 
