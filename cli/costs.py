@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forward_influence.measurement.costs import Plan
@@ -37,6 +37,24 @@ def costs(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> l
     Raises:
         UsageError: the model cannot be measured so, or there is no such device.
     """
+    found, throughput, states = _planned(resolved, request, recipe, load)
+    return [*_lines(found, throughput, max(1, load.workers), load.tflops is None), *_states(states)]
+
+
+def predicted(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> dict[str, Any]:
+    """The same as values, fit for JSON: `Plan`'s, the peak of memory in bytes, and the throughput of a worker.
+
+    Raises:
+        UsageError: as `costs`.
+    """
+    found, throughput, states = _planned(resolved, request, recipe, load)
+    values = {field.name: getattr(found, field.name) for field in fields(found)}
+    more = {"memory_bytes": values.pop("memory").total, "throughput": throughput, "workers": max(1, load.workers)}
+    return {**values, **more, "states": states or None}
+
+
+def _planned(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> tuple[Plan, float, str]:
+    """The plan, operations per second of a worker, and where else than in entries a token lives on."""
     from forward_influence.influence.refusals import check_model
     from forward_influence.instrument.architecture import refuse_unfit_caches
     from forward_influence.instrument.steps import Steps
@@ -49,7 +67,7 @@ def costs(resolved: Resolved, request: Request, recipe: Recipe, load: Load) -> l
     throughput = measured_throughput(sizes) if load.tflops is None else load.tflops * 1e12
     workers = max(1, load.workers)
     found = plan(sizes, request, load.documents, chunk=load.chunk, throughput=throughput, workers=workers)
-    return [*_lines(found, throughput, workers, load.tflops is None), *_states(holding(kinds))]
+    return found, throughput, holding(kinds)
 
 
 def _states(words: str) -> list[str]:

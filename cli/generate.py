@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forward_influence.cli.executing import load_shown
-from forward_influence.cli.options import DryRun, Given, configured
+from forward_influence.cli.options import AsJson, DryRun, Given, configured
 from forward_influence.cli.output import standard_input
+from forward_influence.cli.tables import as_json
 from forward_influence.cli.wording import in_options
 from forward_influence.errors import UsageError
 from forward_influence.models.recipe import Recipe
@@ -77,6 +78,7 @@ def generate_command(
     given: Given,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
     dry_run: DryRun = False,
+    json: AsJson = False,
 ) -> None:
     """Generate with a compressed cache: the text as it grows, then what is held and what that took.
 
@@ -117,6 +119,11 @@ def generate_command(
         "chat": asked.chat,
         "system": asked.system,
     }
+    if json:
+        made_all = generate_all(loaded, texts, made, answers=asked.answers, batch=asked.batch, **settings)
+        remarks = [in_options(remark)] if remark else []
+        typer.echo(as_json([_values(found, remarks) for found in made_all]), nl=False)
+        return
     if len(texts) * asked.answers == 1:
         found = generate(loaded, texts[0], made, show=_show, **settings)
         typer.echo("")
@@ -137,6 +144,25 @@ def generate_command(
 
     generate_all(loaded, texts, made, answers=asked.answers, batch=asked.batch, done=done, **settings)
     _note(remark)
+
+
+def _values(found: Generated, remarks: list[str]) -> dict[str, Any]:
+    """A text and what it took, fit for JSON; entries are of each layer and kv head."""
+    stats = found.stats
+    return {
+        "text": found.text,
+        "prompt_tokens": found.prompt_tokens,
+        "new_tokens": found.new_tokens,
+        "seen": stats.seen,
+        "held": stats.held.tolist(),
+        "bytes": stats.bytes - stats.spare_bytes,
+        "full_bytes": stats.full_bytes,
+        "compressions": stats.compressions,
+        "prefill_seconds": found.prefill_seconds,
+        "decode_seconds": found.decode_seconds,
+        "scoring_seconds": stats.scoring_seconds,
+        "remarks": [*remarks, *stats.remarks, *found.remarks],
+    }
 
 
 def _note(remark: str) -> None:

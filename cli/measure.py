@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Effort, Loading
-from forward_influence.cli.options import DryRun, Given, configured
+from forward_influence.cli.options import AsJson, DryRun, Given, configured
 from forward_influence.cli.progress import waiting
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
@@ -57,6 +57,7 @@ def measure_command(
     cluster: Cluster,
     given: Given,
     dry_run: DryRun = False,
+    json: AsJson = False,
 ) -> None:
     """Measure how far each rule's tokens reach: the shift of future predictions when they leave the cache."""
     from forward_influence.cli.measuring import add_rules, measure_documents, planned
@@ -68,7 +69,7 @@ def measure_command(
     if result.add is not None:
         _refuse_beside_add(given, dry_run)
         selectors = choices.selectors if "selectors" in given.fields else ()
-        add_rules(result.add, list(selectors), list(choices.compressors), loading)
+        add_rules(result.add, list(selectors), list(choices.compressors), loading, json)
         return
     request = Request(**vars(only_compressors(choices, given)))
     plan, documents = planned(result.plan, documents, result.until)
@@ -77,7 +78,7 @@ def measure_command(
 
         show_measurement(request, documents, loading, cluster, result, plan)
     else:
-        measure_documents(request, documents, result.out, result.until, loading, given, plan)
+        measure_documents(request, documents, result.out, result.until, loading, given, plan, json)
 
 
 #: What may stand beside --add; everything else is the run's own.

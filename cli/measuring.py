@@ -11,7 +11,8 @@ import typer
 
 from forward_influence.cli.beforehand import say, say_how_long, say_what_is_asked, say_what_would_do
 from forward_influence.cli.progress import TerminalProgress, waiting
-from forward_influence.cli.summary import show_summary
+from forward_influence.cli.summary import as_values, show_summary
+from forward_influence.cli.tables import as_json
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 
@@ -34,13 +35,14 @@ def measure_documents(
     loading: Loading,
     given: Given,
     plan: StudyPlan | None = None,
+    json: bool = False,
 ) -> None:
-    """Measure a request on documents, and show the table; arguments as of `run_of`."""
+    """Measure a request on documents, and show the table, or write it as JSON; other arguments as of `run_of`."""
     run = run_of(request, asked, out, until, loading, given, plan)
-    _show(run)
+    _show(run, json)
     if request.verify:
-        typer.echo(_verified(run))
-    if until is not None and run.stopped is None:
+        typer.echo(_verified(run), err=json)
+    if until is not None and run.stopped is None and not json:
         typer.echo(f"until: {_not_enough(run, until)}; there are no more documents")
     if len(run.measured()) < len(run.documents):
         raise typer.Exit(1)
@@ -144,8 +146,8 @@ def planned(path: str | None, asked: Asked, until: float | None) -> tuple[StudyP
     return plan, replace(asked, max_documents=plan.documents)
 
 
-def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading) -> None:
-    """Add rules to a run, and show its table."""
+def add_rules(where: str, selectors: list[str], compressors: list[str], loading: Loading, json: bool = False) -> None:
+    """Add rules to a run, and show its table, or write it as JSON."""
 
     from forward_influence.execution.extend import add, request_of
     from forward_influence.storage.run import open_run
@@ -171,7 +173,7 @@ def add_rules(where: str, selectors: list[str], compressors: list[str], loading:
         progress=TerminalProgress(),
         trace_cache=loading.effort.cache_bytes(),
     )
-    _show(grown)
+    _show(grown, json)
 
 
 def _begun(where: str, configuration: Mapping[str, Any]) -> Run | None:
@@ -206,7 +208,10 @@ def _check_memory(run: Run, card: Card, request: Request, limit: str) -> None:
         )
 
 
-def _show(run: Run) -> None:
+def _show(run: Run, json: bool) -> None:
+    if json:
+        typer.echo(as_json(as_values(run)), nl=False)
+        return
     show_summary(run)
     if run.stopped is not None:
         typer.echo(f"until: {_enough(run, run.stopped)}")

@@ -185,6 +185,16 @@ DryRun = Annotated[
     ),
 ]
 
+#: For commands whose result a program may read.
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Write the result as JSON on standard output, and nothing else.",
+        show_default="off",
+    ),
+]
+
 
 def configured(command: Callable[..., None] | None = None, *, passes_over: Sequence[type] = ()) -> Callable[..., Any]:
     """The command with an option for every field of the configurations that it takes, for typer.

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forward_influence.cli.costs import Load, costs
+from forward_influence.cli.costs import Load, costs, predicted
 from forward_influence.cli.defaults import only_compressors
 from forward_influence.cli.executing import Effort
 from forward_influence.cli.measure import Result
-from forward_influence.cli.options import Given, Only, configured
+from forward_influence.cli.options import AsJson, Given, Only, configured
 from forward_influence.cli.reading import Equal, Reading
 from forward_influence.cli.sizing import Sought, show_sizes
+from forward_influence.cli.tables import as_json
 from forward_influence.data.asked import Asked
 from forward_influence.errors import UsageError
 from forward_influence.execution.cluster import Cluster
@@ -91,12 +92,15 @@ def plan_command(
     reading: Annotated[Reading, Only("baseline", "cluster")],
     equal: Equal,
     given: Given,
+    json: AsJson = False,
 ) -> None:
     """Predict what a measurement costs, from the model's configuration; or how many documents it needs, from a run.
 
     What `measure --dry-run` writes is planned with `--config FILE`.
     """
     if runs or sought.detect is not None:
+        if json:
+            raise UsageError("--json is of what a measurement costs; leave it out beside a run")
         show_sizes(*_sizing(runs, sought, given), reading, equal)
         return
     if misplaced := sorted(given.fields & _OF_RUNS):
@@ -109,7 +113,11 @@ def plan_command(
     resolved = _resolved(recipe.model)
     request.check_positions(resolved.positions, recipe.model)
     count = _count(resolved, request, documents, machine, given)
-    for line in costs(resolved, request, recipe, Load(count, effort.chunk, machine.tflops, workers.workers)):
+    load = Load(count, effort.chunk, machine.tflops, workers.workers)
+    if json:
+        typer.echo(as_json(predicted(resolved, request, recipe, load)), nl=False)
+        return
+    for line in costs(resolved, request, recipe, load):
         typer.echo(line)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forward_influence.cli import tables
 from forward_influence.cli.wording import in_options
@@ -35,3 +35,17 @@ def show_summary(run: Run) -> None:
         tables.show(kept, title, out)
     for line in [*table.attrs["notes"], *flag_remarks(table)]:
         out.print(in_options(line), markup=False, style="dim", soft_wrap=True)
+
+
+def as_values(run: Run) -> dict[str, Any]:
+    """What `show_summary` shows, as values fit for JSON, with where the run lies."""
+    from forward_influence.analysis.measures.summary import summarise
+
+    table = summarise(run)
+    return {
+        "run": str(run.where),
+        "documents": len(run.documents),
+        "measured": len(run.measured()),
+        "rules": tables.records(table),
+        "notes": [in_options(note) for note in table.attrs["notes"]],
+    }

@@ -48,7 +48,9 @@ class EvaluationChoices(Configuration):
     runs: int = option(
         1, "Answers to each item, at a temperature above 0; all compressors draw alike.", BASICS, least=1, most=1000
     )
-    temperature: float = option(0.0, "0 is greedy; otherwise tokens are drawn from the whole distribution.", MEASURED)
+    temperature: float = option(
+        0.0, "0 is greedy; otherwise tokens are drawn from the whole distribution.", MEASURED, least=0
+    )
     chat: bool | None = option(None, "Use the chat template.", MEASURED, shown="where there is one")
     seed: int = option(0, "Of the items and of random rules.", MEASURED)
     budgets: tuple[str, ...] = option(

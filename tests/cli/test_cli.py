@@ -308,3 +308,25 @@ def _near_ratio(run, rule: str, control: str) -> float:
             means[name, document] = np.mean([np.mean(kl[:64]) for kl in rows["kl"]]) - floor
     documents = {document for _, document in means}
     return float(np.exp(np.mean([np.log(means[rule, d] / means[control, d]) for d in documents])))
+
+
+def test_results_as_json(capsys, place, tmp_path):
+    code, out, err = call(capsys, *common(place), "--selector", "recent", "--json", "--out", tmp_path / "run")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["run"] == str(tmp_path / "run") and found["measured"] == found["documents"] == 3
+    [rule] = found["rules"]
+    frame = open_run(tmp_path / "run").curves().query("kind == 'condition'")
+    assert rule["selector"] == "recent" and rule["near"] > 0 and len(frame) == 3
+    code, out, _ = call(capsys, "plan", "--model", place / "model", "--count", "7", "--tflops", "1", "--context", "200",
+                        "--continuation", "100", "--json")  # fmt: skip
+    assert code == 0
+    planned = json.loads(out)
+    assert planned["documents"] == 7 and planned["throughput"] == 1e12 and planned["memory_bytes"] > 0
+    assert planned["hours"] == pytest.approx(planned["operations"] / 1e12 / 3600)
+    code, out, _ = call(capsys, "generate", "--model", place / "model", "--compressor", "full", "--max-new-tokens", "5",
+                        "--json", "the tide")  # fmt: skip
+    assert code == 0
+    [text] = json.loads(out)
+    assert text["new_tokens"] == 5 and text["seen"] == text["prompt_tokens"] + 4
+    assert text["bytes"] == text["full_bytes"] and {n for layer in text["held"] for n in layer} == {text["seen"]}

@@ -79,8 +79,9 @@ def test_every_field_is_an_option_with_the_fields_words(part):
 
 
 def _options(command):
-    """All options of a command and of those within it, --help apart."""
-    own = [p for p in command.params if p.param_type_name == "option" and p.name not in ("help", "dry_run", "config")]
+    """All options of a command and of those within it, apart from those about the command as a whole."""
+    whole = ("help", "dry_run", "config", "json")
+    own = [p for p in command.params if p.param_type_name == "option" and p.name not in whole]
     return own + [p for one in getattr(command, "commands", {}).values() for p in _options(one)]
 
 

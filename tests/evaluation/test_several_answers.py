@@ -99,6 +99,9 @@ def test_lengths_and_limits_stand_beside_accuracy() -> None:
 def test_runs_need_a_temperature() -> None:
     with pytest.raises(UsageError, match="`runs` 3 at temperature 0 would be the same"):
         plan(runs=3)
+    for wrong in (-0.5, float("nan")):
+        with pytest.raises(UsageError, match="`temperature`"):
+            plan(temperature=wrong)
 
 
 def test_every_compressor_keeps_the_prompt_or_none_does(tmp_path: Path) -> None:
