@@ -551,6 +551,7 @@ def test_the_command_with_a_hostile_checkpoint(capsys: Any, tmp_path: Path, form
     if form == "config.json":
         (folder / "generation_config.json").unlink()
     given = ["generate", "--model", str(folder), "--compressor", "snapkv", "--budget", "10", "--max-new-tokens", "6"]
+    given += ["--compress-prompt"]
     with pytest.raises(SystemExit) as stopped:
         main([*given, "the tide turns twice a day"])
     err = capsys.readouterr().err
