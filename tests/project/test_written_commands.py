@@ -101,10 +101,18 @@ def place(tmp_path_factory) -> Path:
         (folder / "my-texts" / f"{i}.txt").write_text(words, "utf-8")
     (folder / "report.txt").write_text("the tide turns twice a day " * 20, "utf-8")
     (folder / "questions.txt").write_text("How deep is it?\nWhen is high tide?\n", "utf-8")
+    (folder / "plan.yaml").write_text(PLAN, "utf-8")
     write_rules(folder)
     return folder
 
 
+PLAN = """
+title: Does entropy last where attention fades?
+documents: 2
+zones: [far]
+questions:
+  - {ask: "Does attention matter more than random entries?", rule: attention, over: random, expect: more}
+"""
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
