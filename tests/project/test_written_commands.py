@@ -108,7 +108,7 @@ def place(tmp_path_factory) -> Path:
 
 PLAN = """
 title: Does entropy last where attention fades?
-documents: 2
+documents: 6
 zones: [far]
 questions:
   - {ask: "Does attention matter more than random entries?", rule: attention, over: random, expect: more}
@@ -195,7 +195,7 @@ def test_what_a_command_would_do(command, place, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(place))
     words = with_the_tiny_model(list(command.words[1:]), place)
     if words[0] == "measure":
-        words += ["--max-documents", "2"]
+        words += ["--max-documents", "6" if "--plan" in words else "2"]
     code, out, err = run([*words, "--dry-run"], capsys)
     assert code == 0, err
     assert out.startswith(f"# What `forward-influence {words[0]} --config FILE` does")
@@ -220,6 +220,8 @@ def test_a_page_is_run_from_top_to_bottom(page, place, tmp_path, capsys, monkeyp
             words += ["--max-documents", "2", "--draws", "1"]
         if "--every" in words and words[0] == "measure":
             words += ["--continuation", "144"]  # so that it comes to a compression
+        if "--plan" in words:
+            words += ["--max-documents", "6"]  # as many as the plan asks for
         if words[0] == "quickstart":
             words += ["--documents", "my-texts"]
         code, out, err = run(words, capsys)
