@@ -101,10 +101,18 @@ def place(tmp_path_factory) -> Path:
         (folder / "my-texts" / f"{i}.txt").write_text(words, "utf-8")
     (folder / "report.txt").write_text("the tide turns twice a day " * 20, "utf-8")
     (folder / "questions.txt").write_text("How deep is it?\nWhen is high tide?\n", "utf-8")
+    (folder / "plan.yaml").write_text(PLAN, "utf-8")
     write_rules(folder)
     return folder
 
 
+PLAN = """
+title: Does entropy last where attention fades?
+documents: 6
+zones: [far]
+questions:
+  - {ask: "Does attention matter more than random entries?", rule: attention, over: random, expect: more}
+"""
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -187,7 +195,7 @@ def test_what_a_command_would_do(command, place, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(place))
     words = with_the_tiny_model(list(command.words[1:]), place)
     if words[0] == "measure":
-        words += ["--max-documents", "2"]
+        words += ["--max-documents", "6" if "--plan" in words else "2"]
     code, out, err = run([*words, "--dry-run"], capsys)
     assert code == 0, err
     assert out.startswith(f"# What `forward-influence {words[0]} --config FILE` does")
@@ -212,6 +220,8 @@ def test_a_page_is_run_from_top_to_bottom(page, place, tmp_path, capsys, monkeyp
             words += ["--max-documents", "2", "--draws", "1"]
         if "--every" in words and words[0] == "measure":
             words += ["--continuation", "144"]  # so that it comes to a compression
+        if "--plan" in words:
+            words += ["--max-documents", "6"]  # as many as the plan asks for
         if words[0] == "quickstart":
             words += ["--documents", "my-texts"]
         code, out, err = run(words, capsys)
