@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from forward_influence.errors import UsageError, did_you_mean, steering
 from forward_influence.utils.configuration import GROUPS, Configuration, options_of
+from forward_influence.utils.files import typed_file
 
 if TYPE_CHECKING:
     from forward_influence.cli.options import Setting
 
-_LARGEST = 1_000_000  # bytes: longer files are no configuration, but data given by mistake
 _UNSET = ("", "~", "null")
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
 
@@ -49,13 +49,7 @@ def _pairs(path: Path) -> list[tuple[str, Any]]:
     """Keys and values in order, keys that stand there twice among them; values are texts, lists or mappings."""
     import yaml
 
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); --config takes a YAML file") from error
-    if len(data) > _LARGEST:
-        raise UsageError(f"{path} is too long for a configuration; --config takes a YAML file of options")
+    data = typed_file(path, "a configuration", "--config takes a YAML file of options")
     loader = None
     try:
         loader = yaml.BaseLoader(data)  # texts, lists and mappings only: it makes no other objects

@@ -21,7 +21,7 @@ from forward_influence.analysis.measures.equivalence import equivalences
 from forward_influence.analysis.reading.comparable import MUST_AGREE
 from forward_influence.analysis.reading.curves import load_zones
 from forward_influence.analysis.reading.matrix import Matrix
-from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
+from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, beside_baseline, grains, variants
 from forward_influence.analysis.statistics.equivalence import equivalence
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, STUDENT, Method
 from forward_influence.analysis.statistics.mixed import Singular, fit_mixed
@@ -143,15 +143,10 @@ _Key = tuple[str, ...]
 
 def _log_ratios(frame: pd.DataFrame, baseline: str) -> dict[_Key, tuple[Matrix, Matrix]]:
     """Every rule and its control, aligned, by what it was measured under."""
-    found = {}
-    for key, group in frame.groupby(_SAME, sort=False):
-        for selector, part in group.groupby("selector", sort=False):
-            controls = variants(list(grains(group)), baseline)
-            spec = None if selector in controls else baseline_for(group, str(selector), baseline)
-            both = None if spec is None else align(part, group[group["selector"] == spec])
-            if both is not None:
-                found[(*map(str, key), str(selector))] = both
-    return found
+    return {
+        tuple(str(one.about[name]) for name in (*_SAME, "selector")): (one.rule, one.control)
+        for one in beside_baseline(frame, baseline)
+    }
 
 
 def _named(key: _Key) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from forward_influence.analysis.formatting.wording import join
 from forward_influence.analysis.reading.curves import RULE
-from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
+from forward_influence.analysis.reading.pairing import RANDOM, beside_baseline
 from forward_influence.analysis.statistics.equivalence import EQUAL_WITHIN, NOT_TOLD_APART, equivalence, percent
 from forward_influence.analysis.statistics.inference import STUDENT, Method
 from forward_influence.utils.distances import ZONES
@@ -44,30 +44,23 @@ def equivalences(
     """
     check_margin(margin)
     rows: list[dict[str, Any]] = []
-    for key, group in zones.groupby(CONDITIONS, sort=False):
-        controls = variants(list(grains(group)), baseline)
-        for selector, part in group.groupby("selector", sort=False):
-            spec = None if selector in controls else baseline_for(group, str(selector), baseline)
-            both = None if spec is None else align(part, group[group["selector"] == spec])
-            if both is None:
-                continue
-            a, b = both
-            about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector), "per": part["per"].iloc[0]}
-            flagged = a.below_floor | b.below_floor
-            for index, zone in enumerate(ZONES):
-                found = equivalence(
-                    a.kl[:, index], b.kl[:, index], margin, a.clusters if clustered else None, level=method.level
-                )
-                rows.append(
-                    {
-                        **about,
-                        **{"zone": zone, "baseline": spec, "ratio": found.ratio},
-                        **{"ratio_low": found.low, "ratio_high": found.high},
-                        **{"equal_low": found.equal_low, "equal_high": found.equal_high, "margin": margin},
-                        **{"p_equal": found.p, "finding": found.in_words, "n": found.n},
-                        **{"flagged": bool(flagged[index]), "reason": found.reason or ""},
-                    }
-                )
+    for one in beside_baseline(zones, baseline):
+        a, b = one.rule, one.control
+        flagged = a.below_floor | b.below_floor
+        for index, zone in enumerate(ZONES):
+            found = equivalence(
+                a.kl[:, index], b.kl[:, index], margin, a.clusters if clustered else None, level=method.level
+            )
+            rows.append(
+                {
+                    **one.about,
+                    **{"zone": zone, "baseline": one.baseline, "ratio": found.ratio},
+                    **{"ratio_low": found.low, "ratio_high": found.high},
+                    **{"equal_low": found.equal_low, "equal_high": found.equal_high, "margin": margin},
+                    **{"p_equal": found.p, "finding": found.in_words, "n": found.n},
+                    **{"flagged": bool(flagged[index]), "reason": found.reason or ""},
+                }
+            )
     return pd.DataFrame(rows, columns=[*RULE, "per", "zone", "baseline", *_FOUND, "reason"])
 
 

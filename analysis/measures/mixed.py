@@ -25,7 +25,7 @@ import pandas as pd
 from forward_influence.analysis.measures.decay import MINIMUM_BINS
 from forward_influence.analysis.reading.curves import RULE
 from forward_influence.analysis.reading.matrix import Matrix
-from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
+from forward_influence.analysis.reading.pairing import RANDOM, beside_baseline
 from forward_influence.analysis.statistics.inference import MINIMUM_DOCUMENTS, STUDENT, Method, too_few, units
 from forward_influence.analysis.statistics.mixed import Contrast, Singular, fit_mixed
 
@@ -52,15 +52,9 @@ def mixed_models(
         logs), `n` (documents or clusters), `bins`, and `reason` why there are no numbers, or which bins were left out.
     """
     rows: list[dict[str, Any]] = []
-    for key, group in curves.groupby(CONDITIONS, sort=False):
-        controls = variants(list(grains(group)), baseline)
-        for selector, part in group.groupby("selector", sort=False):
-            spec = None if selector in controls else baseline_for(group, str(selector), baseline)
-            both = None if spec is None else align(part, group[group["selector"] == spec])
-            if both is None:
-                continue
-            about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector), "per": part["per"].iloc[0]}
-            rows.append({**about, "baseline": spec, **_fitted(*both, clustered, method.level)})
+    for one in beside_baseline(curves, baseline):
+        found = _fitted(one.rule, one.control, clustered, method.level)
+        rows.append({**one.about, "baseline": one.baseline, **found})
     return pd.DataFrame(rows, columns=[*RULE, "per", "baseline", *_VALUES, "n", "bins", "reason"])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forward_influence.analysis.reading.curves import RULE
-from forward_influence.analysis.reading.pairing import CONDITIONS, RANDOM, align, baseline_for, grains, variants
+from forward_influence.analysis.reading.pairing import RANDOM, beside_baseline
 from forward_influence.analysis.statistics.inference import CONFIDENCE, MINIMUM_DOCUMENTS, units
 from forward_influence.analysis.statistics.power import (
     POWER,
@@ -67,38 +67,32 @@ def documents_needed(
     ratio = check_ratio(ratio)
     rows: list[dict[str, Any]] = []
     alpha = 1 - CONFIDENCE
-    for key, group in zones.groupby(CONDITIONS, sort=False):
-        controls = variants(list(grains(group)), baseline)
-        for selector, part in group.groupby("selector", sort=False):
-            spec = None if selector in controls else baseline_for(group, str(selector), baseline)
-            both = None if spec is None else align(part, group[group["selector"] == spec])
-            if both is None:
-                continue
-            a, b = both
-            for index, zone in enumerate(ZONES):
-                x, y = a.kl[:, index], b.kl[:, index]
-                if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
-                    continue  # no ratio there, which `compare` says
-                logs = units(np.log(x) - np.log(y), a.clusters if clustered else None)
-                n = len(logs)
-                if n < MINIMUM_DOCUMENTS:
-                    raise UsageError(
-                        f"a pilot of {n} documents does not tell how much documents differ; measure "
-                        f"{MINIMUM_DOCUMENTS} or more"
-                    )
-                sd = float(logs.std(ddof=1))
-                safe = upper_spread(sd, n)
-                found = [documents_for(partial(power_of_difference, math.log(ratio), s), power) for s in (sd, safe)]
-                same = [documents_for(partial(power_of_equivalence, math.log(margin), s), power) for s in (sd, safe)]
-                rows.append(
-                    {
-                        **dict(zip(CONDITIONS, key, strict=True)),
-                        **{"selector": str(selector), "zone": zone, "baseline": spec, "sd": sd, "n": n},
-                        "smallest": math.exp(smallest_found(sd, n, power, alpha)),
-                        **{"documents": found[0], "documents_safe": found[1]},
-                        **{"equal_documents": same[0], "equal_documents_safe": same[1]},
-                    }
+    for one in beside_baseline(zones, baseline):
+        a, b = one.rule, one.control
+        for index, zone in enumerate(ZONES):
+            x, y = a.kl[:, index], b.kl[:, index]
+            if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
+                continue  # no ratio there, which `compare` says
+            logs = units(np.log(x) - np.log(y), a.clusters if clustered else None)
+            n = len(logs)
+            if n < MINIMUM_DOCUMENTS:
+                raise UsageError(
+                    f"a pilot of {n} documents does not tell how much documents differ; measure "
+                    f"{MINIMUM_DOCUMENTS} or more"
                 )
+            sd = float(logs.std(ddof=1))
+            safe = upper_spread(sd, n)
+            found = [documents_for(partial(power_of_difference, math.log(ratio), s), power) for s in (sd, safe)]
+            same = [documents_for(partial(power_of_equivalence, math.log(margin), s), power) for s in (sd, safe)]
+            rows.append(
+                {
+                    **one.about,
+                    **{"zone": zone, "baseline": one.baseline, "sd": sd, "n": n},
+                    "smallest": math.exp(smallest_found(sd, n, power, alpha)),
+                    **{"documents": found[0], "documents_safe": found[1]},
+                    **{"equal_documents": same[0], "equal_documents_safe": same[1]},
+                }
+            )
     if not rows:
         raise UsageError(f"nothing was measured beside {baseline}; choose another with `baseline`")
     table = pd.DataFrame(rows, columns=[*RULE, "zone", "baseline", *_SIZES])

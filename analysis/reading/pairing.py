@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,3 +168,36 @@ def align(a: pd.DataFrame, b: pd.DataFrame) -> tuple[Matrix, Matrix] | None:
     bins = set(zip(first.low, first.high, strict=True)) & set(zip(second.low, second.high, strict=True))
     low = np.array(sorted(start for start, _ in bins))
     return (first.at(documents, low), second.at(documents, low)) if len(documents) and len(low) else None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A rule and the baseline that it is set beside, at the documents and bins that both have.
+
+    Attributes:
+        about: the columns of `RULE`, and `per`.
+        baseline: its spec.
+        rule, control: their curves, aligned.
+    """
+
+    about: dict[str, Any]
+    baseline: str
+    rule: Matrix
+    control: Matrix
+
+
+def beside_baseline(curves: pd.DataFrame, baseline: str = RANDOM) -> Iterator[Beside]:
+    """Every rule of every condition with its baseline; without the baselines, and rules that share no document with it.
+
+    Args:
+        curves: a tidy frame, binned in any way.
+        baseline: a rule's name, or "position-matched".
+    """
+    for key, group in curves.groupby(CONDITIONS, sort=False):
+        itself = variants(list(grains(group)), baseline)
+        for selector, part in group.groupby("selector", sort=False):
+            spec = None if selector in itself else baseline_for(group, str(selector), baseline)
+            both = None if spec is None else align(part, group[group["selector"] == spec])
+            if spec is not None and both is not None:
+                about = {**dict(zip(CONDITIONS, key, strict=True)), "selector": str(selector)}
+                yield Beside({**about, "per": part["per"].iloc[0]}, spec, *both)

@@ -27,12 +27,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from forward_influence.errors import UsageError, did_you_mean
 from forward_influence.storage.manifest import differing_fields, steering_in
 from forward_influence.utils.distances import ZONES
-from forward_influence.utils.files import json_sha256
+from forward_influence.utils.files import json_sha256, typed_file
 from forward_influence.utils.margins import MARGIN, check_margin
 
 #: Below it there is no interval, so that no question can be answered.
 FEWEST_DOCUMENTS = 6
-_LARGEST = 1_000_000  # bytes: longer files are no plan, but data given by mistake
 
 Zone = Literal["near", "middle", "far"]
 Expect = Literal["more", "less", "different", "equal"]
@@ -131,13 +130,7 @@ def read_plan(path: str | os.PathLike[str]) -> StudyPlan:
         UsageError: the file cannot be read, or says something that no plan says; the first such thing is named.
     """
     where = Path(path)
-    try:
-        with where.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"{where} cannot be read ({error.strerror}); `plan` takes a YAML file of questions") from error
-    if len(data) > _LARGEST:
-        raise UsageError(f"{where} is too long for a plan; `plan` takes a YAML file of questions")
+    data = typed_file(where, "a plan", "`plan` takes a YAML file of questions")
     try:
         content = yaml.load(data, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

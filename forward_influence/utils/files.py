@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, their digests, and failures of the file system in words."""
+"""Files that people typed, files written whole or not at all, digests, and failures of the file system in words."""
 
 from __future__ import annotations
 
@@ -11,10 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from forward_influence.errors import StorageError
+from forward_influence.errors import StorageError, UsageError
 
 #: What the names of half-written files begin with.
 WRITING = ".writing-"
+#: Bytes: longer files were not typed by a person, but are data given by mistake.
+_LARGEST_TYPED = 1_000_000
+
+
+def typed_file(path: Path, what: str, remedy: str) -> bytes:
+    """The bytes of a file that a person wrote.
+
+    Args:
+        what: it is, such as "a plan".
+        remedy: what to give instead where it cannot be.
+
+    Raises:
+        UsageError: it cannot be read, or is far too long.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_TYPED + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    if len(data) > _LARGEST_TYPED:
+        raise UsageError(f"{path} is too long for {what}; {remedy}")
+    return data
 
 
 def write_whole(path: Path, data: bytes) -> None:
