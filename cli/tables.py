@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from forward_influence.analysis.formatting.wording import ABSENT, interval, number, p_value
 from forward_influence.cli import layout
 from forward_influence.cli.output import fits_encoding, shown
+from forward_influence.cli.wording import in_options
 from forward_influence.errors import printable
 from forward_influence.utils.configuration import READING, Configuration, described, option
 
@@ -67,7 +68,7 @@ def fits(frame: pd.DataFrame, width: int) -> bool:
 def _cells(frame: pd.DataFrame) -> list[list[str]]:
     """The headings and the rows of a frame of strings, as the output shows them."""
     rows = [list(frame.columns), *frame.itertuples(index=False)]
-    return [[shown(printable(str(value))) for value in row] for row in rows]
+    return [[shown(printable(in_options(str(value)))) for value in row] for row in rows]
 
 
 def rich_table(frame: pd.DataFrame, title: str | None = None, width: int = PIPED) -> RenderableType:
@@ -111,7 +112,18 @@ def _drawn(grid: layout.Grid) -> Table:
 
 def csv(frame: pd.DataFrame) -> str:
     """Comma-separated values with a header; NaN is empty."""
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return str(_in_options(frame).to_csv(index=False, lineterminator="\n"))
+
+
+def _in_options(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose remarks name options the way they are typed; columns of numbers stay as they are."""
+    texts = [name for name in frame.columns if frame[name].dtype.kind not in "biufcmM"]
+    return frame.assign(**{name: frame[name].map(_worded) for name in texts})
+
+
+def _worded(value: Any) -> Any:
+    """A cell that holds a remark names options the way they are typed; any other stays what it is."""
+    return in_options(value) if isinstance(value, str) else value
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -120,7 +132,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    value = value.item() if hasattr(value, "item") else value
+    value = _worded(value.item() if hasattr(value, "item") else value)
     if type(value).__name__ == "NAType":  # pandas' own missing value, of columns of whole numbers
         return None
     if isinstance(value, float) and not math.isfinite(value):
@@ -143,13 +155,13 @@ def markdown(frame: pd.DataFrame, title: str | None = None) -> str:
         )
 
     head = [line(list(frame.columns)), line(["---"] * frame.shape[1])]
-    body = [line(row) for row in frame.itertuples(index=False)]
+    body = [line(row) for row in _in_options(frame).itertuples(index=False)]
     return "\n".join([*([f"**{title}**", ""] if title else []), *head, *body]) + "\n"
 
 
 def latex(frame: pd.DataFrame, title: str | None = None) -> str:
     """A LaTeX tabular (booktabs) of a frame of strings, special characters escaped."""
-    text = frame.to_latex(index=False, escape=True, column_format="l" * frame.shape[1], caption=title)
+    text = _in_options(frame).to_latex(index=False, escape=True, column_format="l" * frame.shape[1], caption=title)
     symbols = {"∞": r"$\infty$", ABSENT: "--", "<": "$<$", ">": "$>$"}  # < is an inverted ! in text
     return "".join(symbols.get(character, character) for character in str(text))
 

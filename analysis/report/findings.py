@@ -128,8 +128,8 @@ class _Condition:
         zones = self.of(self.found.zones)
         differ = self.holding(rule, other)
         remarks = grain_remark(grains(zones), rule, other, option_of(zones, other)) if self.main else []
-        said = f" Mind the size: {rule} {differ} of {other}." if differ else ""
-        return said + (f" Mind the grain: {rule} chooses {remarks[0]}." if remarks else "")
+        said = f" Not of one size: {rule} {differ} of {other}." if differ else ""
+        return said + (f" Not like for like: {rule} chooses {remarks[0]}." if remarks else "")
 
     def holding(self, rule: str, other: str) -> str:
         """ "holds 268 against 96 entries", or "" where both hold equally much."""

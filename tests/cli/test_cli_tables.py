@@ -79,6 +79,14 @@ def test_latex_has_no_characters_that_it_reads_otherwise(run: Run, found: Compar
     assert not re.search(r"(?<!\$)[<>]", made)
 
 
+@pytest.mark.parametrize("form", [form for form in tables.Format if form is not tables.Format.table])
+def test_remarks_in_cells_name_options_as_they_are_typed(form: tables.Format, run: Run) -> None:
+    invoke("--help")  # whichever command runs, the options of all are known
+    frame = pd.DataFrame({"flags": ["too high (add `selectors` random:per=token)"], "n": [12]})
+    written = tables.text(frame, form)
+    assert "--selector random:per=token" in written and "`" not in written and "12" in written
+
+
 def test_markdown_shows_marks_and_bars_as_they_are() -> None:
     assert "| 0.1\\* | a\\|b |" in tables.markdown(pd.DataFrame({"x": ["0.1*"], "y": ["a|b"]}))
 
