@@ -30,6 +30,7 @@ from forward_influence.instrument.probes import (
     find_steps,
     instrumented_logits,
     kind_and_line,
+    nearest_native,
     probe_tokens,
     same_logits,
 )
@@ -153,6 +154,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
             raise UsageError(f"{name} keeps more in its cache than is known here ({kind_and_line(error)})") from error
         latent = _latent(model, probe, cache)
         layers = _check_probe(name, probe, cache, latent, len(lengths))
+        native = nearest_native(model, tokens, lengths, steps, native, logits)
         difference = largest_difference(native, logits)
         if not same_logits(native, logits):
             raise UsageError(
